@@ -1,0 +1,47 @@
+"""Compression-aware training for optax.
+
+CrAM, the Compression-Aware Minimizer (Peste et al., ICLR 2023, arXiv 2207.14200), trains
+one dense model that can be compressed in one shot, after training, to many targets.
+"""
+
+# Update rules: first members of an optax chain.
+from cram_jax.transforms import CramState, cram, cram_plus, sam
+
+# Projectors: what the model is trained for, and compressed with.
+from cram_jax.sparsity import n_m, top_k
+from cram_jax.quantization import fake_quant
+from cram_jax.combinators import compose, identity, one_of
+from cram_jax.projector import Projection, Projector, stateless
+
+# After training.
+from cram_jax.pruning import compress, keep_pruned
+from cram_jax.batch_norm import recalibrate
+from cram_jax.report import sparsity_report
+
+# What projectors are built on.
+from cram_jax.prunable import prunable
+from cram_jax.selection import keep_largest
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CramState",
+    "Projection",
+    "Projector",
+    "compose",
+    "compress",
+    "cram",
+    "cram_plus",
+    "fake_quant",
+    "identity",
+    "keep_largest",
+    "keep_pruned",
+    "n_m",
+    "one_of",
+    "prunable",
+    "recalibrate",
+    "sam",
+    "sparsity_report",
+    "stateless",
+    "top_k",
+]

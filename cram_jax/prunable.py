@@ -1,0 +1,103 @@
+"""Which leaves a projector may touch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.projector import Params, Projection, leaf_path
+
+Where: TypeAlias = Callable[[str, jax.Array], bool] | Any
+"""``(path, leaf) -> bool``, or a pytree of bools with the parameters' structure."""
+
+
+def prunable(params: Params, where: Where | None = None) -> list[bool]:
+    """Says of each leaf, in the order of ``jax.tree.leaves``, whether it may be pruned.
+
+    Args:
+      params: a pytree of arrays.
+      where: ``(path, leaf) -> bool``, or a tree of bools like ``params``. A path is the
+        keys from the root, joined by "/": ``"encoder/dense/kernel"``; in an NNX State
+        that was not made pure it ends in ``"/value"``. By default the leaves of two or
+        more dimensions, which leaves out biases and normalisation.
+
+    Returns:
+      One bool a leaf, at least one of them True.
+
+    Raises:
+      TypeError: a chosen leaf is not of a floating dtype, or ``where`` is neither a
+        function nor a tree of bools.
+      ValueError: ``where`` chooses no leaf, or its structure is not that of the
+        parameters.
+
+    Example:
+      >>> params = {"dense": {"bias": jnp.zeros(2), "kernel": jnp.zeros((3, 2))}}
+      >>> prunable(params)
+      [False, True]
+      >>> prunable(params, lambda path, leaf: path.endswith("bias"))
+      [True, False]
+    """
+    leaves = [
+        (leaf_path(path), leaf) for path, leaf in jax.tree.leaves_with_path(params)
+    ]
+    if where is None:
+        chosen = [jnp.ndim(leaf) >= 2 for _, leaf in leaves]
+    elif callable(where):
+        chosen = [bool(where(path, leaf)) for path, leaf in leaves]
+    else:
+        chosen = _bools(where, params)
+    if not any(chosen):
+        raise ValueError(
+            f"where={where!r} chooses no leaf to prune, expected at least one of "
+            f"{[path for path, _ in leaves]}"
+            + (" (by default those of two or more dimensions)" if where is None else "")
+        )
+    for (path, leaf), is_chosen in zip(leaves, chosen, strict=True):
+        if is_chosen and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"params[{path!r}] has dtype {jnp.result_type(leaf).name}, expected a "
+                f"floating dtype; exclude the leaf with `where`"
+            )
+    return chosen
+
+
+def _bools(where: Any, params: Params) -> list[bool]:
+    if jax.tree.structure(where) != jax.tree.structure(params):
+        raise ValueError(
+            f"where must be a function (path, leaf) -> bool or have the structure of "
+            f"params {jax.tree.structure(params)}, got {jax.tree.structure(where)}"
+        )
+    chosen = jax.tree.leaves(where)
+    for leaf in chosen:
+        if not isinstance(leaf, bool):
+            raise TypeError(f"where must be a tree of bools, got the leaf {leaf!r}")
+    return chosen
+
+
+def project_prunable(
+    params: Params,
+    where: Where | None,
+    compress: Callable[[Sequence[jax.Array]], Sequence[tuple[jax.Array, jax.Array]]],
+) -> Projection:
+    """Compresses the prunable leaves together, and leaves the others as they are.
+
+    Args:
+      params: a pytree of arrays.
+      where: see `prunable`.
+      compress: from the prunable leaves to one ``(values, mask)`` each.
+
+    Returns:
+      The projection of the whole tree.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    chosen = prunable(params, where)
+    compressed = iter(
+        compress([leaf for leaf, c in zip(leaves, chosen, strict=True) if c])
+    )
+    pairs = [
+        next(compressed) if c else (leaf, jnp.ones_like(leaf, dtype=bool))
+        for leaf, c in zip(leaves, chosen, strict=True)
+    ]
+    values, masks = zip(*pairs, strict=True)
+    return Projection(structure.unflatten(values), structure.unflatten(masks))

@@ -1,0 +1,157 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import strategies
+from cram_jax import (
+    Projection,
+    Projector,
+    compose,
+    compress,
+    fake_quant,
+    identity,
+    n_m,
+    one_of,
+    stateless,
+    top_k,
+)
+
+KEY = jax.random.key(0)
+
+
+def assert_trees_equal(ours, expected):
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+def counting(label):
+    """A projector that counts its uses."""
+
+    def project(params, state, key):
+        del key
+        return identity().project(params, (), None)[0], state + 1
+
+    return Projector(lambda params: jnp.zeros([], jnp.int32), project, label)
+
+
+@given(strategies.trees())
+def test_identity_changes_nothing(params):
+    projection = compress(params, identity())
+    assert_trees_equal(projection.params, params)
+    assert all(mask.all() for mask in jax.tree.leaves(projection.masks))
+
+
+@given(strategies.trees(), st.integers(0, 2**31 - 1))
+def test_one_of_gives_what_one_member_gives(params, seed):
+    members = [top_k(0.5), fake_quant(4), compose(top_k(0.7), fake_quant(3))]
+    drawn = compress(params, one_of(*members), key=jax.random.key(seed))
+    candidates = [compress(params, member) for member in members]
+    assert any(
+        all(
+            np.array_equal(a, b)
+            for a, b in zip(jax.tree.leaves(drawn), jax.tree.leaves(c), strict=True)
+        )
+        for c in candidates
+    )
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "expected"),
+    [(None, [1 / 3] * 3), ((0.5, 0.0, 0.5), [0.5, 0, 0.5])],
+)
+def test_one_of_draws_with_the_probabilities_it_was_given(probabilities, expected):
+    projector = one_of(*map(counting, "abc"), probabilities=probabilities)
+    params, draws = {"w": jnp.ones(2)}, 3000
+
+    @jax.jit
+    def run(state):
+        def use(state, key):
+            return projector.project(params, state, key)[1], None
+
+        return jax.lax.scan(use, state, jax.random.split(KEY, draws))[0]
+
+    counts = np.array(run(projector.init(params)))
+    assert counts.sum() == draws
+    # Four standard deviations of a binomial count.
+    np.testing.assert_allclose(counts / draws, expected, atol=4 * 0.5 / draws**0.5)
+
+
+def test_one_of_draws_the_same_for_the_same_key():
+    projector = one_of(top_k(0.3), top_k(0.6), top_k(0.9))
+    params = {"w": jnp.arange(100.0).reshape(10, 10)}
+    kept = [
+        [int(compress(params, projector, key=k).masks["w"].sum()) for k in keys]
+        for keys in [jax.random.split(KEY, 8)] * 2
+    ]
+    assert kept[0] == kept[1]
+    assert set(kept[0]) <= {70, 40, 10}
+    assert len(set(kept[0])) > 1
+
+
+def test_one_of_without_a_key_is_refused():
+    with pytest.raises(ValueError, match=r"one_of\(.*key must be given, got None"):
+        compress({"w": jnp.ones((2, 2))}, one_of(top_k(0.5), n_m(1, 2)))
+
+
+@pytest.mark.parametrize(
+    "probabilities", [(0.5,), (0.7, 0.7), (1.5, -0.5), (0.2, 0.2, 0.6), "ab"]
+)
+def test_wrong_probabilities_are_refused(probabilities):
+    with pytest.raises(ValueError, match=r"probabilities must be 2 numbers >= 0"):
+        one_of(top_k(0.5), top_k(0.7), probabilities=probabilities)
+
+
+@pytest.mark.parametrize("combine", [one_of, compose])
+def test_no_projector_or_something_else_is_refused(combine):
+    with pytest.raises(ValueError, match="needs at least one projector, got none"):
+        combine()
+    with pytest.raises(TypeError, match=r"projectors\[1\] of .* must be a Projector"):
+        combine(top_k(0.5), 0.7)
+
+
+@given(strategies.trees(), strategies.sparsities(), st.integers(2, 8))
+def test_compose_prunes_and_then_quantises(params, sparsity, bits):
+    projection = compress(params, compose(top_k(sparsity), fake_quant(bits)))
+    pruned = compress(params, top_k(sparsity))
+    assert_trees_equal(projection.masks, pruned.masks)
+    assert_trees_equal(
+        projection.params, compress(pruned.params, fake_quant(bits)).params
+    )
+    for leaf, mask in zip(*map(jax.tree.leaves, projection), strict=True):
+        assert (np.asarray(leaf)[~np.asarray(mask)] == 0).all()
+
+
+def test_compose_keeps_what_every_member_keeps_and_zeros_stay_zero():
+    def shift(params, key):
+        """Moves every weight, zeros too."""
+        return Projection(*compress(jax.tree.map(lambda p: p + 5, params), identity()))
+
+    params = [jnp.array([[4.0], [1.0], [3.0], [2.0]])]
+    projector = compose(top_k(0.25), stateless(shift, "shift"), n_m(1, 2))
+    projection = compress(params, projector)
+    np.testing.assert_array_equal(projection.masks[0].ravel(), [1, 0, 1, 0])
+    np.testing.assert_array_equal(projection.params[0].ravel(), [9, 0, 8, 0])
+
+
+def test_compose_hands_each_member_its_state_and_a_key_of_its_own():
+    keys = []
+
+    def listening(params, state, key):
+        keys.append(key)
+        return identity().project(params, (), None)[0], state + 1
+
+    member = Projector(lambda params: jnp.zeros([], jnp.int32), listening, "listening")
+    projector = compose(member, counting("count"), member)
+    params = {"w": jnp.ones(2)}
+    _, state = projector.project(params, projector.init(params), KEY)
+    assert [int(count) for count in state] == [1, 1, 1]
+    assert not (jax.random.key_data(keys[0]) == jax.random.key_data(keys[1])).all()
+
+
+def test_labels_tell_what_is_inside():
+    assert one_of(compose(top_k(0.5), fake_quant(4)), n_m(2, 4), identity()).label == (
+        "one_of(compose(top_k(0.5), fake_quant(4)), n_m(2, 4), identity())"
+    )
+    assert top_k(0.5, scope="layer").label == "top_k(0.5, scope='layer')"

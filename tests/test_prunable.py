@@ -1,0 +1,58 @@
+import re
+
+import jax.numpy as jnp
+import pytest
+
+from cram_jax import prunable
+
+PARAMS = {"bias": jnp.zeros(3), "layers": [jnp.zeros((2, 2)), jnp.zeros(())]}
+
+
+def test_by_default_leaves_of_two_or_more_dimensions():
+    assert prunable(PARAMS) == [False, True, False]
+    assert prunable(jnp.zeros((2, 3, 4))) == [True]
+
+
+def test_where_sees_the_path_and_the_leaf():
+    seen = []
+
+    def where(path, leaf):
+        seen.append((path, leaf.shape))
+        return re.fullmatch(r"layers/\d", path) is not None
+
+    assert prunable(PARAMS, where) == [False, True, True]
+    assert seen == [("bias", (3,)), ("layers/0", (2, 2)), ("layers/1", ())]
+
+
+def test_where_may_be_a_tree_of_bools():
+    assert prunable(PARAMS, {"bias": True, "layers": [False, False]}) == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_where_that_matches_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"chooses no leaf to prune, .*'layers/0'"):
+        prunable(PARAMS, lambda path, leaf: "kernel" in path)
+
+
+def test_a_tree_of_another_structure_is_refused():
+    with pytest.raises(
+        ValueError, match="where must be a function .* or have the struc"
+    ):
+        prunable(PARAMS, {"bias": True})
+
+
+def test_a_tree_of_something_else_is_refused():
+    with pytest.raises(
+        TypeError, match="where must be a tree of bools, got the leaf 1"
+    ):
+        prunable(PARAMS, {"bias": 1, "layers": [True, True]})
+
+
+def test_a_chosen_integer_leaf_is_refused_and_another_is_not_looked_at():
+    params = {"steps": jnp.zeros((2, 2), jnp.int32), "kernel": jnp.zeros((2, 2))}
+    with pytest.raises(TypeError, match=r"params\['steps'\] has dtype int32, expected"):
+        prunable(params)
+    assert prunable(params, lambda path, leaf: path == "kernel") == [True, False]

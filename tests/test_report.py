@@ -1,0 +1,64 @@
+import jax.numpy as jnp
+import pytest
+
+from cram_jax import compress, n_m, sparsity_report, top_k
+
+PARAMS = {
+    "bias": jnp.zeros(4),
+    "conv": jnp.arange(1.0, 73.0).reshape(3, 3, 2, 4),
+    "dense": jnp.arange(1.0, 33.0, dtype=jnp.bfloat16).reshape(8, 4),
+}
+
+
+def test_counts_and_bytes():
+    report = sparsity_report(*compress(PARAMS, top_k(0.75)))
+    assert [leaf.path for leaf in report.leaves] == ["bias", "conv", "dense"]
+    assert report.size == 108
+    assert report.kept == 4 + 26
+    assert report.sparsity == pytest.approx(1 - 30 / 108)
+    assert report.bytes == 16 + 4 * 72 + 2 * 32
+    bias, conv, dense = report.leaves
+    assert conv.kept == 26
+    assert conv.packed_bytes == 26 * 4 + 9
+    assert dense.kept == 0
+    assert dense.packed_bytes == 4
+    assert bias.packed_bytes == 16
+    assert report.packed_bytes == 16 + 26 * 4 + 9 + 4
+
+
+def test_a_leaf_left_dense_is_listed_with_the_reason():
+    report = sparsity_report(*compress(PARAMS, n_m(2, 4)))
+    assert [leaf.note for leaf in report.leaves] == [
+        "dense: fewer than 2 dimensions",
+        "dense",
+        "",
+    ]
+    assert report.leaves[2].sparsity == 0.5
+
+
+def test_without_masks_zeros_are_counted():
+    params = {"kernel": jnp.array([[0.0, 1.0], [0.0, -0.0]])}
+    assert sparsity_report(params).kept == 1
+
+
+def test_the_table_has_a_line_a_leaf_and_a_total():
+    lines = str(sparsity_report(*compress(PARAMS, top_k(0.75)))).splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "leaf",
+        "bias",
+        "conv",
+        "dense",
+        "total",
+    ]
+    assert "3x3x2x4" in lines[2]
+    assert "63.89 %" in lines[2]
+    assert lines[-1].split()[1:] == ["108", "30", "72.22", "%", "368", "133"]
+
+
+def test_an_empty_leaf_has_no_sparsity():
+    assert sparsity_report({"kernel": jnp.zeros((0, 3))}).sparsity == 0
+
+
+def test_masks_of_another_structure_are_refused():
+    with pytest.raises(ValueError, match="masks must have the structure of params"):
+        sparsity_report(PARAMS, {"bias": PARAMS["bias"] == 0})

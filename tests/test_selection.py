@@ -1,0 +1,209 @@
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import references
+import strategies
+from cram_jax import keep_largest, selection
+
+ARRAYS = st.tuples(
+    st.sampled_from(strategies.DTYPES), st.sampled_from([strategies.SHAPES, ((9,), ())])
+).flatmap(lambda drawn: st.tuples(*(strategies.arrays(s, drawn[0]) for s in drawn[1])))
+
+
+@pytest.fixture(params=["together", "apart"], autouse=True, scope="module")
+def counting(request):
+    """Both ways to count; the first one is otherwise for a single CPU device."""
+    jax.clear_caches()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            selection, "_counts_together", lambda: request.param == "together"
+        )
+        yield request.param
+    jax.clear_caches()
+
+
+def assert_agrees(arrays, k):
+    masks = keep_largest(arrays, k)
+    for mask, expected in zip(masks, references.keep_largest(arrays, k), strict=True):
+        np.testing.assert_array_equal(mask, expected)
+
+
+@given(ARRAYS, st.integers(-2, 120))
+def test_agrees_with_a_stable_sort(counting, arrays, k):
+    assert_agrees(arrays, k)
+
+
+@given(ARRAYS, st.integers(-2, 120))
+def test_keeps_exactly_k(counting, arrays, k):
+    kept = sum(int(mask.sum()) for mask in keep_largest(arrays, k))
+    assert kept == min(max(k, 0), sum(array.size for array in arrays))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("k", [0, 1, 17, 999, 1000])
+def test_bit_patterns_of_every_kind(counting, dtype, k):
+    info = jnp.finfo(dtype)
+    values = np.random.default_rng(0).choice(
+        [
+            0,
+            1,
+            float(info.max),
+            float(info.tiny),
+            float(info.smallest_subnormal),
+            np.inf,
+        ],
+        size=1000,
+    ) * np.random.default_rng(1).choice([-1, 1], size=1000)
+    assert_agrees([jnp.asarray(values, dtype)], k)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, np.inf, np.nan])
+def test_equal_entries_are_kept_from_the_front(counting, value):
+    masks = keep_largest([jnp.full((3, 5), value), jnp.full(4, -value)], 16)
+    np.testing.assert_array_equal(masks[0], np.ones((3, 5), bool))
+    np.testing.assert_array_equal(masks[1], [True, False, False, False])
+
+
+def test_nan_is_larger_than_infinity(counting):
+    (mask,) = keep_largest([jnp.array([np.inf, 1.0, np.nan, -np.inf])], 2)
+    np.testing.assert_array_equal(mask, [True, False, True, False])
+
+
+def test_float64_is_compared_in_full(counting):
+    with jax.enable_x64(True):
+        values = 1 + np.random.default_rng(0).permutation(500) * 2.0**-52
+        for k in (1, 77, 499):
+            assert_agrees([jnp.asarray(values).reshape(20, 25)], k)
+
+
+def test_different_dtypes_are_compared_in_their_common_one(counting):
+    # 1.0009766 is float16's; bfloat16 has 1.0 and 1.0078125 around it.
+    arrays = [
+        jnp.array([1.0, 1.0078125], jnp.bfloat16),
+        jnp.array([1.001], jnp.float16),
+    ]
+    masks = keep_largest(arrays, 2)
+    np.testing.assert_array_equal(masks[0], [False, True])
+    np.testing.assert_array_equal(masks[1], [True])
+
+
+def test_large_arrays(counting):
+    array = np.random.default_rng(0).standard_normal(200_003).astype(np.float32)
+    for k in (1, 20_000, 199_999):
+        assert_agrees([jnp.asarray(array), jnp.asarray(array[:7])], k)
+
+
+def test_empty_and_scalar_arrays(counting):
+    assert keep_largest([], 3) == ()
+    masks = keep_largest([jnp.zeros((0, 4)), jnp.array(2.0), jnp.array([3.0])], 1)
+    assert [mask.shape for mask in masks] == [(0, 4), (), (1,)]
+    assert [bool(mask.any()) for mask in masks] == [False, False, True]
+
+
+def test_a_new_k_does_not_recompile(counting):
+    array, traces = jnp.arange(50.0), 0
+
+    @jax.jit
+    def kept(k):
+        nonlocal traces
+        traces += 1
+        return keep_largest([array], k)[0].sum()
+
+    assert [int(kept(jnp.int32(k))) for k in (0, 3, 50)] == [0, 3, 50]
+    assert traces == 1
+
+
+def test_vmap_and_control_flow(counting):
+    arrays = jax.random.normal(jax.random.key(0), (4, 30))
+    ks = jnp.array([0, 3, 15, 30])
+    together = jax.vmap(lambda x, k: keep_largest([x], k)[0])(arrays, ks)
+    scanned = jax.lax.map(lambda xk: keep_largest([xk[0]], xk[1])[0], (arrays, ks))
+    for array, k, one, other in zip(arrays, ks, together, scanned, strict=True):
+        (expected,) = references.keep_largest([array], int(k))
+        np.testing.assert_array_equal(one, expected)
+        np.testing.assert_array_equal(other, expected)
+
+
+SPECS = [("a", None), (None, "b"), ("a", "b"), (("a", "b"), None), (None, ("b", "a"))]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_arrays_have_the_masks_of_one_device(counting, axis_type, spec):
+    # Whole numbers, so that ties straddle the shards.
+    values = jnp.round(3 * jax.random.normal(jax.random.key(0), (16, 24)))
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(axis_type, axis_type))
+    sharded = jax.device_put(values, NamedSharding(mesh, PartitionSpec(*spec)))
+    whole = jax.device_put(values[:5, :3], NamedSharding(mesh, PartitionSpec()))
+    for k in (1, 40, 200):
+        masks = keep_largest([sharded, whole], k)
+        expected = references.keep_largest([values, values[:5, :3]], k)
+        for mask, reference in zip(masks, expected, strict=True):
+            np.testing.assert_array_equal(mask, reference)
+        assert masks[0].sharding.is_equivalent_to(sharded.sharding, 2)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_devices_exchange_only_counts(counting, axis_type, spec):
+    if counting == "together":
+        pytest.skip("for a single device")
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(axis_type, axis_type))
+    leaves = [
+        jax.ShapeDtypeStruct(
+            shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*spec))
+        )
+        for shape in [(1024, 512), (64, 4096)]
+    ]
+    compiled = jax.jit(lambda *arrays: keep_largest(arrays, 1000)).lower(*leaves)
+    text = compiled.compile().as_text()
+    moved = re.findall(
+        r" = (.*) (all-\w+|collective-\w+|reduce-scatter|ragged-\S+)[.\d]*\(", text
+    )
+    assert moved
+    for shapes, operation in moved:
+        assert operation == "all-reduce"
+        # Scalars: at most seven counts for each array.
+        counts = re.findall(r"\w+\[(.*?)\]", shapes)
+        assert set(counts) == {""}
+        assert len(counts) <= 7 * len(leaves)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_under_shard_map_each_device_selects_in_what_it_holds(counting, check_vma):
+    values = jax.random.normal(jax.random.key(0), (8, 30))
+    mesh = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Auto,))
+    spec = PartitionSpec("a")
+    select = functools.partial(keep_largest, k=4)
+    masks = jax.shard_map(
+        lambda x: select([x])[0],
+        mesh=mesh,
+        in_specs=spec,
+        out_specs=spec,
+        check_vma=check_vma,
+    )(values)
+    for row, mask in zip(values, masks, strict=True):
+        np.testing.assert_array_equal(mask, references.keep_largest([row], 4)[0])
+
+
+def test_integers_are_refused(counting):
+    with pytest.raises(
+        TypeError, match=r"arrays\[1\] has dtype int32, expected a float"
+    ):
+        keep_largest([jnp.ones(2), jnp.ones(2, jnp.int32)], 1)
+
+
+def test_too_many_entries_for_int32_are_refused(counting):
+    huge = jax.ShapeDtypeStruct((2**31,), jnp.float32)
+    with pytest.raises(
+        ValueError, match=r"arrays hold 2147483648 entries, expected at"
+    ):
+        jax.eval_shape(lambda x: keep_largest([x], 1), huge)

@@ -1,0 +1,200 @@
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import references
+import strategies
+from cram_jax import compress, n_m, top_k
+from cram_jax.sparsity import kept_count
+
+
+def kernels(tree):
+    return [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim >= 2]
+
+
+def assert_masks_match(params, projection):
+    """Kept entries are untouched, the others zero; leaves and dtypes stay."""
+    for before, after, mask in zip(
+        *map(jax.tree.leaves, (params, *projection)), strict=True
+    ):
+        assert after.dtype == before.dtype
+        assert mask.dtype == bool
+        assert mask.shape == before.shape
+        np.testing.assert_array_equal(after, np.where(mask, before, 0))
+
+
+@given(strategies.trees(), strategies.sparsities())
+def test_top_k_keeps_exactly_k_of_all_leaves(params, sparsity):
+    projection = compress(params, top_k(sparsity))
+    size = sum(leaf.size for leaf in kernels(params))
+    kept = sum(int(mask.sum()) for mask in kernels(projection.masks))
+    # A share of these few entries computed in float64 is an integer or far from one.
+    removed = int(Fraction(str(sparsity)) * size + Fraction(size, 2**52))
+    assert kept == size - min(removed, size - 1)
+    assert projection.masks["bias"].all()
+    assert_masks_match(params, projection)
+
+
+@given(strategies.trees(), strategies.sparsities())
+def test_top_k_agrees_with_a_stable_sort(params, sparsity):
+    masks = kernels(compress(params, top_k(sparsity)).masks)
+    leaves = kernels(params)
+    k = kept_count(sum(leaf.size for leaf in leaves), sparsity)
+    for mask, expected in zip(masks, references.keep_largest(leaves, k), strict=True):
+        np.testing.assert_array_equal(mask, expected)
+
+
+@given(strategies.trees(), strategies.sparsities())
+def test_top_k_by_layer_prunes_each_leaf_alone(params, sparsity):
+    projection = compress(params, top_k(sparsity, scope="layer"))
+    assert_masks_match(params, projection)
+    for leaf, mask in zip(kernels(params), kernels(projection.masks), strict=True):
+        (alone,) = references.keep_largest([leaf], kept_count(leaf.size, sparsity))
+        np.testing.assert_array_equal(mask, alone)
+
+
+@given(
+    strategies.trees(), strategies.sparsities(), st.sampled_from(["global", "layer"])
+)
+def test_top_k_twice_is_top_k_once(params, sparsity, scope):
+    projector = top_k(sparsity, scope=scope)
+    once = compress(params, projector)
+    twice = compress(once.params, projector)
+    jax.tree.map(np.testing.assert_array_equal, once.params, twice.params)
+
+
+@pytest.mark.parametrize(
+    ("size", "sparsity", "kept"),
+    [
+        (100, 0.29, 71),  # 0.29 * 100 is 28.999999999999996 in floating point
+        (100, 0, 100),
+        (1, 0.999, 1),
+        (3, 1 - 1 / 3, 1),  # 0.6666666666666667
+        (49, 1 / 49, 48),  # 0.02040816326530612, times 49 below 1
+        (10**8, 0.9, 10**7),
+        (10**8 + 7, 0.9, 10**7 + 1),
+        (10**8, np.float32(0.9), 10**7),
+        (7, 1 - 2**-53, 1),
+        (70 * 10**9, 0.95, 35 * 10**8),
+    ],
+)
+def test_the_count_is_exact(size, sparsity, kept):
+    assert kept_count(size, sparsity) == kept
+
+
+@given(st.integers(1, 2 * 10**9), st.integers(0, 10**7 - 1))
+def test_a_traced_sparsity_counts_like_its_decimal(size, tens_of_millions):
+    sparsity = Fraction(tens_of_millions, 10**7)
+    traced = jax.jit(lambda s: kept_count(size, s))(jnp.float32(float(sparsity)))
+    # Seven decimals survive float32, so not one entry may be lost.
+    assert int(traced) == size - int(sparsity * size)
+
+
+def test_a_traced_float64_sparsity_is_exact():
+    with jax.enable_x64(True):
+        for size, sparsity in [(100, 0.29), (49, 1 / 49), (10**10, 0.123456789)]:
+            traced = jax.jit(lambda s, n=size: kept_count(n, s))(jnp.float64(sparsity))
+            assert int(traced) == kept_count(size, sparsity)
+
+
+def test_a_new_sparsity_does_not_recompile():
+    params = [jnp.arange(1.0, 101.0).reshape(10, 10)]
+    traces = 0
+
+    @jax.jit
+    def pruned(sparsity):
+        nonlocal traces
+        traces += 1
+        return compress(params, top_k(sparsity)).masks[0].sum()
+
+    assert [int(pruned(jnp.float32(s))) for s in (0.1, 0.29, 0.9)] == [90, 71, 10]
+    assert traces == 1
+
+
+def test_top_k_prunes_only_where_told():
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2)), "c": jnp.ones(4)}
+    for where in (lambda path, leaf: path != "a", {"a": False, "b": True, "c": True}):
+        masks = compress(params, top_k(0.75, where=where)).masks
+        assert masks["a"].all()
+        assert int(masks["b"].sum() + masks["c"].sum()) == 2
+
+
+GROUPS = st.sampled_from([(1, 2), (2, 4), (4, 8), (3, 3), (1, 1)])
+
+
+@given(GROUPS, st.data())
+def test_n_m_agrees_with_a_stable_sort(group, data):
+    n, m = group
+    shape = data.draw(st.sampled_from([(1, 1), (2, 3), (3, 1, 2, 2)]))
+    shape = (*shape[:-2], shape[-2] * m, shape[-1])
+    dtype = data.draw(st.sampled_from(strategies.DTYPES))
+    kernel = data.draw(strategies.arrays(shape, dtype))
+    projection = compress([kernel], n_m(n, m))
+    assert_masks_match([kernel], projection)
+    np.testing.assert_array_equal(projection.masks[0], references.n_m(kernel, n, m))
+    again = compress(projection.params, n_m(n, m))
+    np.testing.assert_array_equal(again.params[0], projection.params[0])
+
+
+def test_n_m_leaves_a_leaf_dense_that_m_does_not_divide():
+    params = {"stem": jnp.ones((3, 3, 3, 8)), "conv": jnp.ones((3, 3, 8, 8))}
+    masks = compress(params, n_m(2, 4)).masks
+    assert masks["stem"].all()
+    assert int(masks["conv"].sum()) == masks["conv"].size // 2
+
+
+@pytest.mark.parametrize("sparsity", [1.0, 1, 1.5, -0.1, float("nan"), np.float32(1)])
+def test_a_sparsity_out_of_range_is_refused(sparsity):
+    with pytest.raises(
+        ValueError, match=r"sparsity must be at least 0 and below 1, got"
+    ):
+        top_k(sparsity)
+
+
+@pytest.mark.parametrize("sparsity", ["half", None, [0.5, 0.7]])
+def test_a_sparsity_that_is_no_number_is_refused(sparsity):
+    with pytest.raises(TypeError, match=r"sparsity must be a number .* got"):
+        top_k(sparsity)
+
+
+def test_an_unknown_scope_is_refused():
+    with pytest.raises(
+        ValueError, match="scope must be 'global' or 'layer', got 'row'"
+    ):
+        top_k(0.5, scope="row")
+
+
+@pytest.mark.parametrize(("n", "m"), [(3, 2), (0, 4), (-1, 4)])
+def test_n_out_of_range_is_refused(n, m):
+    with pytest.raises(ValueError, match=f"n must be between 1 and m={m}, got n={n}"):
+        n_m(n, m)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2.0, 4), (2, "4"), (True, 4)])
+def test_n_and_m_must_be_integers(n, m):
+    with pytest.raises(TypeError, match="must be an integer, got"):
+        n_m(n, m)
+
+
+def test_n_m_refuses_parameters_that_m_divides_nowhere():
+    with pytest.raises(
+        ValueError, match=r"m=4 divides .* no prunable leaf, got shapes"
+    ):
+        n_m(2, 4).init([jnp.ones((3, 4))])
+
+
+@pytest.mark.parametrize("projector", [top_k(0.5), n_m(2, 4)])
+def test_integer_parameters_are_refused(projector):
+    with pytest.raises(TypeError, match="'w'.*int32, expected a floating dtype"):
+        projector.init({"w": jnp.ones((4, 4), jnp.int32)})
+
+
+@pytest.mark.parametrize("projector", [top_k(0.5), n_m(2, 4)])
+def test_parameters_with_nothing_to_prune_are_refused(projector):
+    with pytest.raises(ValueError, match="chooses no leaf to prune"):
+        projector.init({"bias": jnp.ones(4)})

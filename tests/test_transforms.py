@@ -1,0 +1,392 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+import cram_jax
+from cram_jax import cram, cram_plus, fake_quant, identity, n_m, one_of, sam, top_k
+
+PROJECTORS = {
+    "identity": identity(),
+    "top_k": top_k(0.5),
+    "layer": top_k(0.7, scope="layer"),
+    "n_m": n_m(2, 4),
+    "fake_quant": fake_quant(4),
+    "compose": cram_jax.compose(top_k(0.5), fake_quant(4)),
+    "one_of": one_of(
+        top_k(0.3), n_m(2, 4), fake_quant(3), probabilities=(0.2, 0.3, 0.5)
+    ),
+}
+TRANSFORMATIONS = {
+    "cram": cram,
+    "cram_plus": cram_plus,
+    "cram_dense_gradients": functools.partial(cram, sparse_gradients=False),
+    "cram_normalized": functools.partial(cram_plus, normalize=True),
+    "sam": lambda loss_fn, projector, rho=0.05, **options: sam(loss_fn, rho, **options),
+}
+
+
+def make_params(seed=0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return {
+        "first": {"kernel": jax.random.normal(keys[0], (4, 8)), "bias": jnp.ones(8)},
+        "last": {"kernel": jax.random.normal(keys[1], (8, 2)), "bias": jnp.zeros(2)},
+    }
+
+
+def make_batch(seed=0, size=8):
+    x, y = jax.random.split(jax.random.key(100 + seed))
+    return jax.random.normal(x, (size, 4)), jax.random.normal(y, (size, 2))
+
+
+def loss_fn(params, batch):
+    x, y = batch
+    hidden = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
+    output = hidden @ params["last"]["kernel"] + params["last"]["bias"]
+    return jnp.mean((output - y) ** 2)
+
+
+def run(transformation, steps=3, loss=loss_fn, params=None, jit=False, **extra_args):
+    """Plain descent along what the transformation gives."""
+    params = make_params() if params is None else params
+    state = transformation.init(params)
+    update = jax.jit(transformation.update) if jit else transformation.update
+    for step in range(steps):
+        batch = make_batch(step)
+        grads = jax.grad(loss_fn)(params, batch)
+        updates, state = update(grads, state, params, batch=batch, **extra_args)
+        params = jax.tree.map(lambda p, u: p - 0.1 * u, params, updates)
+    return params, state
+
+
+def assert_close(ours, expected):
+    # float32 sums in another order, over values of about 1.
+    chex.assert_trees_all_close(ours, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("projector", PROJECTORS.values(), ids=PROJECTORS)
+@pytest.mark.parametrize("make", TRANSFORMATIONS.values(), ids=TRANSFORMATIONS)
+def test_every_pair_obeys_the_contract_of_optax(make, projector):
+    params, batch = make_params(), make_batch()
+    transformation = make(loss_fn, projector, 0.1)
+    state = transformation.init(params)
+    grads = jax.grad(loss_fn)(params, batch)
+    traces = 0
+
+    @jax.jit
+    def update(grads, state, params, batch):
+        nonlocal traces
+        traces += 1
+        # `value` belongs to a neighbour in the chain: it must pass.
+        return transformation.update(grads, state, params, batch=batch, value=1.0)
+
+    updates, new_state = update(grads, state, params, batch)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+    chex.assert_tree_all_finite(updates)
+    update(updates, new_state, params, batch)
+    assert traces == 1
+    assert int(new_state.count) == 1
+    assert np.isfinite(new_state.compressed_loss)
+
+
+def test_cram_plus_is_the_dense_gradient_plus_cram():
+    params, batch = make_params(), make_batch()
+    grads = jax.grad(loss_fn)(params, batch)
+    projector = PROJECTORS["one_of"]
+    for options in ({}, {"normalize": True}, {"sparse_gradients": False}):
+        one, plus = (
+            make(loss_fn, projector, 0.1, key=7, **options)
+            for make in (cram, cram_plus)
+        )
+        inner, state = one.update(grads, one.init(params), params, batch=batch)
+        both, plus_state = plus.update(grads, plus.init(params), params, batch=batch)
+        chex.assert_trees_all_equal(both, jax.tree.map(jnp.add, grads, inner))
+        chex.assert_trees_all_equal(state.compressed_loss, plus_state.compressed_loss)
+
+
+def test_sam_is_cram_with_the_identity_and_a_normalised_gradient():
+    expected = run(cram(loss_fn, identity(), 0.1, normalize=True))[0]
+    chex.assert_trees_all_equal(run(sam(loss_fn, 0.1))[0], expected)
+
+
+def test_sam_agrees_with_optax():
+    params, batch = make_params(), make_batch()
+    adversary = optax.chain(optax.contrib.normalize(), optax.sgd(0.1))
+    theirs = optax.contrib.sam(optax.sgd(0.1), adversary, opaque_mode=True)
+    grads = jax.grad(loss_fn)(params, batch)
+    expected, _ = theirs.update(
+        grads,
+        theirs.init(params),
+        params,
+        grad_fn=lambda params, _: jax.grad(loss_fn)(params, batch),
+    )
+    ours = optax.chain(sam(loss_fn, 0.1), optax.sgd(0.1))
+    updates, _ = ours.update(grads, ours.init(params), params, batch=batch)
+    assert_close(updates, expected)
+
+
+def test_rho_zero_is_the_gradient_of_the_compressed_model():
+    params, batch = make_params(), make_batch()
+    (pruned, masks) = cram_jax.compress(params, top_k(0.5))
+    transformation = cram(loss_fn, top_k(0.5), rho=0)
+    grads = jax.grad(loss_fn)(params, batch)
+    updates, state = transformation.update(
+        grads, transformation.init(params), params, batch=batch
+    )
+    inner = jax.grad(loss_fn)(pruned, batch)
+    assert_close(updates, jax.tree.map(lambda m, g: jnp.where(m, g, 0), masks, inner))
+    assert_close(state.compressed_loss, loss_fn(pruned, batch))
+
+
+def test_the_ascent_moves_leaves_that_the_projector_leaves_alone():
+    params, batch = make_params(), make_batch()
+    grads = jax.grad(loss_fn)(params, batch)
+    seen = []
+
+    def project(tree, state, key):
+        seen.append(tree)
+        return identity().project(tree, state, key)
+
+    transformation = cram(loss_fn, identity()._replace(project=project), rho=0.5)
+    transformation.update(grads, transformation.init(params), params, batch=batch)
+    assert_close(seen[-1], jax.tree.map(lambda p, g: p + 0.5 * g, params, grads))
+
+
+def test_rho_follows_a_schedule_of_the_step_count():
+    radii = [0.5, 0.0, 0.2]
+    scheduled = run(
+        cram_plus(loss_fn, top_k(0.5), lambda count: jnp.array(radii)[count])
+    )
+    params = make_params()
+    for step, rho in enumerate(radii):
+        batch = make_batch(step)
+        constant = cram_plus(loss_fn, top_k(0.5), rho)
+        updates, _ = constant.update(
+            jax.grad(loss_fn)(params, batch), constant.init(params), params, batch=batch
+        )
+        params = jax.tree.map(lambda p, u: p - 0.1 * u, params, updates)
+    assert_close(scheduled[0], params)
+    assert int(scheduled[1].count) == 3
+
+
+@pytest.mark.parametrize("rho", [0.05, 3.0])
+def test_a_normalised_ascent_has_length_rho(rho):
+    params = {"w": jnp.array([[3.0, 0.0], [0.0, 4.0]])}
+    seen = []
+
+    def project(tree, state, key):
+        seen.append(tree["w"])
+        return identity().project(tree, state, key)
+
+    transformation = cram(
+        lambda params: jnp.sum(params["w"] ** 2),
+        identity()._replace(project=project),
+        rho,
+        normalize=True,
+    )
+    transformation.update(params, transformation.init(params), params)
+    np.testing.assert_allclose(seen[-1] - params["w"], rho * params["w"] / 5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [cram, cram_plus])
+def test_a_zero_gradient_gives_zeros_under_normalize(make):
+    params = {"w": jnp.ones((2, 2))}
+    transformation = make(
+        lambda params: 0.0 * jnp.sum(params["w"]), identity(), 0.1, normalize=True
+    )
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = transformation.update(zeros, transformation.init(params), params)
+    chex.assert_trees_all_equal(updates, zeros)
+
+
+def test_a_norm_is_taken_in_float32_for_narrow_types():
+    params = {"w": jnp.full((64, 64), 300.0, jnp.float16)}  # 300**2 is inf in float16
+    transformation = sam(lambda params: jnp.sum(params["w"].astype(jnp.float32)), 64.0)
+    updates, _ = transformation.update(params, transformation.init(params), params)
+    assert updates["w"].dtype == jnp.float16
+    chex.assert_tree_all_finite(updates)
+
+
+def test_the_auxiliary_output_of_the_compressed_pass_is_dropped():
+    def with_aux(params, batch):
+        return loss_fn(params, batch), {"batch_stats": jnp.ones(3)}
+
+    expected = run(cram_plus(loss_fn, top_k(0.5)))
+    ours = run(cram_plus(with_aux, top_k(0.5), has_aux=True))
+    chex.assert_trees_all_equal(ours[0], expected[0])
+
+
+def test_the_loss_gets_its_arguments_by_name_and_the_rest_of_the_chain_too():
+    def scaled_loss(params, batch, *, weight, offset=1.0):
+        return weight * loss_fn(params, batch) + offset
+
+    def neighbour():
+        def update(updates, state, params=None, *, weight, value, **extra_args):
+            del params
+            assert value == 3.0
+            return jax.tree.map(lambda u: u / weight, updates), state
+
+        return optax.GradientTransformationExtraArgs(lambda params: (), update)
+
+    chain = optax.chain(cram(scaled_loss, top_k(0.5)), neighbour())
+    ours, _ = run(chain, weight=4.0, value=3.0)
+    assert_close(ours, run(cram(loss_fn, top_k(0.5)))[0])
+
+
+def test_a_loss_that_takes_any_argument_gets_them_all():
+    got = {}
+
+    def greedy(params, **arguments):
+        got.update(arguments)
+        return loss_fn(params, arguments["batch"])
+
+    run(cram(greedy, top_k(0.5)), steps=1, value=2.0)
+    assert set(got) == {"batch", "value"}
+
+
+def test_the_same_seed_draws_the_same():
+    projector = one_of(*(top_k(s) for s in (0.2, 0.5, 0.8)))
+    seeds = [0, 0, jax.random.key(0), 1]
+    runs = [run(cram_plus(loss_fn, projector, key=seed), steps=5) for seed in seeds]
+    chex.assert_trees_all_equal(runs[0][0], runs[1][0], runs[2][0])
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(runs[0][0], runs[3][0])
+
+
+def test_a_key_survives_a_step_that_donates_its_state():
+    transformation = cram(loss_fn, PROJECTORS["one_of"], key=jax.random.key(3))
+    params, batch = make_params(), make_batch()
+    update = jax.jit(transformation.update, donate_argnums=1)
+    for _ in range(2):
+        grads = jax.grad(loss_fn)(params, batch)
+        update(grads, transformation.init(params), params, batch=batch)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_parameters_keep_their_dtype_beside_float32_scalars(dtype):
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), make_params())
+    transformation = cram_plus(loss_fn, top_k(0.5), lambda count: jnp.float32(0.1))
+    grads = jax.grad(loss_fn)(params, make_batch())
+    updates, state = transformation.update(
+        grads, transformation.init(params), params, batch=make_batch()
+    )
+    chex.assert_trees_all_equal_dtypes(updates, params)
+    assert state.compressed_loss.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("make", [cram, cram_plus])
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("has_aux", [True, False])
+def test_shard_map_averages_over_the_axis(make, check_vma, has_aux):
+    def loss(params, batch):
+        value = loss_fn(params, batch)
+        return (value, batch[0]) if has_aux else value
+
+    params, batch = make_params(), make_batch(size=16)
+    grads = jax.grad(loss_fn)(params, batch)
+    expected = run_once(
+        make(loss, top_k(0.5), 0.1, has_aux=has_aux), grads, params, batch
+    )
+    transformation = make(loss, top_k(0.5), 0.1, has_aux=has_aux, axis_name="data")
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec("data")),
+        out_specs=PartitionSpec(),
+        check_vma=check_vma,
+    )
+    def step(grads, params, batch):
+        return run_once(transformation, grads, params, batch)
+
+    assert_close(step(grads, params, batch), expected)
+
+
+def test_pmap_averages_over_the_axis():
+    params, batch = make_params(), make_batch(size=16)
+    grads = jax.grad(loss_fn)(params, batch)
+    expected = run_once(cram_plus(loss_fn, top_k(0.5), 0.1), grads, params, batch)
+    transformation = cram_plus(loss_fn, top_k(0.5), 0.1, axis_name="data")
+    step = jax.pmap(
+        functools.partial(run_once, transformation),
+        axis_name="data",
+        in_axes=(None, None, 0),
+    )
+    shards = jax.tree.map(lambda x: x.reshape(8, 2, *x.shape[1:]), batch)
+    outcome = step(grads, params, shards)
+    for device in range(8):
+        ours = jax.tree.map(lambda x, d=device: x[d], outcome)
+        assert_close(ours, expected)
+
+
+def run_once(transformation, grads, params, batch):
+    updates, state = transformation.update(
+        grads, transformation.init(params), params, batch=batch
+    )
+    return updates, state.compressed_loss
+
+
+@pytest.mark.parametrize("make", [cram, cram_plus])
+def test_wrong_arguments_are_refused_at_construction(make):
+    with pytest.raises(TypeError, match="loss_fn must be a function, got 3"):
+        make(3, top_k(0.5))
+    with pytest.raises(TypeError, match="projector must be a Projector, got 0.5"):
+        make(loss_fn, 0.5)
+    with pytest.raises(ValueError, match="rho must be at least 0, got -0.1"):
+        make(loss_fn, top_k(0.5), -0.1)
+    with pytest.raises(ValueError, match="rho must be at least 0, got nan"):
+        make(loss_fn, top_k(0.5), float("nan"))
+    for rho in ("big", [0.1], None):
+        with pytest.raises(TypeError, match="rho must be a number or a schedule, got"):
+            make(loss_fn, top_k(0.5), rho)
+
+
+def test_sam_refuses_a_negative_rho():
+    with pytest.raises(ValueError, match="rho must be at least 0, got -1"):
+        sam(loss_fn, -1)
+
+
+def test_update_without_params_is_refused():
+    transformation = cram(loss_fn, top_k(0.5))
+    params = make_params()
+    with pytest.raises(ValueError, match="cram needs params in update"):
+        transformation.update(params, transformation.init(params), batch=make_batch())
+
+
+def test_a_missing_loss_argument_is_named():
+    transformation = cram_plus(lambda params, batch, key: 0.0, identity())
+    params = make_params()
+    with pytest.raises(
+        TypeError, match=r"loss_fn needs the argument 'key', but update\(...\) got"
+    ):
+        transformation.update(params, transformation.init(params), params, batch=1)
+
+
+def test_integer_parameters_are_refused():
+    with pytest.raises(TypeError, match=r"params\['steps'\] has dtype int32, expected"):
+        cram(loss_fn, identity()).init({"steps": jnp.zeros(2, jnp.int32)})
+
+
+def test_masked_around_cram_is_refused_with_the_right_order():
+    params = make_params()
+    frozen = {
+        name: {"kernel": name == "last", "bias": name == "last"} for name in params
+    }
+    masked = optax.masked(cram(loss_fn, identity()), frozen)
+    partitioned = optax.partition(
+        {"train": cram(loss_fn, identity()), "freeze": optax.set_to_zero()},
+        {"first": "freeze", "last": "train"},
+    )
+    for wrong in (masked, partitioned):
+        with pytest.raises(
+            TypeError, match=r"hidden by optax.masked .* put them after"
+        ):
+            wrong.init(params)
