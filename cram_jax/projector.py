@@ -101,12 +101,7 @@ def _check_projection(projection: Any, params: Params, label: str) -> None:
         ("params", projection.params, None),
         ("masks", projection.masks, jnp.bool_),
     ):
-        if jax.tree.structure(tree) != jax.tree.structure(expected):
-            raise ValueError(
-                f"projector {label} must keep the structure of the parameters, "
-                f"got {name} with {jax.tree.structure(tree)}, "
-                f"expected {jax.tree.structure(expected)}"
-            )
+        check_structure(f"{name} from projector {label}", tree, expected)
         for (path, leaf), wanted in zip(
             jax.tree.leaves_with_path(tree), jax.tree.leaves(expected), strict=True
         ):
@@ -116,6 +111,16 @@ def _check_projection(projection: Any, params: Params, label: str) -> None:
                     f"dtype {jnp.dtype(dtype or wanted.dtype).name} at "
                     f"{leaf_path(path)!r}, got {leaf.shape} and {leaf.dtype.name}"
                 )
+
+
+def check_structure(name: str, tree: Any, params: Params) -> None:
+    """Raises a ValueError that names the tree unless it is structured like params."""
+    structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(params)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            f"{name} must have the structure of params {structures[1]}, "
+            f"got {structures[0]}"
+        )
 
 
 def leaf_path(path: tuple[Any, ...]) -> str:

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from cram_jax.projector import Params, Projection, leaf_path
+from cram_jax.projector import Params, Projection, check_structure, leaf_path
 
 Where: TypeAlias = Callable[[str, jax.Array], bool] | Any
 """``(path, leaf) -> bool``, or a pytree of bools with the parameters' structure."""
@@ -63,11 +63,7 @@ def prunable(params: Params, where: Where | None = None) -> list[bool]:
 
 
 def _bools(where: Any, params: Params) -> list[bool]:
-    if jax.tree.structure(where) != jax.tree.structure(params):
-        raise ValueError(
-            f"where must be a function (path, leaf) -> bool or have the structure of "
-            f"params {jax.tree.structure(params)}, got {jax.tree.structure(where)}"
-        )
+    check_structure("where, if it is not a function,", where, params)
     chosen = jax.tree.leaves(where)
     for leaf in chosen:
         if not isinstance(leaf, bool):
@@ -90,7 +86,8 @@ def project_prunable(
     Returns:
       The projection of the whole tree.
     """
-    leaves, structure = jax.tree.flatten(params)
+    leaves = jax.tree.leaves(params)
+    structure: Any = jax.tree.structure(params)
     chosen = prunable(params, where)
     compressed = iter(
         compress([leaf for leaf, c in zip(leaves, chosen, strict=True) if c])

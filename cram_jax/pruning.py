@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cram_jax.projector import Params, Projection, Projector, leaf_path
+from cram_jax.projector import Params, Projection, Projector, check_structure, leaf_path
 
 
 def compress(
@@ -85,11 +85,7 @@ def keep_pruned(masks: Params) -> optax.GradientTransformationExtraArgs:
             )
 
     def init(params: Params) -> KeepPrunedState:
-        if jax.tree.structure(masks) != jax.tree.structure(params):
-            raise ValueError(
-                f"masks must have the structure of params {jax.tree.structure(params)}, "
-                f"got {jax.tree.structure(masks)}"
-            )
+        check_structure("masks", masks, params)
         for (path, mask), leaf in zip(
             jax.tree.leaves_with_path(masks), jax.tree.leaves(params), strict=True
         ):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from cram_jax.projector import Params, leaf_path
+from cram_jax.projector import Params, check_structure, leaf_path
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,7 @@ def sparsity_report(params: Params, masks: Params | None = None) -> SparsityRepo
     """
     if masks is None:
         masks = jax.tree.map(lambda leaf: leaf != 0, params)
-    if jax.tree.structure(masks) != jax.tree.structure(params):
-        raise ValueError(
-            f"masks must have the structure of params {jax.tree.structure(params)}, "
-            f"got {jax.tree.structure(masks)}"
-        )
+    check_structure("masks", masks, params)
     return SparsityReport(
         tuple(
             _count(leaf_path(path), leaf, mask)

@@ -64,7 +64,7 @@ def keep_largest(
                 f"floating dtype"
             )
     total = sum(jnp.size(array) for array in arrays)
-    if total > _INT32_ENTRIES and not jax.config.jax_enable_x64:
+    if total > _INT32_ENTRIES and not jax.config.read("jax_enable_x64"):
         raise ValueError(
             f"arrays hold {total} entries, expected at most {_INT32_ENTRIES} unless "
             f"64-bit integers are enabled: jax.config.update('jax_enable_x64', True)"
@@ -137,7 +137,7 @@ class _Found(NamedTuple):
     """A candidate, and how many entries reach it."""
 
     candidate: jax.Array
-    count: jax.Array
+    reached_by: jax.Array
 
 
 def _largest_reached(
@@ -151,7 +151,7 @@ def _largest_reached(
 
     def is_open(state: tuple[_Found, jax.Array]) -> jax.Array:
         found, bits = state
-        return (bits > 0) & (found.count != k)
+        return (bits > 0) & (found.reached_by != k)
 
     def settle(state: tuple[_Found, jax.Array]) -> tuple[_Found, jax.Array]:
         found, bits = state
@@ -176,7 +176,8 @@ def _largest_reached(
 def _count(hits: Sequence[Sequence[jax.Array]], integer: jnp.dtype) -> jax.Array:
     """How many entries reach each candidate; ``hits[candidate][array]`` says which."""
     count = _count_together if _counts_together() else _count_apart
-    return sum(count(of_array).astype(integer) for of_array in zip(*hits, strict=True))
+    counts = [count(of_array).astype(integer) for of_array in zip(*hits, strict=True)]
+    return sum(counts, start=jnp.zeros([], integer))
 
 
 def _counts_together() -> bool:

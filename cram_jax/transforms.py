@@ -24,7 +24,7 @@ class CramState(NamedTuple):
         update; infinite before the first.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # optax's name, over tuple.count
     key: jax.Array
     projector_state: Any
     compressed_loss: jax.Array

@@ -1,9 +1,39 @@
-"""Eight CPU devices, and seeded property tests."""
+"""Eight CPU devices, seeded property tests, and where larger reference data may lie."""
 
-import jax, hypothesis
+import os
+from pathlib import Path
+
+import hypothesis
+import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+
 hypothesis.settings.register_profile(
-    "ci", derandomize=True, deadline=None, max_examples=50
+    "ci",
+    derandomize=True,
+    deadline=None,  # the first example of a shape compiles
+    max_examples=40,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("ci")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--shared",
+        type=Path,
+        default=os.environ.get("CRAM_JAX_SHARED"),
+        help="folder with golden/ and datasets/; by default $CRAM_JAX_SHARED",
+    )
+
+
+@pytest.fixture(scope="session")
+def shared(request):
+    """The folder of larger reference data; skips where there is none."""
+    folder = request.config.getoption("--shared")
+    if folder is None:
+        pytest.skip("needs --shared or $CRAM_JAX_SHARED, the larger reference data")
+    if not Path(folder).is_dir():
+        pytest.fail(f"--shared must be a folder, got {folder}")
+    return Path(folder)

@@ -32,7 +32,7 @@ def test_a_stateless_projector_is_its_function():
         (
             lambda params, key: Projection(params["kernel"], masks_like(params)),
             ValueError,
-            "wrong must keep the structure",
+            "params from projector wrong must have the structure",
         ),
         (
             lambda params, key: Projection(

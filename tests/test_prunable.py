@@ -39,7 +39,7 @@ def test_a_where_that_matches_nothing_is_refused():
 
 def test_a_tree_of_another_structure_is_refused():
     with pytest.raises(
-        ValueError, match="where must be a function .* or have the struc"
+        ValueError, match="where, if it is not a function, must have the structure"
     ):
         prunable(PARAMS, {"bias": True})
 

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import strategies
 from hypothesis import given
 
-import strategies
 from cram_jax import compress, keep_pruned, one_of, top_k
 
 

@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import references
+import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-import references
-import strategies
 from cram_jax import compress, fake_quant
 
 BITS = st.integers(2, 8)

@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import references
+import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-import references
-import strategies
 from cram_jax import keep_largest, selection
 
 ARRAYS = st.tuples(

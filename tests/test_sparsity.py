@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import references
+import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-import references
-import strategies
 from cram_jax import compress, n_m, top_k
 from cram_jax.sparsity import kept_count
 
