@@ -1,11 +1,12 @@
 """Compression-aware training for optax.
 
-CrAM, the Compression-Aware Minimizer (Peste et al., ICLR 2023, arXiv 2207.14200), trains
-one dense model that can be compressed in one shot, after training, to many targets.
+CrAM, the Compression-Aware Minimizer (Peste et al., ICLR 2023, arXiv 2207.14200),
+trains one dense model that can be compressed in one shot, after training, to many
+targets.
 """
 
 # Update rules: first members of an optax chain.
-from cram_jax.transforms import CramState, cram, cram_plus, sam
+from cram_jax.transforms import CramState, compressed_sam, cram, cram_plus, sam
 
 # Projectors: what the model is trained for, and compressed with.
 from cram_jax.sparsity import n_m, top_k
@@ -30,6 +31,7 @@ __all__ = [
     "Projector",
     "compose",
     "compress",
+    "compressed_sam",
     "cram",
     "cram_plus",
     "fake_quant",

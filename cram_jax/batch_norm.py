@@ -18,13 +18,13 @@ def recalibrate(
     r"""Replaces running statistics by their average over calibration batches.
 
     Compression changes the distribution that each normalisation sees, so the statistics
-    of the dense model no longer fit: without recalibration a heavily pruned network with
-    batch normalisation is near chance. A few batches of training data are enough.
+    of the dense model no longer fit: without recalibration a heavily pruned network
+    with batch normalisation is near chance. A few batches of training data are enough.
 
-    The old statistics are forgotten, and every batch counts alike. A training pass moves
-    a statistic by :math:`s \gets m s + (1 - m) s_\text{batch}`; the momentum :math:`m` is
-    read off two passes over the first batch, so any value does, and the model stays
-    as it is.
+    The old statistics are forgotten, and every batch counts alike. A training pass
+    moves a statistic by :math:`s \gets m s + (1 - m) s_\text{batch}`; the momentum
+    :math:`m` is read off two passes over the first batch, so any value does, and the
+    model stays as it is.
 
     Args:
       apply: ``(batch_stats, batch) -> batch_stats``: one training-mode pass of the

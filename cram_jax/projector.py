@@ -69,9 +69,8 @@ def stateless(
       >>> def threshold(value):
       ...     def function(params, key):
       ...         masks = jax.tree.map(lambda leaf: jnp.abs(leaf) > value, params)
-      ...         return Projection(
-      ...             jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, params), masks
-      ...         )
+      ...         keep = lambda mask, leaf: jnp.where(mask, leaf, 0)
+      ...         return Projection(jax.tree.map(keep, masks, params), masks)
       ...     return stateless(function, f"threshold({value})")
       >>> compress({"kernel": jnp.array([[0.1, -2.0]])}, threshold(0.5)).params
       {'kernel': Array([[ 0., -2.]], dtype=float32)}

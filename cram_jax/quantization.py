@@ -32,7 +32,8 @@ def fake_quant(bits: int, *, where: Where | None = None) -> Projector:
         floating dtype.
 
     Example:
-      >>> compress([jnp.array([[0.1], [-0.7], [0.32]])], fake_quant(4)).params[0].ravel()
+      >>> params = [jnp.array([[0.1], [-0.7], [0.32]])]
+      >>> compress(params, fake_quant(4)).params[0].ravel()
       Array([ 0.1, -0.7,  0.3], dtype=float32)
 
     Reference: Peste et al., CrAM, ICLR 2023, table 16, arXiv 2207.14200.

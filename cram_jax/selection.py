@@ -49,7 +49,8 @@ def keep_largest(
 
     Raises:
       TypeError: an array is not of a floating dtype.
-      ValueError: there are about 2**31 entries or more, and 64-bit integers are disabled.
+      ValueError: there are about 2**31 entries or more, and 64-bit integers are
+        disabled.
 
     Example:
       >>> keep_largest([jnp.array([1.0, -3.0]), jnp.array([3.0, 2.0])], 2)
@@ -116,8 +117,8 @@ def magnitude_key(array: jax.Array) -> jax.Array:
 def _places_from_the_end(arrays: Arrays, start: jax.Array) -> list[jax.Array]:
     """``start`` for the last entry of the last array, one more for each before it.
 
-    Sums of one iota for each axis: they shard like the arrays. The start comes first, so
-    that in a loop over starts XLA does not compute the rest before it, and store it.
+    Sums of one iota for each axis: they shard like the arrays. The start comes first,
+    so that in a loop over starts XLA does not compute the rest before it, and store it.
     """
     places = []
     after = sum(array.size for array in arrays)
@@ -159,7 +160,7 @@ def _largest_reached(
         # there, so those candidates change nothing.
         bits = jnp.maximum(bits - _DIGIT, 0)
         candidates = found.candidate + (digits << bits.astype(digits.dtype))
-        # Tied to the step, or XLA would compute the keys before the loop and store them.
+        # Tied to the step, or XLA would compute the keys before the loop and keep them.
         here, candidates = jax.lax.optimization_barrier((arrays, candidates))
         counts = _count([reaches(here, candidate) for candidate in candidates], k.dtype)
         enough = jnp.sum(counts >= k)
@@ -181,9 +182,9 @@ def _count(hits: Sequence[Sequence[jax.Array]], integer: jnp.dtype) -> jax.Array
 
 
 def _counts_together() -> bool:
-    # XLA on CPU does not merge sums over one array into one loop, and computes each as a
-    # tree, several times slower than a plain loop; a reduction of many operands is one
-    # plain loop. On several devices it would be gathered, where a sum is reduced.
+    # XLA on CPU does not merge sums over one array into one loop, and computes each as
+    # a tree, several times slower than a plain loop; a reduction of many operands is
+    # one plain loop. On several devices it would be gathered, where a sum is reduced.
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 

@@ -23,8 +23,9 @@ def top_k(
 ) -> Projector:
     """Keeps the weights of largest magnitude, exactly as many as the sparsity says.
 
-    Of ``size`` weights ``size - floor(sparsity * size)`` stay, counted over all prunable
-    leaves together or in each leaf. Equal magnitudes: the weight that comes first stays.
+    Of ``size`` weights ``size - floor(sparsity * size)`` stay, counted over all
+    prunable leaves together or in each leaf. Equal magnitudes: the weight that comes
+    first stays.
     The paper uses the global scope for images, where layers then differ in sparsity,
     and one share for every layer in language models (appendix D).
 

@@ -1,7 +1,6 @@
 """Compression-aware update rules, as optax gradient transformations."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 import optax
 
 from cram_jax.combinators import identity
+from cram_jax.losses import AxisName, gradient_of
 from cram_jax.projector import Params, Projector, leaf_path
 
 
@@ -20,8 +20,8 @@ class CramState(NamedTuple):
       count: int32 scalar, the number of updates so far.
       key: PRNG key for the projector's draws.
       projector_state: the projector's own state.
-      compressed_loss: floating scalar, the loss at the compressed parameters in the last
-        update; infinite before the first.
+      compressed_loss: floating scalar, the loss at the compressed parameters in the
+        last update; infinite before the first.
     """
 
     count: jax.Array  # type: ignore[assignment]  # optax's name, over tuple.count
@@ -38,12 +38,12 @@ def cram(
     sparse_gradients: bool = True,
     normalize: bool = False,
     has_aux: bool = False,
-    axis_name: str | tuple[str, ...] | None = None,
+    axis_name: AxisName | None = None,
     key: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the gradient by the one at the perturbed and compressed parameters.
 
-    With parameters :math:`\theta`, loss :math:`L` and compression :math:`C` (equation 2):
+    With parameters :math:`\theta`, loss :math:`L`, compression :math:`C` (equation 2):
 
     .. math::
         (\hat\theta, M) = C(\theta + \rho \nabla L(\theta)), \qquad
@@ -55,24 +55,24 @@ def cram(
 
     Place it first in an `optax.chain`: what follows sees an ordinary gradient.
     `optax.masked` and `optax.partition` around it would hide parameters from the loss:
-    put them after it. Under `optax.inject_hyperparams` name ``loss_fn`` and ``projector``
-    in ``static_args``. Accumulate gradients inside ``loss_fn``: `optax.MultiSteps` would
-    keep the compressed gradient of one micro-batch alone.
+    put them after it. Under `optax.inject_hyperparams` name ``loss_fn`` and
+    ``projector`` in ``static_args``. Accumulate gradients inside ``loss_fn``:
+    `optax.MultiSteps` would keep the compressed gradient of one micro-batch alone.
 
     A gradient that is not finite passes through as it is, for `optax.apply_if_finite`.
 
     Args:
-      loss_fn: ``loss_fn(params, ...) -> scalar``, or ``(scalar, aux)`` with ``has_aux``.
-        Its further arguments are taken by name from those of ``update``. Give both
-        passes the same batch and the same dropout key.
+      loss_fn: ``loss_fn(params, ...) -> scalar``, or ``(scalar, aux)`` with
+        ``has_aux``. Its further arguments are taken by name from those of ``update``.
+        Give both passes the same batch and the same dropout key.
       projector: the compression :math:`C`.
       rho: radius of the ascent step, at least 0, or a schedule of the step count.
       sparse_gradients: whether to keep the gradient of kept weights alone (:math:`M`;
         section 3.3), or the whole gradient straight through.
       normalize: whether to divide the gradient by its norm over all parameters before
         the ascent (appendix A.1); a zero gradient then gives no ascent.
-      has_aux: whether ``loss_fn`` returns auxiliary data; that of the compressed pass is
-        dropped, so batch statistics come from the dense pass alone.
+      has_aux: whether ``loss_fn`` returns auxiliary data; that of the compressed pass
+        is dropped, so batch statistics come from the dense pass alone.
       axis_name: under `jax.pmap` or `jax.shard_map`, the axes to average over.
       key: seed or PRNG key, for projectors that draw.
 
@@ -81,8 +81,8 @@ def cram(
 
     Raises:
       TypeError: ``loss_fn`` or ``projector`` is not one, a parameter is not of a
-        floating dtype or is hidden by `optax.masked`, or ``update`` lacks an argument of
-        ``loss_fn``.
+        floating dtype or is hidden by `optax.masked`, or ``update`` lacks an argument
+        of ``loss_fn``.
       ValueError: ``rho`` is negative, or ``update`` gets no ``params``.
 
     Example:
@@ -91,28 +91,20 @@ def cram(
       >>> params = {"kernel": jnp.array([[2.0], [1.0]])}
       >>> batch = jnp.eye(2)
       >>> optimizer = cram(loss_fn, top_k(0.5), rho=0.1)
+      >>> grads = jax.grad(loss_fn)(params, batch)
       >>> updates, state = optimizer.update(
-      ...     jax.grad(loss_fn)(params, batch), optimizer.init(params), params, batch=batch
+      ...     grads, optimizer.init(params), params, batch=batch
       ... )
       >>> updates["kernel"].ravel(), state.compressed_loss
       (Array([4.8, 0. ], dtype=float32), Array(5.76, dtype=float32))
 
     Reference: Peste et al., CrAM, ICLR 2023, equation 2, arXiv 2207.14200.
     """
-    _check_arguments(loss_fn, projector, rho)
-    loss_arguments = _by_name(loss_fn)
-    gradient_fn = jax.value_and_grad(
-        _averaged(loss_fn, axis_name, has_aux), has_aux=has_aux
-    )
+    _check_arguments(projector, rho)
+    gradient_at = gradient_of(loss_fn, has_aux=has_aux, axis_name=axis_name)
 
     def init(params: Params) -> CramState:
-        _check_params(params)
-        return CramState(
-            count=jnp.zeros([], jnp.int32),
-            key=_as_key(key),
-            projector_state=projector.init(params),
-            compressed_loss=jnp.array(jnp.inf, _loss_dtype(params)),
-        )
+        return _initial_state(params, projector, key)
 
     def update(
         updates: Params,
@@ -120,28 +112,19 @@ def cram(
         params: Params | None = None,
         **extra_args: Any,
     ) -> tuple[Params, CramState]:
-        if params is None:
-            raise ValueError("cram needs params in update(...), got None")
         _check_params(params)
-        arguments = loss_arguments(extra_args)
         key, draw = jax.random.split(state.key)
-        scale = rho(state.count) if callable(rho) else rho
+        radius = rho(state.count) if callable(rho) else rho
         if normalize:
-            norm = _norm(updates)
-            scale = scale / jnp.where(norm == 0, 1, norm)
+            radius = radius / _nonzero(_norm(updates))
 
-        perturbed = _ascend(params, scale, updates)
+        perturbed = _ascend(params, radius, updates)
         (compressed, masks), projector_state = projector.project(
             perturbed, state.projector_state, draw
         )
-        value, gradient = gradient_fn(compressed, **arguments)
-        if axis_name is not None:
-            gradient = jax.lax.pmean(gradient, axis_name)
+        loss, gradient = gradient_at(compressed, extra_args)
         if sparse_gradients:
-            gradient = jax.tree.map(
-                lambda mask, g: jnp.where(mask, g, jnp.zeros_like(g)), masks, gradient
-            )
-        loss = value[0] if has_aux else value
+            gradient = _keep(masks, gradient)
         return gradient, CramState(
             count=optax.safe_increment(state.count),
             key=key,
@@ -160,12 +143,12 @@ def cram_plus(
     sparse_gradients: bool = True,
     normalize: bool = False,
     has_aux: bool = False,
-    axis_name: str | tuple[str, ...] | None = None,
+    axis_name: AxisName | None = None,
     key: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds the compressed model's gradient to the dense one.
 
-    With parameters :math:`\theta`, loss :math:`L` and compression :math:`C` (equation 4):
+    With parameters :math:`\theta`, loss :math:`L`, compression :math:`C` (equation 4):
 
     .. math::
         (\hat\theta, M) = C(\theta + \rho \nabla L(\theta)), \qquad
@@ -244,7 +227,7 @@ def sam(
     *,
     normalize: bool = True,
     has_aux: bool = False,
-    axis_name: str | tuple[str, ...] | None = None,
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the gradient by the one uphill: sharpness-aware minimisation.
 
@@ -288,9 +271,106 @@ def sam(
     )
 
 
-def _check_arguments(loss_fn: Any, projector: Any, rho: Any) -> None:
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function, got {loss_fn!r}")
+def compressed_sam(
+    loss_fn: Callable[..., Any],
+    projector: Projector,
+    rho: float | optax.Schedule = 0.05,
+    *,
+    has_aux: bool = False,
+    axis_name: AxisName | None = None,
+    key: int | jax.Array = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Looks uphill of the compressed model: the paper's C-SAM (equation 11).
+
+    .. math::
+        (\hat\theta, M) = C(\theta), \quad
+        g = \nabla L(\hat\theta) \odot M, \quad
+        (\tilde\theta, \tilde M) = C(\theta + \rho g / \|g\|), \quad
+        u = \nabla L(\tilde\theta) \odot \tilde M
+
+    A baseline with the calling convention of `cram`, whose notes on chains, arguments,
+    errors and state apply. It evaluates two gradients of its own, and does not look at
+    the incoming ``updates``. Both projections of a step draw alike.
+
+    Args:
+      loss_fn: see `cram`; also the further arguments.
+      projector: the compression :math:`C`.
+      rho: radius of the ascent step, or a schedule of the step count.
+      has_aux: whether ``loss_fn`` returns auxiliary data.
+      axis_name: under `jax.pmap` or `jax.shard_map`, the axes to average over.
+      key: seed or PRNG key, for projectors that draw.
+
+    Returns:
+      A gradient transformation with the state `CramState`. ``update`` needs ``params``.
+
+    Raises:
+      TypeError: as `cram`.
+      ValueError: as `cram`.
+
+    Example:
+      >>> loss_fn = lambda params: jnp.sum(params**2)
+      >>> params = jnp.array([[3.0, 4.0]])
+      >>> optimizer = compressed_sam(loss_fn, top_k(0.5), rho=0.5)
+      >>> optimizer.update(jax.grad(loss_fn)(params), optimizer.init(params), params)[0]
+      Array([[0., 9.]], dtype=float32)
+
+    Reference: Peste et al., CrAM, ICLR 2023, equation 11, arXiv 2207.14200.
+    """
+    _check_arguments(projector, rho)
+    gradient_at = gradient_of(loss_fn, has_aux=has_aux, axis_name=axis_name)
+
+    def init(params: Params) -> CramState:
+        return _initial_state(params, projector, key)
+
+    def update(
+        updates: Params,
+        state: CramState,
+        params: Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[Params, CramState]:
+        del updates
+        _check_params(params)
+        key, draw = jax.random.split(state.key)
+        radius = rho(state.count) if callable(rho) else rho
+
+        (compressed, masks), _ = projector.project(params, state.projector_state, draw)
+        ascent = _keep(masks, gradient_at(compressed, extra_args)[1])
+        perturbed = _ascend(params, radius / _nonzero(_norm(ascent)), ascent)
+        (compressed, masks), projector_state = projector.project(
+            perturbed, state.projector_state, draw
+        )
+        loss, gradient = gradient_at(compressed, extra_args)
+        return _keep(masks, gradient), CramState(
+            count=optax.safe_increment(state.count),
+            key=key,
+            projector_state=projector_state,
+            compressed_loss=loss.astype(state.compressed_loss.dtype),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _initial_state(
+    params: Params, projector: Projector, key: int | jax.Array
+) -> CramState:
+    _check_params(params)
+    loss_dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+    return CramState(
+        count=jnp.zeros([], jnp.int32),
+        key=_as_key(key),
+        projector_state=projector.init(params),
+        compressed_loss=jnp.array(jnp.inf, loss_dtype),
+    )
+
+
+def _as_key(key: int | jax.Array) -> jax.Array:
+    if jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
+        # A copy, because a training step may donate its state.
+        return jax.random.clone(key)
+    return jax.random.key(key)
+
+
+def _check_arguments(projector: Any, rho: Any) -> None:
     if not isinstance(projector, Projector):
         raise TypeError(f"projector must be a Projector, got {projector!r}")
     if callable(rho) or isinstance(rho, jax.core.Tracer):
@@ -302,6 +382,9 @@ def _check_arguments(loss_fn: Any, projector: Any, rho: Any) -> None:
 
 
 def _check_params(params: Params) -> None:
+    if params is None:
+        raise ValueError("params must be given to update(...), got None")
+
     def is_masked(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)
 
@@ -319,57 +402,15 @@ def _check_params(params: Params) -> None:
             )
 
 
-def _by_name(
-    loss_fn: Callable[..., Any],
-) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Picks from the arguments of ``update`` those that the loss names."""
-    _, *parameters = inspect.signature(loss_fn).parameters.values()
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    named = {
-        p.name: p.default is p.empty
-        for p in parameters
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
-
-    def pick(extra_args: Mapping[str, Any]) -> dict[str, Any]:
-        missing = [n for n, needed in named.items() if needed and n not in extra_args]
-        if missing:
-            raise TypeError(
-                f"loss_fn needs the argument {missing[0]!r}, but update(...) got "
-                f"{sorted(extra_args)}; pass it by name: "
-                f"optimizer.update(grads, state, params, {missing[0]}=...)"
-            )
-        return {n: v for n, v in extra_args.items() if takes_all or n in named}
-
-    return pick
-
-
-def _averaged(
-    loss_fn: Callable[..., Any],
-    axis_name: str | tuple[str, ...] | None,
-    has_aux: bool,
-) -> Callable[..., Any]:
-    """The loss averaged over devices.
-
-    Where jax tracks which values vary over an axis, the gradient of this average is the
-    average of the gradients, and averaging it again changes nothing; where it does not
-    (pmap), the gradient is still the device's own.
-    """
-    if axis_name is None:
-        return loss_fn
-
-    def averaged(params: Params, **arguments: Any) -> Any:
-        value = loss_fn(params, **arguments)
-        if has_aux:
-            return jax.lax.pmean(value[0], axis_name), value[1]
-        return jax.lax.pmean(value, axis_name)
-
-    return averaged
-
-
-def _ascend(params: Params, scale: Any, direction: Params) -> Params:
+def _ascend(params: Params, radius: Any, direction: Params) -> Params:
     return jax.tree.map(
-        lambda p, d: (p + scale * d).astype(jnp.result_type(p)), params, direction
+        lambda p, d: (p + radius * d).astype(jnp.result_type(p)), params, direction
+    )
+
+
+def _keep(masks: Params, gradient: Params) -> Params:
+    return jax.tree.map(
+        lambda mask, g: jnp.where(mask, g, jnp.zeros_like(g)), masks, gradient
     )
 
 
@@ -381,12 +422,5 @@ def _norm(tree: Params) -> jax.Array:
     return optax.tree.norm(wide)
 
 
-def _loss_dtype(params: Params) -> jnp.dtype:
-    return jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-
-
-def _as_key(key: int | jax.Array) -> jax.Array:
-    if jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
-        # A copy, because a training step may donate its state.
-        return jax.random.clone(key)
-    return jax.random.key(key)
+def _nonzero(norm: jax.Array) -> jax.Array:
+    return jnp.where(norm == 0, 1, norm)

@@ -25,8 +25,9 @@ def arrays(shape, dtype="float32"):
 SHAPES = ((1, 1), (1, 7), (5, 3), (8, 2), (3, 1, 4), (2, 3, 8, 3))
 
 
-def trees(dtypes=st.sampled_from(DTYPES)):
+def trees():
     """Parameter trees with one to three kernels of one dtype, and a bias."""
+    dtypes = st.sampled_from(DTYPES)
     layouts = st.sampled_from([SHAPES[:1], SHAPES[1:3], SHAPES[3:6]])
 
     def build(dtype, layout):

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,11 +45,18 @@ def test_identity_changes_nothing(params):
     assert all(mask.all() for mask in jax.tree.leaves(projection.masks))
 
 
+MEMBERS = [top_k(0.5), fake_quant(4), compose(top_k(0.7), fake_quant(3))]
+
+
+@jax.jit
+def draw_and_members(params, key):
+    drawn = compress(params, one_of(*MEMBERS), key=key)
+    return drawn, [compress(params, member) for member in MEMBERS]
+
+
 @given(strategies.trees(), st.integers(0, 2**31 - 1))
 def test_one_of_gives_what_one_member_gives(params, seed):
-    members = [top_k(0.5), fake_quant(4), compose(top_k(0.7), fake_quant(3))]
-    drawn = compress(params, one_of(*members), key=jax.random.key(seed))
-    candidates = [compress(params, member) for member in members]
+    drawn, candidates = draw_and_members(params, jax.random.key(seed))
     assert any(
         all(
             np.array_equal(a, b)
@@ -81,10 +90,12 @@ def test_one_of_draws_with_the_probabilities_it_was_given(probabilities, expecte
 def test_one_of_draws_the_same_for_the_same_key():
     projector = one_of(top_k(0.3), top_k(0.6), top_k(0.9))
     params = {"w": jnp.arange(100.0).reshape(10, 10)}
-    kept = [
-        [int(compress(params, projector, key=k).masks["w"].sum()) for k in keys]
-        for keys in [jax.random.split(KEY, 8)] * 2
-    ]
+
+    @jax.jit
+    def count(key):
+        return compress(params, projector, key=key).masks["w"].sum()
+
+    kept = [[int(count(k)) for k in jax.random.split(KEY, 8)] for _ in range(2)]
     assert kept[0] == kept[1]
     assert set(kept[0]) <= {70, 40, 10}
     assert len(set(kept[0])) > 1
@@ -111,14 +122,18 @@ def test_no_projector_or_something_else_is_refused(combine):
         combine(top_k(0.5), 0.7)
 
 
-@given(strategies.trees(), strategies.sparsities(), st.integers(2, 8))
-def test_compose_prunes_and_then_quantises(params, sparsity, bits):
-    projection = compress(params, compose(top_k(sparsity), fake_quant(bits)))
+@functools.partial(jax.jit, static_argnames="bits")
+def together_and_in_turn(params, sparsity, bits):
+    together = compress(params, compose(top_k(sparsity), fake_quant(bits)))
     pruned = compress(params, top_k(sparsity))
-    assert_trees_equal(projection.masks, pruned.masks)
-    assert_trees_equal(
-        projection.params, compress(pruned.params, fake_quant(bits)).params
-    )
+    return together, pruned.masks, compress(pruned.params, fake_quant(bits)).params
+
+
+@given(strategies.trees(), strategies.sparsities(), st.sampled_from([2, 4]))
+def test_compose_prunes_and_then_quantises(params, sparsity, bits):
+    projection, masks, values = together_and_in_turn(params, sparsity, bits)
+    assert_trees_equal(projection.masks, masks)
+    assert_trees_equal(projection.params, values)
     for leaf, mask in zip(*map(jax.tree.leaves, projection), strict=True):
         assert (np.asarray(leaf)[~np.asarray(mask)] == 0).all()
 

@@ -1,4 +1,4 @@
-"""The authors' PyTorch code, step for step: largest difference below 1e-10 in float64."""
+"""The authors' PyTorch code, step for step, within 1e-10 in float64."""
 
 import json
 from pathlib import Path

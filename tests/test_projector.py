@@ -52,7 +52,8 @@ def test_a_stateless_projector_is_its_function():
                 params, jax.tree.map(lambda p: jnp.array(True), params)
             ),
             ValueError,
-            r"wrong must return masks of shape \(3,\) and dtype bool at 'bias', got \(\)",
+            r"wrong must return masks of shape \(3,\) and dtype bool at 'bias', got"
+            r" \(\)",
         ),
     ],
 )

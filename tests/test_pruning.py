@@ -10,19 +10,23 @@ from hypothesis import given
 from cram_jax import compress, keep_pruned, one_of, top_k
 
 
-@given(strategies.trees(), strategies.sparsities())
-def test_pruned_weights_stay_exactly_zero(params, sparsity):
+@jax.jit
+def prune_and_train(params, sparsity):
     pruned, masks = compress(params, top_k(sparsity))
     optimizer = optax.chain(
-        optax.add_decayed_weights(0.1),
-        optax.adam(0.1),
-        keep_pruned(masks),
+        optax.add_decayed_weights(0.1), optax.adam(0.1), keep_pruned(masks)
     )
     state = optimizer.init(pruned)
     for _ in range(2):
         grads = jax.tree.map(jnp.ones_like, pruned)
         updates, state = optimizer.update(grads, state, pruned)
         pruned = optax.apply_updates(pruned, updates)
+    return pruned, masks
+
+
+@given(strategies.trees(), strategies.sparsities())
+def test_pruned_weights_stay_exactly_zero(params, sparsity):
+    pruned, masks = prune_and_train(params, sparsity)
     for leaf, mask in zip(*map(jax.tree.leaves, (pruned, masks)), strict=True):
         assert (np.asarray(leaf)[~np.asarray(mask)] == 0).all()
 
@@ -85,8 +89,10 @@ def test_compress_refuses_what_is_no_projector():
 def test_compress_draws_with_the_key_it_is_given():
     params = {"w": jnp.arange(16.0).reshape(4, 4)}
     projector = one_of(top_k(0.25), top_k(0.75))
-    kept = {
-        int(compress(params, projector, key=jax.random.key(s)).masks["w"].sum())
-        for s in range(8)
-    }
+
+    @jax.jit
+    def count(seed):
+        return compress(params, projector, key=jax.random.key(seed)).masks["w"].sum()
+
+    kept = {int(count(seed)) for seed in range(8)}
     assert kept == {12, 4}

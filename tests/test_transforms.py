@@ -51,11 +51,11 @@ def loss_fn(params, batch):
     return jnp.mean((output - y) ** 2)
 
 
-def run(transformation, steps=3, loss=loss_fn, params=None, jit=False, **extra_args):
+def run(transformation, steps=3, **extra_args):
     """Plain descent along what the transformation gives."""
-    params = make_params() if params is None else params
+    params = make_params()
     state = transformation.init(params)
-    update = jax.jit(transformation.update) if jit else transformation.update
+    update = jax.jit(transformation.update)
     for step in range(steps):
         batch = make_batch(step)
         grads = jax.grad(loss_fn)(params, batch)
@@ -104,8 +104,10 @@ def test_cram_plus_is_the_dense_gradient_plus_cram():
             make(loss_fn, projector, 0.1, key=7, **options)
             for make in (cram, cram_plus)
         )
-        inner, state = one.update(grads, one.init(params), params, batch=batch)
-        both, plus_state = plus.update(grads, plus.init(params), params, batch=batch)
+        inner, state = jax.jit(one.update)(grads, one.init(params), params, batch=batch)
+        both, plus_state = jax.jit(plus.update)(
+            grads, plus.init(params), params, batch=batch
+        )
         chex.assert_trees_all_equal(both, jax.tree.map(jnp.add, grads, inner))
         chex.assert_trees_all_equal(state.compressed_loss, plus_state.compressed_loss)
 
@@ -229,7 +231,7 @@ def test_the_loss_gets_its_arguments_by_name_and_the_rest_of_the_chain_too():
     def neighbour():
         def update(updates, state, params=None, *, weight, value, **extra_args):
             del params
-            assert value == 3.0
+XX
             return jax.tree.map(lambda u: u / weight, updates), state
 
         return optax.GradientTransformationExtraArgs(lambda params: (), update)
@@ -357,7 +359,9 @@ def test_sam_refuses_a_negative_rho():
 def test_update_without_params_is_refused():
     transformation = cram(loss_fn, top_k(0.5))
     params = make_params()
-    with pytest.raises(ValueError, match="cram needs params in update"):
+    with pytest.raises(
+        ValueError, match=r"params must be given to update\(...\), got None"
+    ):
         transformation.update(params, transformation.init(params), batch=make_batch())
 
 
