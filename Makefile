@@ -1,0 +1,42 @@
+# make demo and make test do all of their own set-up; a second call starts at once.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint docs bench constraints clean
+
+demo: $(READY)
+	$(RUN) -m experiments demo
+
+test: $(READY)
+	$(RUN) -m pytest -n 2
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest --doctest-modules --doctest-glob='*.md' cram_jax README.md
+
+bench: $(READY)
+	mkdir -p benchmarks/results
+	$(RUN) -m benchmarks.selection | tee benchmarks/results/selection.txt
+	$(RUN) -m benchmarks.step | tee benchmarks/results/step.txt
+
+# Names, versions and hashes of everything in pyproject.toml, and nothing else.
+constraints: $(READY)
+	$(RUN) -m uv pip compile pyproject.toml --all-extras --universal --upgrade \
+	  --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --no-emit-index-url --quiet --output-file constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, got $$($(PYTHON) --version 2>&1); name one by make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --require-hashes --requirement constraints.txt
+	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
