@@ -1,0 +1,1 @@
+"""What we claim about speed, beside the peers, in one process."""
