@@ -12,6 +12,7 @@ from cram_jax.transforms import CramState, compressed_sam, cram, cram_plus, sam
 from cram_jax.sparsity import n_m, top_k
 from cram_jax.quantization import fake_quant
 from cram_jax.combinators import compose, identity, one_of
+from cram_jax.caching import cached
 from cram_jax.projector import Projection, Projector, stateless
 
 # After training.
@@ -29,6 +30,7 @@ __all__ = [
     "CramState",
     "Projection",
     "Projector",
+    "cached",
     "compose",
     "compress",
     "compressed_sam",

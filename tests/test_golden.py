@@ -53,9 +53,8 @@ class Trace:
         cram, facts = self.meta["cram"], self.meta["steps"][step]
         if self.meta["optimizer_class"] == "SAM":
             return cram_jax.identity()
-        if "straddle" in self.meta["name"] or facts.get("mask_refreshed") is False:
-            # Groups that straddle rows; masks of an earlier step: given, not computed.
-            return given(self.masks(step))
+        if "straddle" in self.meta["name"]:
+            return given(self.masks(step))  # groups across rows, which are not ours
         if "nm" in facts:
             return cram_jax.n_m(*facts["nm"])
         # It keeps k - 1 entries, and fewer under ties: ask for as many as it kept.
@@ -66,7 +65,10 @@ class Trace:
                 scope="layer",
                 where=lambda path, _: path == "fc1/kernel",
             )
-        return cram_jax.top_k(1 - kept / size)
+        projector = cram_jax.top_k(1 - kept / size)
+        if "mask_freq" in cram:
+            return cram_jax.cached(projector, every=cram["mask_freq"])
+        return projector
 
     def transformation(self, projector):
         cram, rho = self.meta["cram"], self.meta["rho"]
@@ -112,20 +114,27 @@ def replay(path):
         ),
     )
     descend_state = descend.init(params)
+    projector_states = {}
     for step in range(trace.meta["n_steps"]):
         seen = []
         projector = trace.projector(step)
 
         def project(params, state, key, projector=projector, seen=seen):
-            seen.append(projector.project(params, state, key)[0])
-            return seen[-1], state
+            projection, state = projector.project(params, state, key)
+            seen.append(projection)
+            return projection, state
 
         transformation = trace.transformation(projector._replace(project=project))
         x, y = (jnp.asarray(trace.arrays[f"s{step}/{name}"]) for name in "xy")
         loss, grads = jax.value_and_grad(loss_fn)(params, x, y)
-        direction, state = transformation.update(
-            grads, transformation.init(params), params, x=x, y=y
+        state = transformation.init(params)
+        # The reference counts the uses of each sparsity by itself, as one_of does.
+        drawn = trace.meta["steps"][step].get("sparsity_chosen")
+        state = state._replace(
+            projector_state=projector_states.get(drawn, state.projector_state)
         )
+        direction, state = transformation.update(grads, state, params, x=x, y=y)
+        projector_states[drawn] = state.projector_state
         updates, descend_state = descend.update(direction, descend_state, params)
         params = optax.apply_updates(params, updates)
 

@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import strategies
+from hypothesis import given
+
+from cram_jax import cached, compress, n_m, one_of, top_k
+
+
+def use(projector, trees, key=None):
+    """Projects the trees in turn; gives the projections and the last state."""
+    state = projector.init(trees[0])
+    keys = [None] * len(trees) if key is None else jax.random.split(key, len(trees))
+    projections = []
+    for tree, k in zip(trees, keys, strict=True):
+        projection, state = projector.project(tree, state, k)
+        projections.append(projection)
+    return projections, state
+
+
+def kernels(count, shape=(5, 7)):
+    return [{"w": jax.random.normal(jax.random.key(i), shape)} for i in range(count)]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_masks_are_those_of_the_last_refresh(every):
+    trees = kernels(7)
+    projections, state = use(cached(top_k(0.6), every=every), trees)
+    for index, (tree, projection) in enumerate(zip(trees, projections, strict=True)):
+        fresh = compress(trees[index - index % every], top_k(0.6))
+        np.testing.assert_array_equal(projection.masks["w"], fresh.masks["w"])
+        expected = jnp.where(fresh.masks["w"], tree["w"], 0)
+        np.testing.assert_array_equal(projection.params["w"], expected)
+    assert int(state.uses) == 7
+
+
+@given(strategies.trees())
+def test_the_first_use_is_the_projector_itself(params):
+    (projection,), _ = use(cached(top_k(0.5), every=20), [params])
+    jax.tree.map(
+        np.testing.assert_array_equal, projection, compress(params, top_k(0.5))
+    )
+
+
+def test_the_state_holds_one_bit_an_entry():
+    params = {"w": jnp.ones((64, 256)), "bias": jnp.ones(3), "scale": jnp.ones(())}
+    state = cached(top_k(0.5), every=20).init(params)
+    assert state.bits["w"].nbytes * 32 == params["w"].nbytes
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.bits)} == {jnp.dtype("uint8")}
+
+
+def test_members_of_one_of_count_their_own_uses():
+    projector = one_of(cached(top_k(0.5), every=2), cached(top_k(0.8), every=2))
+    _, (first, second) = use(projector, kernels(6), jax.random.key(1))
+    assert int(first.uses) + int(second.uses) == 6
+    assert 0 < int(first.uses) < 6
+
+
+def test_what_it_cannot_keep_is_refused():
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        cached(top_k(0.5), every=0)
+    for every in (2.0, True):
+        with pytest.raises(TypeError, match="every must be an integer, got"):
+            cached(top_k(0.5), every=every)
+    with pytest.raises(TypeError, match="projector must be a Projector, got 0.5"):
+        cached(0.5, every=2)
+    with pytest.raises(ValueError, match="m=4 divides the input dimension"):
+        cached(n_m(2, 4), every=2).init(kernels(1)[0])
