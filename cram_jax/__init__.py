@@ -21,7 +21,7 @@ from cram_jax.batch_norm import recalibrate
 from cram_jax.report import sparsity_report
 
 # What projectors are built on.
-from cram_jax.prunable import prunable
+from cram_jax.prunable import all_but, matching, prunable
 from cram_jax.selection import keep_largest
 
 __version__ = "0.1.0"
@@ -30,6 +30,7 @@ __all__ = [
     "CramState",
     "Projection",
     "Projector",
+    "all_but",
     "cached",
     "compose",
     "compress",
@@ -40,6 +41,7 @@ __all__ = [
     "identity",
     "keep_largest",
     "keep_pruned",
+    "matching",
     "n_m",
     "one_of",
     "prunable",

@@ -1,5 +1,6 @@
 """Which leaves a projector may touch."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -69,6 +70,63 @@ def _bools(where: Any, params: Params) -> list[bool]:
         if not isinstance(leaf, bool):
             raise TypeError(f"where must be a tree of bools, got the leaf {leaf!r}")
     return chosen
+
+
+def matching(pattern: str) -> Where:
+    """Leaves of two or more dimensions whose path matches, for ``where``.
+
+    Args:
+      pattern: a regular expression, found anywhere in the path, as ``"^encoder/"``.
+
+    Returns:
+      A function ``(path, leaf) -> bool``.
+
+    Raises:
+      ValueError: the pattern is no regular expression.
+
+    Example:
+      >>> encoder_only = top_k(0.5, scope="layer", where=matching("^encoder/"))
+    """
+    expression = _compiled(pattern)
+
+    def where(path: str, leaf: jax.Array) -> bool:
+        return jnp.ndim(leaf) >= 2 and expression.search(path) is not None
+
+    return where
+
+
+def all_but(pattern: str) -> Where:
+    """Leaves of two or more dimensions whose path does not match, for ``where``.
+
+    Trees do not tell which layer is first or last: name them.
+
+    Args:
+      pattern: a regular expression, found anywhere in the path.
+
+    Returns:
+      A function ``(path, leaf) -> bool``.
+
+    Raises:
+      ValueError: the pattern is no regular expression.
+
+    Example:
+      >>> but_first_and_last = top_k(0.9, where=all_but("^(stem|head)/"))
+    """
+    expression = _compiled(pattern)
+
+    def where(path: str, leaf: jax.Array) -> bool:
+        return jnp.ndim(leaf) >= 2 and expression.search(path) is None
+
+    return where
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"pattern must be a regular expression, got {pattern!r}: {error}"
+        ) from error
 
 
 def project_prunable(

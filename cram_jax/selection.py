@@ -124,7 +124,7 @@ def _places_from_the_end(arrays: Arrays, start: jax.Array) -> list[jax.Array]:
     after = sum(array.size for array in arrays)
     for array in arrays:
         after -= array.size
-        place = jnp.full_like(array, start + (after + array.size - 1), start.dtype)
+        place = jnp.zeros_like(array, start.dtype) + (start + (after + array.size - 1))
         stride = 1
         for axis in reversed(range(array.ndim)):
             along = jax.lax.broadcasted_iota(start.dtype, array.shape, axis)

@@ -59,7 +59,8 @@ def cram(
     ``projector`` in ``static_args``. Accumulate gradients inside ``loss_fn``:
     `optax.MultiSteps` would keep the compressed gradient of one micro-batch alone.
 
-    A gradient that is not finite passes through as it is, for `optax.apply_if_finite`.
+    A gradient that is not finite passes through as it is. `optax.apply_if_finite` looks
+    at what comes in: put it behind `cram`, and it sees the compressed pass too.
 
     Args:
       loss_fn: ``loss_fn(params, ...) -> scalar``, or ``(scalar, aux)`` with

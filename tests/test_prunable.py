@@ -3,7 +3,7 @@ import re
 import jax.numpy as jnp
 import pytest
 
-from cram_jax import prunable
+from cram_jax import all_but, matching, prunable
 
 PARAMS = {"bias": jnp.zeros(3), "layers": [jnp.zeros((2, 2)), jnp.zeros(())]}
 
@@ -56,3 +56,25 @@ def test_a_chosen_integer_leaf_is_refused_and_another_is_not_looked_at():
     with pytest.raises(TypeError, match=r"params\['steps'\] has dtype int32, expected"):
         prunable(params)
     assert prunable(params, lambda path, leaf: path == "kernel") == [True, False]
+
+
+NETWORK = {
+    "encoder": [{"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}] * 2,
+    "head": {"kernel": jnp.zeros((2, 2))},
+    "stem": {"kernel": jnp.zeros((2, 2))},
+}
+
+
+def test_leaves_are_chosen_by_their_path():
+    assert prunable(NETWORK, matching("^encoder/")) == [False, True] * 2 + [False] * 2
+    assert (
+        prunable(NETWORK, all_but("^(stem|head)/")) == [False, True] * 2 + [False] * 2
+    )
+    assert prunable(NETWORK, matching("1/kernel")) == [False] * 3 + [True] + [False] * 2
+
+
+@pytest.mark.parametrize("helper", [matching, all_but])
+@pytest.mark.parametrize("pattern", ["(", None])
+def test_a_pattern_that_is_no_expression_is_refused(helper, pattern):
+    with pytest.raises(ValueError, match="pattern must be a regular expression, got"):
+        helper(pattern)
