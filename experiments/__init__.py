@@ -1,0 +1,1 @@
+"""What people run: models, data, training and evaluation with cram_jax."""

@@ -1,0 +1,111 @@
+"""The command line: ``python -m experiments train|compress|evaluate|demo``."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments import commands
+from experiments.config import Config
+from experiments.configs import CONFIGS
+from experiments.errors import UserError
+
+ChosenConfig = tyro.extras.subcommand_type_from_defaults(CONFIGS)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network from one of our configurations."""
+
+    config: Annotated[ChosenConfig, tyro.conf.arg(name="")]
+    """The configuration; its fields can be set by name."""
+    run: Path | None = None
+    """The run's directory; by default runs/NAME-METHOD-seedSEED."""
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps its data; by default the user's cache."""
+    resume: bool = False
+    """Go on from the last checkpoint."""
+    overwrite: bool = False
+    """Remove an earlier run in the directory."""
+
+
+@dataclass(frozen=True)
+class Compress:
+    """Compress a trained model in one shot and store the result."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of the run."""
+    projector: str
+    """The target: k90 (90 % zeros), 2:4, 4bit, or several, such as k90+4bit."""
+    out: Path | None = None
+    """Directory of the compressed model; by default RUN/compressed/PROJECTOR."""
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps its data; by default the user's cache."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Compress a trained model to many targets; print accuracies."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of the run, or of a compressed model."""
+    targets: tuple[str, ...] = ()
+    """What to compress to; by default the targets of the run's configuration."""
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps its data; by default the user's cache."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train SGD, SAM and CrAM+ on digits, prune, compare: about a minute."""
+
+    run: Path = Path("runs/demo")
+    """Where results, picture and models go."""
+    seeds: int = 3
+    """Runs of every method."""
+    epochs: int | None = None
+    """Epochs of CrAM+ and SAM (SGD trains twice as long); by default the recipe's."""
+    data_dir: Path | None = None
+    """Where the prepared data are kept; by default the user's cache."""
+
+
+Command = tyro.conf.OmitSubcommandPrefixes[
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Compress, tyro.conf.subcommand("compress")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
+]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    try:
+        command = tyro.cli(
+            Command,
+            prog="python -m experiments",
+            description=__doc__,
+            args=arguments,
+            config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff),
+        )
+        match command:
+            case Train(Config() as config, run, data_dir, resume, overwrite):
+                commands.train(config, run, data_dir, resume, overwrite)
+            case Compress(run, projector, out, data_dir):
+                commands.compress(run, projector, out, data_dir)
+            case Evaluate(run, targets, data_dir):
+                commands.evaluate(run, targets, data_dir)
+            case Demo(run, seeds, epochs, data_dir):
+                commands.demo(run, seeds, epochs, data_dir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; train goes on with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

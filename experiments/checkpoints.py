@@ -1,0 +1,97 @@
+"""Save, restore, resume: a run directory's checkpoints, by orbax."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from experiments.config import Config, from_dict, to_dict
+from experiments.errors import RunError
+
+logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+def save_config(run: Path, config: Config) -> None:
+    """Writes ``config.json``."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load_config(run: Path) -> Config:
+    """Reads ``config.json``.
+
+    Raises:
+      RunError: there is none.
+    """
+    path = run / "config.json"
+    if not path.exists():
+        raise RunError(f"{run} is not a run: it has no config.json")
+    return from_dict(json.loads(path.read_text()))
+
+
+def manager(run: Path) -> ocp.CheckpointManager:
+    """The training checkpoints of a run, named by their step; the last two are kept."""
+    return ocp.CheckpointManager(
+        (run / "checkpoints").absolute(),
+        options=ocp.CheckpointManagerOptions(max_to_keep=2),
+    )
+
+
+def save(checkpoints: ocp.CheckpointManager, state: Any) -> None:
+    """Saves a training state under its step.
+
+    The state is all that a run needs to go on: the position in the data follows from
+    the step and the seed of the configuration.
+    """
+    checkpoints.save(int(state.step), args=ocp.args.StandardSave(state))
+    # The step to come may reuse the memory of this state.
+    checkpoints.wait_until_finished()
+
+
+def restore(checkpoints: ocp.CheckpointManager, like: Any) -> Any:
+    """Restores the last training state; its structure is that of ``like``.
+
+    Raises:
+      RunError: there is no checkpoint.
+    """
+    step = checkpoints.latest_step()
+    if step is None:
+        raise RunError(f"{checkpoints.directory} holds no checkpoint")
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    return checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
+
+
+def save_model(run: Path, config: Config, params: Any, batch_stats: Any) -> None:
+    """Saves a model without its training state, in a run directory of its own."""
+    save_config(run, config)
+    model = {"params": params, "batch_stats": batch_stats}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((run / "model").absolute(), model, force=True)
+
+
+def load_model(run: Path, like: Any) -> tuple[Any, Any]:
+    """Reads the model of a run: what `save_model` wrote, or the last checkpoint.
+
+    Args:
+      run: the run's directory.
+      like: the training state of such a run, arrays or their shapes.
+
+    Returns:
+      The parameters and the batch statistics.
+
+    Raises:
+      RunError: there is neither.
+    """
+    if (run / "model").exists():
+        abstract = {"params": like.params, "batch_stats": like.batch_stats}
+        with ocp.StandardCheckpointer() as checkpointer:
+            model = checkpointer.restore((run / "model").absolute(), abstract)
+        return model["params"], model["batch_stats"]
+    if not (run / "checkpoints").exists():
+        raise RunError(f"{run} holds no checkpoint; train it with --resume")
+    with manager(run) as checkpoints:
+        state = restore(checkpoints, like)
+    return state.params, state.batch_stats

@@ -1,0 +1,6 @@
+"""The runs we publish, one a file."""
+
+from experiments.config import Config
+from experiments.configs import cifar10, digits
+
+CONFIGS: dict[str, Config] = {"digits": digits.config, "cifar10": cifar10.config}

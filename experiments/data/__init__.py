@@ -1,0 +1,1 @@
+"""Data sets, read through tensorflow-datasets without TensorFlow."""

@@ -1,0 +1,21 @@
+"""Errors that the user can put right: the command line prints their message alone."""
+
+
+class UserError(Exception):
+    """Something the user can put right; the message says how."""
+
+
+class ConfigError(UserError, ValueError):
+    """A value in a configuration is not allowed."""
+
+
+class DatasetMissing(UserError):
+    """A data set is not where it was looked for."""
+
+
+class RunError(UserError):
+    """A run directory is not what was asked for."""
+
+
+class NonFiniteLoss(UserError):
+    """The loss of a step is infinite or not a number."""

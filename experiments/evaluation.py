@@ -1,0 +1,118 @@
+"""One model, many targets: accuracy as pruned and after recalibration."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+
+import cram_jax
+from experiments.config import Config
+from experiments.data.images import Batch, Dataset, Images
+from experiments.targets import projector, sparsity
+from experiments.tasks.classification import Task
+
+
+class Accuracy(NamedTuple):
+    """Accuracy of one model on one target, in per cent.
+
+    Attributes:
+      target: its name, such as ``k90``.
+      pruned: with the statistics of the dense model.
+      recalibrated: with batch-norm statistics of the compressed one.
+    """
+
+    target: str
+    pruned: float
+    recalibrated: float
+
+
+class Evaluation(NamedTuple):
+    """Compiled functions, shared by all the models of one shape.
+
+    Attributes:
+      compress: ``(params, target) -> Projection``, in one shot.
+      recalibrate: ``(params, batch_stats) -> batch_stats``.
+      accuracy: ``(params, batch_stats) -> float``, in per cent.
+    """
+
+    compress: Callable[[Any, str], cram_jax.Projection]
+    recalibrate: Callable[[Any, Any], Any]
+    accuracy: Callable[[Any, Any], float]
+
+
+def make_evaluation(config: Config, data: Dataset, task: Task) -> Evaluation:
+    """Prepares an evaluation.
+
+    Args:
+      config: sizes of the batches, number of calibration images.
+      data: calibration images are the first of ``train``; ``evaluation`` is judged.
+      task: the model.
+
+    Returns:
+      The functions; each compiles at first use.
+    """
+    compressors: dict[str, Callable[[Any], cram_jax.Projection]] = {}
+
+    @jax.jit
+    def prune(params: Any, share: float) -> cram_jax.Projection:
+        """One compilation for every sparsity."""
+        return cram_jax.compress(params, cram_jax.top_k(share))
+
+    def compress(params: Any, target: str) -> cram_jax.Projection:
+        share = sparsity(target)
+        if share is not None:
+            return prune(params, share)
+        if target not in compressors:
+            chosen = partial(cram_jax.compress, projector=projector(target))
+            compressors[target] = jax.jit(chosen)
+        return compressors[target](params)
+
+    @jax.jit
+    def training_pass(params: Any, batch_stats: Any, batch: Batch) -> Any:
+        return task.loss_fn(params, batch_stats, batch)[1]
+
+    def recalibrate(params: Any, batch_stats: Any) -> Any:
+        return cram_jax.recalibrate(
+            partial(training_pass, params),
+            batch_stats,
+            _calibration_batches(config, data.train),
+        )
+
+    def accuracy(params: Any, batch_stats: Any) -> float:
+        return task.evaluate(params, batch_stats, data.evaluation)["accuracy"]
+
+    return Evaluation(compress, recalibrate, accuracy)
+
+
+def evaluate_targets(
+    evaluation: Evaluation, params: Any, batch_stats: Any, targets: Sequence[str]
+) -> Iterator[Accuracy]:
+    """Compresses one model to every target and judges it, before and after.
+
+    Args:
+      evaluation: from `make_evaluation`.
+      params: of the dense model.
+      batch_stats: of the dense model.
+      targets: their names.
+
+    Yields:
+      One entry a target, in order.
+    """
+    for target in targets:
+        compressed = evaluation.compress(params, target).params
+        statistics = evaluation.recalibrate(compressed, batch_stats)
+        yield Accuracy(
+            target,
+            evaluation.accuracy(compressed, batch_stats),
+            evaluation.accuracy(compressed, statistics),
+        )
+
+
+def _calibration_batches(config: Config, images: Images) -> Iterator[Batch]:
+    """Whole batches, as every one counts alike."""
+    count = min(config.data.calibration, len(images.labels))
+    size = min(config.data.evaluation_batch, count)
+    for begin in range(0, count - size + 1, size):
+        chosen = slice(begin, begin + size)
+        yield {"image": images.images[chosen], "label": images.labels[chosen]}

@@ -1,0 +1,174 @@
+"""Tables and plots from stored results, and how results are stored."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from experiments import targets
+from experiments.config import Config, to_dict
+from experiments.evaluation import Accuracy
+
+Results = dict[str, Any]
+"""What ``results.json`` holds; `new_results` and `add_run` say what that is."""
+
+PACKAGES = ("cram-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def new_results(names: Sequence[str]) -> Results:
+    """Results without runs: the targets, the versions and the machine."""
+    return {
+        "targets": list(names),
+        "versions": {"python": platform.python_version()} | _versions(),
+        "machine": {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "backend": jax.default_backend(),
+            "device": jax.devices()[0].device_kind,
+        },
+        "seconds": 0.0,
+        "methods": {},
+    }
+
+
+def add_run(
+    results: Results,
+    method: str,
+    config: Config,
+    accuracies: Sequence[Accuracy],
+    seconds: float,
+) -> None:
+    """Adds one run: its configuration, its accuracies (per cent) and its time."""
+    entry = results["methods"].setdefault(method, {"runs": []})
+    entry["runs"].append(
+        {
+            "seed": config.seed,
+            "seconds": round(seconds, 2),
+            "pruned": {a.target: a.pruned for a in accuracies},
+            "recalibrated": {a.target: a.recalibrated for a in accuracies},
+            "config": to_dict(config),
+        }
+    )
+
+
+def save_results(results: Results, path: Path) -> None:
+    """Writes the results as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def load_results(path: Path) -> Results:
+    """Reads what `save_results` wrote."""
+    return json.loads(path.read_text())
+
+
+def summarize(
+    results: Results, method: str, kind: str, target: str
+) -> tuple[float, float]:
+    """Mean and standard deviation over the runs of a method.
+
+    Args:
+      results: the results.
+      method: its name in the results.
+      kind: ``pruned`` or ``recalibrated``.
+      target: a target.
+
+    Returns:
+      Mean and sample standard deviation, in per cent; the latter is 0 for one run.
+    """
+    values = [run[kind][target] for run in results["methods"][method]["runs"]]
+    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return float(np.mean(values)), float(spread)
+
+
+def cell(results: Results, method: str, kind: str, target: str) -> str:
+    """Mean and standard deviation as text: ``98.2 ± 0.3``."""
+    mean, spread = summarize(results, method, kind, target)
+    several = len(results["methods"][method]["runs"]) > 1
+    return f"{mean:.1f} ± {spread:.1f}" if several else f"{mean:.1f}"
+
+
+def accuracy_table(results: Results, title: str) -> Table:
+    """One row a target; every method as pruned and after recalibration."""
+    methods = list(results["methods"])
+    best = {target: _best(results, target) for target in results["targets"]}
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("target", no_wrap=True)
+    for method in methods:
+        table.add_column(f"{method}\nas pruned", justify="right", style="dim")
+        table.add_column(f"{method}\nrecalibrated", justify="right")
+    for target in results["targets"]:
+        row = [targets.label(target)]
+        for method in methods:
+            row.append(cell(results, method, "pruned", target))
+            text = cell(results, method, "recalibrated", target)
+            wins = len(methods) > 1 and method == best[target]
+            row.append(f"[bold]{text}[/]" if wins else text)
+        table.add_row(*row)
+    return table
+
+
+def plot_accuracy(results: Results, path: Path, title: str) -> None:
+    """Draws accuracy against sparsity: a line a method, a band for the deviation.
+
+    Args:
+      results: the results; targets that are not sparsity alone are left out.
+      path: the image, PNG by its ending.
+      title: of the picture.
+    """
+    names = [n for n in results["targets"] if targets.sparsity(n) is not None]
+    sparsities = [100 * targets.sparsity(name) for name in names]
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    for index, method in enumerate(results["methods"]):
+        for kind, line in (("recalibrated", "-o"), ("pruned", ":")):
+            mean, spread = np.transpose(
+                [summarize(results, method, kind, name) for name in names]
+            )
+            after = kind == "recalibrated"
+            axes.plot(
+                sparsities,
+                mean,
+                line,
+                color=f"C{index}",
+                alpha=1.0 if after else 0.6,
+                label=method if after else f"{method}, no recalibration",
+            )
+            if after:
+                low, high = mean - spread, np.minimum(mean + spread, 100)
+                axes.fill_between(
+                    sparsities, low, high, color=f"C{index}", alpha=0.15, linewidth=0
+                )
+    axes.set(xlabel="weights set to zero (%)", ylabel="accuracy (%)", title=title)
+    axes.set_xticks(sparsities)
+    axes.set_ylim(0, 102)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small", loc="lower left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _best(results: Mapping[str, Any], target: str) -> str:
+    return max(
+        results["methods"],
+        key=lambda method: summarize(results, method, "recalibrated", target)[0],
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions

@@ -1,0 +1,99 @@
+"""Image classification with a residual network."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from experiments.config import Config
+from experiments.data.augment import augment
+from experiments.data.images import Batch, Dataset, Images, evaluation_batches
+from experiments.models.resnet import ResNet
+
+
+class Task(NamedTuple):
+    """What a network learns, as pure functions of plain trees.
+
+    Attributes:
+      init: ``seed -> (params, batch_stats)``.
+      augment: ``(key, batch) -> batch``, the random part of a training step.
+      loss_fn: ``(params, batch_stats, batch) -> (loss, batch_stats)``, training mode.
+      evaluate: ``(params, batch_stats, images) -> {"accuracy", "loss"}``; the accuracy
+        is in per cent, over every image.
+    """
+
+    init: Callable[[int], tuple[Any, Any]]
+    augment: Callable[[jax.Array, Batch], Batch]
+    loss_fn: Callable[..., tuple[jax.Array, Any]]
+    evaluate: Callable[[Any, Any, Images], dict[str, float]]
+
+
+def classification(config: Config, data: Dataset) -> Task:
+    """The task of a configuration.
+
+    Args:
+      config: the model, the augmentation, the label smoothing.
+      data: for the shape of its images, its classes and its statistics.
+
+    Returns:
+      The task.
+    """
+    graph = nnx.graphdef(nnx.eval_shape(lambda: _network(config, data, 0)))
+
+    @jax.jit
+    def init(seed: int) -> tuple[Any, Any]:
+        _, params, batch_stats = nnx.split(
+            _network(config, data, seed), nnx.Param, nnx.BatchStat
+        )
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+    def forward(
+        params: Any, batch_stats: Any, images: jax.Array, training: bool
+    ) -> tuple[jax.Array, Any]:
+        model = nnx.merge(graph, params, batch_stats, copy=True)
+        images = (images.astype(jnp.float32) - data.mean) / data.std
+        logits = model(images, training=training)
+        return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    def loss_fn(params: Any, batch_stats: Any, batch: Batch) -> tuple[jax.Array, Any]:
+        logits, batch_stats = forward(params, batch_stats, batch["image"], True)
+        labels = jax.nn.one_hot(batch["label"], data.classes)
+        labels = optax.smooth_labels(labels, config.label_smoothing)
+        return optax.softmax_cross_entropy(logits, labels).mean(), batch_stats
+
+    @jax.jit
+    def totals(params: Any, batch_stats: Any, batch: Batch) -> dict[str, jax.Array]:
+        logits, _ = forward(params, batch_stats, batch["image"], False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        correct = logits.argmax(axis=-1) == batch["label"]
+        return {
+            "accuracy": jnp.sum(100 * correct * batch["weight"]),
+            "loss": jnp.sum(losses * batch["weight"]),
+        }
+
+    def evaluate(params: Any, batch_stats: Any, images: Images) -> dict[str, float]:
+        batches = evaluation_batches(images, config.data.evaluation_batch)
+        sums = [totals(params, batch_stats, batch) for batch in batches]
+        count = len(images.labels)
+        return {name: float(sum(s[name] for s in sums)) / count for name in sums[0]}
+
+    def augment_batch(key: jax.Array, batch: Batch) -> Batch:
+        images = augment(
+            key, batch["image"], shift=config.data.shift, flip=config.data.flip
+        )
+        return batch | {"image": images}
+
+    return Task(init, augment_batch, loss_fn, evaluate)
+
+
+def _network(config: Config, data: Dataset, seed: int) -> ResNet:
+    return ResNet(
+        config.model.widths,
+        config.model.blocks,
+        channels=data.train.images.shape[-1],
+        classes=data.classes,
+        rngs=nnx.Rngs(jax.random.key(seed)),
+    )

@@ -1,0 +1,209 @@
+"""Training: the state, the step, the loop."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.progress import Progress
+
+from experiments import checkpoints
+from experiments.config import Config, differences
+from experiments.data.images import Batch, Dataset, training_batches
+from experiments.errors import NonFiniteLoss, RunError
+from experiments.metrics import Metrics
+from experiments.optimizers import learning_rate, make_optimizer
+from experiments.tasks.classification import Task
+
+
+class TrainState(NamedTuple):
+    """All that changes in a run.
+
+    Attributes:
+      step: int32 scalar, the number of steps taken.
+      params: the parameters.
+      batch_stats: running statistics of batch normalisation.
+      opt_state: state of the optimiser.
+      key: PRNG key of the run, for augmentation; it stays the same.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    key: jax.Array
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def total_steps(config: Config, data: Dataset) -> int:
+    """Steps of a whole run."""
+    return config.epochs * steps_per_epoch(config, data)
+
+
+def steps_per_epoch(config: Config, data: Dataset) -> int:
+    """Whole batches among the training images."""
+    return len(data.train.labels) // config.data.batch_size
+
+
+def init_state(config: Config, data: Dataset, task: Task) -> TrainState:
+    """The state before the first step, a function of the configuration's seed."""
+    steps = total_steps(config, data)
+    optimizer = make_optimizer(config.optimizer, task.loss_fn, steps, config.seed)
+    params, batch_stats = task.init(config.seed)
+    return TrainState(
+        step=jnp.zeros([], jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        key=jax.random.key(config.seed),
+    )
+
+
+def make_train_step(config: Config, data: Dataset, task: Task) -> TrainStep:
+    """Compiles the training step. It serves every seed, and reuses the state's memory.
+
+    Args:
+      config: for the optimiser.
+      data: for the length of the schedule.
+      task: for the loss.
+
+    Returns:
+      ``(state, batch) -> (state, metrics)``.
+    """
+    steps = total_steps(config, data)
+    optimizer = make_optimizer(config.optimizer, task.loss_fn, steps)
+    schedule = learning_rate(config.optimizer, steps)
+    gradient_fn = jax.value_and_grad(task.loss_fn, has_aux=True)
+
+    def train_step(
+        state: TrainState, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        batch = task.augment(jax.random.fold_in(state.key, state.step), batch)
+        inputs = {"batch_stats": state.batch_stats, "batch": batch}
+        (loss, batch_stats), grads = gradient_fn(state.params, **inputs)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, **inputs
+        )
+        params = optax.apply_updates(state.params, updates)
+
+        metrics = {"loss": loss, "learning_rate": schedule(state.step)}
+        compressed = optax.tree.get(opt_state, "compressed_loss")
+        if compressed is not None:
+            metrics["compressed_loss"] = compressed
+        return TrainState(
+            state.step + 1, params, batch_stats, opt_state, state.key
+        ), metrics
+
+    return jax.jit(train_step, donate_argnames="state")
+
+
+def train(
+    config: Config,
+    run: Path,
+    data: Dataset,
+    task: Task,
+    progress: Progress,
+    *,
+    train_step: TrainStep | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> TrainState:
+    """Trains a network and leaves everything about it in a run directory.
+
+    Args:
+      config: the run.
+      run: its directory: config.json, metrics.jsonl, TensorBoard events, checkpoints.
+      data: the images.
+      task: what to learn.
+      progress: where to show progress.
+      train_step: from `make_train_step`, to share a compilation among seeds.
+      resume: go on from the last checkpoint; the result is the same, bit for bit, as
+        that of a run that was never stopped.
+      overwrite: remove what the directory holds.
+
+    Returns:
+      The last state.
+
+    Raises:
+      RunError: the directory holds a run, or not the one to resume.
+      NonFiniteLoss: the loss is infinite or not a number.
+    """
+    _claim(run, config, resume=resume, overwrite=overwrite)
+    steps, epoch = total_steps(config, data), steps_per_epoch(config, data)
+    train_step = train_step or make_train_step(config, data, task)
+    state = init_state(config, data, task)
+    with checkpoints.manager(run) as manager:
+        if resume and manager.latest_step() is not None:
+            state = checkpoints.restore(manager, state)
+        start = int(state.step)
+        bar = progress.add_task(run.name, total=steps, completed=start, note="")
+        batches = training_batches(
+            data.train, config.data.batch_size, config.seed, start, steps
+        )
+        with Metrics(run, start) as metrics:
+            pending = []
+            for step, batch in enumerate(batches, start + 1):
+                state, values = train_step(state, batch)
+                pending.append(values)
+
+                if step % config.log_every == 0 or step % epoch == 0 or step == steps:
+                    averages = _fetch(pending, step)
+                    metrics.write(step, averages | {"epoch": step / epoch})
+                    note = f"loss {averages['loss']:.3f}"
+                    progress.update(bar, completed=step, note=note)
+                    pending = []
+                if _due(step, config.evaluate_every * epoch, steps):
+                    result = task.evaluate(
+                        state.params, state.batch_stats, data.evaluation
+                    )
+                    metrics.write(step, {f"eval_{k}": v for k, v in result.items()})
+                if _due(step, config.checkpoint_every * epoch, steps):
+                    checkpoints.save(manager, state)
+        progress.remove_task(bar)
+    return state
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+def _fetch(pending: list[dict[str, jax.Array]], step: int) -> dict[str, float]:
+    """Averages of the steps since the last fetch, the last of which is ``step``."""
+    values = jax.device_get(pending)
+    for index, value in enumerate(values, step - len(values) + 1):
+        if not math.isfinite(value["loss"]):
+            raise NonFiniteLoss(
+                f"the loss is {value['loss']} at step {index}; a lower learning rate "
+                f"or rho may help"
+            )
+    return {
+        name: float(sum(value[name] for value in values) / len(values))
+        for name in values[0]
+    }
+
+
+def _claim(run: Path, config: Config, *, resume: bool, overwrite: bool) -> None:
+    if resume:
+        changed = differences(config, checkpoints.load_config(run))
+        if changed:
+            raise RunError(
+                f"{run} was started with another {', '.join(changed)}; resume it with "
+                f"the configuration in its config.json"
+            )
+        return
+    if run.exists() and any(run.iterdir()):
+        if not overwrite:
+            raise RunError(
+                f"{run} is not empty: go on with --resume, start anew with "
+                f"--overwrite, or choose another --run"
+            )
+        if not (run / "config.json").exists():
+            raise RunError(f"{run} is no run: remove it yourself")
+        shutil.rmtree(run)
+    checkpoints.save_config(run, config)

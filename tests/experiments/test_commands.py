@@ -1,0 +1,128 @@
+"""The command line, from end to end, in this process."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import checkpoints
+from experiments.__main__ import main
+from experiments.config import ModelConfig, from_dict
+from experiments.configs import digits
+from experiments.report import load_results
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+TINY = "--epochs 1 --model.widths 4 --model.blocks 1 --optimizer.targets k50"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def run(data_dir, tmp_path_factory):
+    """A tiny trained model."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    assert (
+        main(f"train digits --run {run} --data-dir {data_dir}".split() + TINY.split())
+        == 0
+    )
+    return run
+
+
+def test_train_then_resume_does_nothing_more(run, data_dir, capsys):
+    command = f"train digits --run {run} --data-dir {data_dir} {TINY}".split()
+    assert main([*command, "--resume"]) == 0
+    assert "20 steps" in capsys.readouterr().out
+    assert main(command) == 1
+    assert "is not empty: go on with --resume" in capsys.readouterr().err
+
+
+def test_compress_stores_a_model_that_evaluates_the_same(run, data_dir, capsys):
+    assert main(f"compress {run} --projector k90 --data-dir {data_dir}".split()) == 0
+    text = capsys.readouterr().out
+    assert "stem/conv/kernel" in text
+    compressed = run / "compressed" / "k90"
+    stored = json.loads((compressed / "compression.json").read_text())
+    assert main(f"evaluate {compressed} --data-dir {data_dir}".split()) == 0
+    results = json.loads((compressed / "evaluation.json").read_text())
+    (again,) = results["methods"]["cram_plus"]["runs"]
+    assert again["pruned"] == {"dense": stored["accuracy"]}
+
+
+def test_evaluate_prints_a_table(run, data_dir, capsys):
+    command = f"evaluate {run} --targets dense k50 --data-dir {data_dir}".split()
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "recalibrated" in text
+    assert "50 %" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("evaluate nowhere", "nowhere is not a run"),
+        ("compress nowhere --projector 90", "target '90' is unknown"),
+        ("train cifar10 --data-dir nowhere", "cifar10 is not in nowhere"),
+        ("demo --seeds 0", "seeds must be at least 1, got 0"),
+    ],
+)
+def test_what_the_user_can_put_right_is_one_message(
+    command, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train digits --optimizer.radius 1", "Unrecognized options"),
+        ("train digits --optimizer.rho -1", "rho must be at least 0"),
+        ("train digits --optimizer.method adam", "invalid choice"),
+        ("train mnist", "mnist"),
+    ],
+)
+def test_the_parser_refuses_what_it_does_not_know(command, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(command.split())
+    assert exit_info.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.out + captured.err
+
+
+def test_a_tiny_demo_compares_three_methods(data_dir, tmp_path, capsys, monkeypatch):
+    """All of the demo but its size: a smaller network, fewer targets."""
+    optimizer = dataclasses.replace(digits.config.optimizer, targets=("k50", "k90"))
+    model = ModelConfig(widths=(4,), blocks=(1,))
+    small = dataclasses.replace(digits.config, model=model, optimizer=optimizer)
+    monkeypatch.setattr(digits, "config", small)
+    out = tmp_path / "demo"
+    command = f"demo --seeds 1 --epochs 1 --run {out} --data-dir {data_dir}"
+    assert main(command.split()) == 0
+    assert "Try next" in capsys.readouterr().out
+    results = load_results(out / "results.json")
+    assert list(results["methods"]) == ["SGD", "SAM", "CrAM+"]
+    assert (out / "accuracy_vs_sparsity.png").exists()
+    sgd = results["methods"]["SGD"]["runs"][0]["config"]
+    assert (sgd["epochs"], sgd["optimizer"]["method"]) == (2, "sgd")
+    assert checkpoints.load_config(out / "sgd-seed0") == from_dict(sgd)
+
+
+def test_the_package_is_a_program():
+    finished = subprocess.run(
+        [sys.executable, "-m", "experiments", "evaluate", "nowhere"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 1
+    assert finished.stderr == "error: nowhere is not a run: it has no config.json\n"

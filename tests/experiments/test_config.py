@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from experiments.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    differences,
+    from_dict,
+    to_dict,
+)
+from experiments.configs import CONFIGS
+from experiments.errors import ConfigError
+from experiments.targets import label, projector, sparsity
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_configuration_survives_json(config):
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Config(epochs=0), "epochs must be at least 1, got 0"),
+        (lambda: Config(seed=-1), "seed must be at least 0, got -1"),
+        (lambda: Config(label_smoothing=1.0), "label_smoothing must be"),
+        (lambda: Config(targets=("k90", "half")), "target 'half' is unknown"),
+        (lambda: DataConfig(batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: DataConfig(shift=-1), "shift must be at least 0, got -1"),
+        (lambda: ModelConfig(widths=()), "widths must be"),
+        (lambda: ModelConfig(widths=(4, 8), blocks=(1,)), "blocks must be one a stage"),
+        (lambda: OptimizerConfig(method="adam"), "method must be one of sgd, sam"),
+        (lambda: OptimizerConfig(rho=-0.1), "rho must be at least 0, got -0.1"),
+        (lambda: OptimizerConfig(momentum=1.0), "momentum must be"),
+        (lambda: OptimizerConfig(targets=()), "targets must be at least one"),
+        (lambda: OptimizerConfig(targets=("k100",)), "target 'k100': sparsity"),
+        (lambda: OptimizerConfig(targets=("5:4",)), "target '5:4': n must"),
+        (lambda: OptimizerConfig(targets=("1bit",)), "target '1bit': bits"),
+        (lambda: from_dict({"epoch": 3}), "Config has no 'epoch'"),
+        (lambda: from_dict({"data": {"batch": 3}}), "DataConfig has no 'batch'"),
+    ],
+)
+def test_what_is_wrong_is_named(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_differences_are_named_by_their_path():
+    other = Config(epochs=3, optimizer=OptimizerConfig(rho=0.5))
+    assert differences(Config(), other) == ["optimizer.rho", "epochs"]
+
+
+@pytest.mark.parametrize(
+    ("target", "projector_label", "text", "share"),
+    [
+        ("dense", "identity()", "dense", 0.0),
+        ("k90", "top_k(0.9)", "90 %", 0.9),
+        ("k97.5", "top_k(0.975)", "97.5 %", 0.975),
+        ("k7", "top_k(0.07)", "7 %", 0.07),
+        ("2:4", "n_m(2, 4)", "2:4", None),
+        ("4bit", "fake_quant(4)", "4-bit", None),
+        (
+            "k90+4bit",
+            "compose(top_k(0.9), fake_quant(4))",
+            "90 % + 4-bit",
+            None,
+        ),
+    ],
+)
+def test_targets_read_as_the_paper_writes_them(target, projector_label, text, share):
+    assert projector(target).label == projector_label
+    assert label(target) == text
+    assert sparsity(target) == share

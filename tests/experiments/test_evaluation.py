@@ -1,0 +1,68 @@
+import jax
+import numpy as np
+import pytest
+
+from experiments.data.images import Images
+from experiments.evaluation import evaluate_targets, make_evaluation
+from experiments.targets import projector
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 23])
+def test_accuracy_counts_every_image_and_no_other(count, data, task):
+    images = Images(*(leaf[:count] for leaf in data.evaluation))
+    params, batch_stats = task.init(3)
+    together = task.evaluate(params, batch_stats, images)
+    alone = [
+        task.evaluate(
+            params, batch_stats, Images(*(leaf[i : i + 1] for leaf in images))
+        )
+        for i in range(count)
+    ]
+    for name in ("accuracy", "loss"):
+        expected = np.mean([one[name] for one in alone])
+        np.testing.assert_allclose(together[name], expected, rtol=1e-5)
+
+
+def test_the_table_has_every_target_before_and_after(config, data, task):
+    params, batch_stats = task.init(0)
+    evaluation = make_evaluation(config, data, task)
+    rows = list(evaluate_targets(evaluation, params, batch_stats, config.targets))
+    assert [row.target for row in rows] == ["dense", "k50", "2:4"]
+    dense = task.evaluate(params, batch_stats, data.evaluation)["accuracy"]
+    assert rows[0].pruned == dense
+    assert all(0 <= row.recalibrated <= 100 for row in rows)
+
+
+@pytest.mark.parametrize("target", ["k70.5", "k50+3bit"])
+def test_compiled_compression_is_that_of_the_library(target, config, data, task):
+    params, _ = task.init(0)
+    chosen = projector(target)
+    (expected, masks), _ = jax.jit(chosen.project)(params, chosen.init(params), None)
+    ours = make_evaluation(config, data, task).compress(params, target)
+    jax.tree.map(np.testing.assert_array_equal, ours.masks, masks)
+    # Rounding to levels divides by a scale, which compilers reorder.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+        ours.params,
+        expected,
+    )
+
+
+def test_recalibration_averages_the_statistics_of_the_first_images(config, data, task):
+    """The stem's statistics, by hand: one convolution of 16 images in two batches."""
+    params, batch_stats = task.init(0)
+    statistics = make_evaluation(config, data, task).recalibrate(params, batch_stats)
+    images = (data.train.images[:16].astype(np.float64) - data.mean) / data.std
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel = np.asarray(params["stem"]["conv"]["kernel"], np.float64)
+    outputs = sum(
+        padded[:, i : i + 8, j : j + 8] @ kernel[i, j]
+        for i in range(3)
+        for j in range(3)
+    )
+    halves = outputs.reshape(2, -1, outputs.shape[-1])
+    stem = statistics["stem"]["norm"]
+    np.testing.assert_allclose(stem["mean"], halves.mean(1).mean(0), atol=1e-4)
+    np.testing.assert_allclose(stem["var"], halves.var(1).mean(0), rtol=1e-3)

@@ -1,0 +1,204 @@
+import dataclasses
+import json
+import math
+import shutil
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import checkpoints
+from experiments.config import Method
+from experiments.configs import CONFIGS
+from experiments.data.images import Dataset, Images, training_batches
+from experiments.errors import NonFiniteLoss, RunError
+from experiments.tasks.classification import classification
+from experiments.training import (
+    init_state,
+    make_train_step,
+    total_steps,
+    train,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+METHODS = typing.get_args(Method)
+
+
+def first_batch(config, data):
+    return next(training_batches(data.train, config.data.batch_size, 0, 0, 1))
+
+
+def equal(one, other):
+    def raw(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return np.asarray(leaf)
+
+    same = jax.tree.map(lambda a, b: np.array_equal(raw(a), raw(b)), one, other)
+    return all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_configuration_builds_abstractly(name):
+    config = CONFIGS[name]
+    shape = (8, 8, 1) if config.data.name == "digits" else (32, 32, 3)
+    count = 2 * config.data.batch_size
+    images = Images(np.zeros((count, *shape), np.uint8), np.zeros(count, np.int32))
+    ones = np.ones(shape[-1], np.float32)
+    data = Dataset(images, images, 10, ones, ones)
+    task = classification(config, data)
+    state = jax.eval_shape(lambda: init_state(config, data, task))
+    step = make_train_step(config, data, task)
+    after, metrics = jax.eval_shape(step, state, first_batch(config, data))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert set(metrics) == {"loss", "learning_rate", "compressed_loss"}
+    expected = {"digits": 19_706, "cifar10": 272_474}
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)]
+    assert sum(sizes) == expected[name]
+
+
+def test_parameter_paths_are_plain(config, data, task):
+    params, batch_stats = task.init(0)
+    paths = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree.leaves_with_path(params)
+    }
+    assert {"stem/conv/kernel", "stage2_block1/shortcut/kernel", "head/bias"} <= paths
+    assert set(batch_stats["stem"]["norm"]) == {"mean", "var"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_real_step_of_every_method_lowers_the_loss(
+    method, with_method, train_step, data, task
+):
+    config = with_method(method)
+    state = init_state(config, data, task)
+    batch = first_batch(config, data)
+    losses = []
+    for _ in range(6):
+        state, metrics = train_step(method)(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+    assert int(state.step) == 6
+    assert ("compressed_loss" in metrics) == (method != "sgd")
+
+
+def test_equal_seeds_mean_equal_weights_whatever_the_method(with_method, data, task):
+    one, other = (
+        init_state(with_method(method), data, task) for method in ("sgd", "cram_plus")
+    )
+    assert equal(one.params, other.params)
+    assert not equal(one.params, task.init(1)[0])
+
+
+def test_one_step_follows_equation_4(with_method, data, task):
+    """Momentum from rest and no decay: the first update is -lr times the sum."""
+    config = with_method(
+        "cram_plus", targets=("k50",), weight_decay=0.0, rho=0.0, learning_rate=0.5
+    )
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, shift=0))
+    task = classification(config, data)
+    batch = first_batch(config, data)
+    params, batch_stats = task.init(config.seed)
+    grad = jax.jit(jax.grad(task.loss_fn, has_aux=True))
+    magnitudes = np.concatenate(
+        [np.abs(leaf).ravel() for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
+    )
+    cut = np.sort(magnitudes)[magnitudes.size // 2]  # floor(size / 2) are pruned
+    masks = jax.tree.map(lambda p: (np.abs(p) >= cut) | (p.ndim < 2), params)
+    pruned = jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, params)
+    expected = jax.tree.map(
+        lambda g, c, m: g + jnp.where(m, c, 0),
+        grad(params, batch_stats, batch)[0],
+        grad(pruned, batch_stats, batch)[0],
+        masks,
+    )
+    # Warm-up from 0 over one step of ten; so look at the momentum, not the weights.
+    state, _ = make_train_step(config, data, task)(
+        init_state(config, data, task), batch
+    )
+    trace = state.opt_state[2][0].trace
+    for ours, theirs in zip(
+        jax.tree.leaves(trace), jax.tree.leaves(expected), strict=True
+    ):
+        # float32: two compilations of the same gradient.
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["sgd", "cram_plus"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    method, with_method, train_step, data, task, progress, tmp_path
+):
+    config, step = with_method(method), train_step(method)
+    whole = train(config, tmp_path / "whole", data, task, progress, train_step=step)
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+    # As if it had stopped some steps into the second of two epochs.
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "checkpoints" / "10")
+    resumed = train(
+        config, tmp_path / "part", data, task, progress, train_step=step, resume=True
+    )
+    assert equal(whole, resumed)
+    assert (tmp_path / "part" / "metrics.jsonl").read_text() == lines
+
+
+def test_a_run_leaves_everything_about_it(
+    with_method, train_step, data, task, progress, tmp_path
+):
+    config, run = with_method("sgd"), tmp_path / "run"
+    train(config, run, data, task, progress, train_step=train_step("sgd"))
+    assert checkpoints.load_config(run) == config
+    text = (run / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [3, 5, 6, 9, 10]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [5, 10]
+    assert list(run.glob("events.out.tfevents.*"))
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"5", "10"}
+
+
+def test_one_compiled_step_serves_every_seed(with_method, train_step, data, task):
+    config, step = with_method("cram_plus"), train_step("cram_plus")
+    sizes = []
+    for seed in (0, 1, 2):
+        this = dataclasses.replace(config, seed=seed)
+        step(init_state(this, data, task), first_batch(config, data))
+        sizes.append(step._cache_size())
+    assert sizes[0] == sizes[-1]
+
+
+def test_a_run_directory_is_not_overwritten(
+    with_method, train_step, data, task, progress, tmp_path
+):
+    config, step, run = with_method("sgd"), train_step("sgd"), tmp_path / "run"
+    train(config, run, data, task, progress, train_step=step)
+    with pytest.raises(RunError, match="is not empty: go on with --resume"):
+        train(config, run, data, task, progress)
+    changed = dataclasses.replace(config, seed=7)
+    with pytest.raises(RunError, match="started with another seed"):
+        train(changed, run, data, task, progress, resume=True)
+    state = train(changed, run, data, task, progress, train_step=step, overwrite=True)
+    assert int(state.step) == total_steps(config, data)
+    with pytest.raises(RunError, match="is not a run"):
+        train(config, tmp_path / "none", data, task, progress, resume=True)
+
+
+def test_a_directory_of_something_else_is_left_alone(
+    config, data, task, progress, tmp_path
+):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match="is no run"):
+        train(config, tmp_path, data, task, progress, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+    with_method, data, task, progress, tmp_path
+):
+    config = with_method("sgd", learning_rate=1e30, warmup=0.0)
+    with pytest.raises(NonFiniteLoss, match=r"the loss is \w+ at step [2-9]"):
+        train(config, tmp_path / "run", data, task, progress)
