@@ -7,17 +7,21 @@ The network is small on purpose (19,706 parameters): a larger one survives pruni
 without help.
 
 How the numbers were chosen, on 300 images held out of the training images
-(``--data.validation 300``), three seeds each:
+(``--data.validation 300``), three seeds each, about 50 settings:
 
-- Learning rate and weight decay by the dense accuracy of SGD, shared by all methods as
-  in the paper: 0.4 with 5e-4, at 99.3 % (learning rates 0.05 to 1.6, decays 5e-4 to
-  2e-2; from 0.2 on, differences are within noise).
+- Learning rate and weight decay by the dense accuracy of SGD, shared by SGD, SAM and
+  CrAM+ as in the paper: 0.4 with 5e-4, at 99.3 % (learning rates 0.05 to 1.6, decays
+  5e-4 to 2e-2; from 0.2 on, differences are within noise).
 - rho by the mean of the recalibrated accuracies at 0, 50, 70, 80, 90 and 95 %: 0.4 for
   CrAM+ (of 0.2, 0.4, 0.8) and 0.2 for SAM (of 0.1, 0.2, 0.4).
+- SGD* is the strongest plain baseline we found: SGD with its learning rate and decay
+  chosen by that same mean. A decay of 2e-2, the largest tried, kept 98.4 % at 90 % and
+  91.9 % at 95 % on the held-out images, where this CrAM+ keeps 98.6 and 97.1.
 
-A baseline tuned for pruning gets much closer on digits: with a weight decay of 2e-2,
-SGD kept 98.4 % at 90 % and 91.9 % at 95 % sparsity on the held-out images, where this
-CrAM+ keeps 98.6 % and 97.1 %.
+The rule for the shared learning rate was changed after one look at test results, from
+the mean over sparsities to dense accuracy, and the change made SGD's row weaker (it had
+been 91.3 % at 90 % with a learning rate of 0.8). SGD* is in the table for that reason:
+it is stronger than either.
 """
 
 import dataclasses
@@ -60,6 +64,7 @@ def methods(epochs: int | None = None) -> dict[str, Config]:
 
     return {
         "SGD": variant("sgd", 2 * base.epochs, method="sgd"),
+        "SGD*": variant("sgd_decay", 2 * base.epochs, method="sgd", weight_decay=2e-2),
         "SAM": variant("sam", base.epochs, method="sam", rho=0.2),
         "CrAM+": variant("cram_plus", base.epochs),
     }

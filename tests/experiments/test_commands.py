@@ -98,7 +98,7 @@ def test_the_parser_refuses_what_it_does_not_know(command, message, capsys):
     assert message in captured.out + captured.err
 
 
-def test_a_tiny_demo_compares_three_methods(data_dir, tmp_path, capsys, monkeypatch):
+def test_a_tiny_demo_compares_the_methods(data_dir, tmp_path, capsys, monkeypatch):
     """All of the demo but its size: a smaller network, fewer targets."""
     optimizer = dataclasses.replace(digits.config.optimizer, targets=("k50", "k90"))
     model = ModelConfig(widths=(4,), blocks=(1,))
@@ -109,7 +109,7 @@ def test_a_tiny_demo_compares_three_methods(data_dir, tmp_path, capsys, monkeypa
     assert main(command.split()) == 0
     assert "Try next" in capsys.readouterr().out
     results = load_results(out / "results.json")
-    assert list(results["methods"]) == ["SGD", "SAM", "CrAM+"]
+    assert list(results["methods"]) == ["SGD", "SGD*", "SAM", "CrAM+"]
     assert (out / "accuracy_vs_sparsity.png").exists()
     sgd = results["methods"]["SGD"]["runs"][0]["config"]
     assert (sgd["epochs"], sgd["optimizer"]["method"]) == (2, "sgd")
