@@ -101,11 +101,11 @@ def accuracy_table(results: Results, title: str) -> Table:
     """One row a target; every method as pruned and after recalibration."""
     methods = list(results["methods"])
     best = {target: _best(results, target) for target in results["targets"]}
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("target", no_wrap=True)
     for method in methods:
-        table.add_column(f"{method}\nas pruned", justify="right", style="dim")
-        table.add_column(f"{method}\nrecalibrated", justify="right")
+        table.add_column(f"{method}\npruned", justify="right", style="dim")
+        table.add_column(f"{method}\nrecalib.", justify="right")
     for target in results["targets"]:
         row = [targets.label(target)]
         for method in methods:
