@@ -109,8 +109,8 @@ def accuracy_table(results: Results, title: str) -> Table:
     for target in results["targets"]:
         row = [targets.label(target)]
         for method in methods:
-            row.append(cell(results, method, "pruned", target))
-            text = cell(results, method, "recalibrated", target)
+            row.append(cell(results, method, "pruned", target).replace(" ", ""))
+            text = cell(results, method, "recalibrated", target).replace(" ", "")
             wins = len(methods) > 1 and method == best[target]
             row.append(f"[bold]{text}[/]" if wins else text)
         table.add_row(*row)

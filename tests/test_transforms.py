@@ -9,7 +9,17 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import cram_jax
-from cram_jax import cram, cram_plus, fake_quant, identity, n_m, one_of, sam, top_k
+from cram_jax import (
+    compressed_sam,
+    cram,
+    cram_plus,
+    fake_quant,
+    identity,
+    n_m,
+    one_of,
+    sam,
+    top_k,
+)
 
 PROJECTORS = {
     "identity": identity(),
@@ -25,6 +35,7 @@ PROJECTORS = {
 TRANSFORMATIONS = {
     "cram": cram,
     "cram_plus": cram_plus,
+    "compressed_sam": compressed_sam,
     "cram_dense_gradients": functools.partial(cram, sparse_gradients=False),
     "cram_normalized": functools.partial(cram_plus, normalize=True),
     "sam": lambda loss_fn, projector, rho=0.05, **options: sam(loss_fn, rho, **options),
@@ -336,7 +347,50 @@ def run_once(transformation, grads, params, batch):
     return updates, state.compressed_loss
 
 
-@pytest.mark.parametrize("make", [cram, cram_plus])
+def test_compressed_sam_follows_equation_11():
+    """By hand, in float64."""
+    with jax.enable_x64(True):
+        params, batch, rho = make_params(), make_batch(), 0.3
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+        compressed, masks = cram_jax.compress(params, top_k(0.5))
+        ascent = jax.tree.map(
+            lambda m, g: np.where(m, g, 0), masks, jax.grad(loss_fn)(compressed, batch)
+        )
+        norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(ascent)))
+        perturbed = jax.tree.map(lambda p, a: p + rho * a / norm, params, ascent)
+        compressed, masks = cram_jax.compress(perturbed, top_k(0.5))
+        loss, inner = jax.value_and_grad(loss_fn)(compressed, batch)
+        expected = jax.tree.map(lambda m, g: np.where(m, g, 0), masks, inner)
+
+        rule = compressed_sam(loss_fn, top_k(0.5), rho)
+        nothing = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
+        updates, state = rule.update(nothing, rule.init(params), params, batch=batch)
+        chex.assert_trees_all_close(updates, expected, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(state.compressed_loss, loss, rtol=1e-10)
+
+
+def test_compressed_sam_draws_alike_in_both_projections():
+    drawn = []
+
+    def draw(params, state, key):
+        drawn.append(jax.random.key_data(key))
+        return identity().project(params, state, None)
+
+    params, batch = make_params(), make_batch()
+    rule = compressed_sam(loss_fn, identity()._replace(project=draw))
+    rule.update(params, rule.init(params), params, batch=batch)
+    np.testing.assert_array_equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    "loss", [lambda: 0.0, lambda params, batch, /: 0.0], ids=["no params", "no name"]
+)
+def test_a_loss_that_takes_nothing_by_name_is_refused(loss):
+    with pytest.raises(TypeError, match="loss_fn must take the parameters first and"):
+        cram(loss, identity())
+
+
+@pytest.mark.parametrize("make", [cram, cram_plus, compressed_sam])
 def test_wrong_arguments_are_refused_at_construction(make):
     with pytest.raises(TypeError, match="loss_fn must be a function, got 3"):
         make(3, top_k(0.5))

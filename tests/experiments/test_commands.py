@@ -58,7 +58,7 @@ def test_evaluate_prints_a_table(run, data_dir, capsys):
     command = f"evaluate {run} --targets dense k50 --data-dir {data_dir}".split()
     assert main(command) == 0
     text = capsys.readouterr().out
-    assert "recalibrated" in text
+    assert "recalib." in text
     assert "50 %" in text
 
 
