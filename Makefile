@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs bench constraints clean
+.PHONY: demo test lint bench constraints clean
 
 demo: $(READY)
 	$(RUN) -m experiments demo

@@ -126,12 +126,7 @@ def cram(
         loss, gradient = gradient_at(compressed, extra_args)
         if sparse_gradients:
             gradient = _keep(masks, gradient)
-        return gradient, CramState(
-            count=optax.safe_increment(state.count),
-            key=key,
-            projector_state=projector_state,
-            compressed_loss=loss.astype(state.compressed_loss.dtype),
-        )
+        return gradient, _next_state(state, key, projector_state, loss)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -341,12 +336,8 @@ def compressed_sam(
             perturbed, state.projector_state, draw
         )
         loss, gradient = gradient_at(compressed, extra_args)
-        return _keep(masks, gradient), CramState(
-            count=optax.safe_increment(state.count),
-            key=key,
-            projector_state=projector_state,
-            compressed_loss=loss.astype(state.compressed_loss.dtype),
-        )
+        gradient = _keep(masks, gradient)
+        return gradient, _next_state(state, key, projector_state, loss)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -361,6 +352,17 @@ def _initial_state(
         key=_as_key(key),
         projector_state=projector.init(params),
         compressed_loss=jnp.array(jnp.inf, loss_dtype),
+    )
+
+
+def _next_state(
+    state: CramState, key: jax.Array, projector_state: Any, loss: jax.Array
+) -> CramState:
+    return CramState(
+        count=optax.safe_increment(state.count),
+        key=key,
+        projector_state=projector_state,
+        compressed_loss=loss.astype(state.compressed_loss.dtype),
     )
 
 
