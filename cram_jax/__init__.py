@@ -7,6 +7,7 @@ targets.
 
 # Update rules: first members of an optax chain.
 from cram_jax.transforms import CramState, compressed_sam, cram, cram_plus, sam
+from cram_jax.losses import subsampled
 
 # Projectors: what the model is trained for, and compressed with.
 from cram_jax.sparsity import n_m, top_k
@@ -49,5 +50,6 @@ __all__ = [
     "sam",
     "sparsity_report",
     "stateless",
+    "subsampled",
     "top_k",
 ]

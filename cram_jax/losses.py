@@ -1,17 +1,107 @@
 """How a transformation evaluates the loss that it was given."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from cram_jax.projector import Params
+from cram_jax.projector import Params, leaf_path
 
 AxisName: TypeAlias = str | tuple[str, ...]
 
 Gradient: TypeAlias = Callable[[Params, Mapping[str, Any]], tuple[jax.Array, Params]]
 """``(params, extra_args of update) -> (loss, gradient)``."""
+
+
+def subsampled(
+    loss_fn: Callable[..., Any], *arguments: str, every: int
+) -> Callable[..., Any]:
+    """A loss on every ``every``-th example of a batch: a cheaper compressed gradient.
+
+    In `cram_plus` the dense gradient keeps the whole batch, and an update costs
+    ``1 + 1 / every`` gradient evaluations in place of 2. A quarter of the batch
+    keeps nearly all of the accuracy; see "What it costs" in the guide.
+
+    The examples are spread over the batch, so that under data parallelism each device
+    uses its own: nothing is exchanged if it holds a multiple of ``every`` of them.
+
+    Args:
+      loss_fn: the loss of `cram_plus`, a mean over examples.
+      *arguments: names of its arguments that have the examples along axis 0: arrays or
+        trees of arrays.
+      every: 1 is the whole batch, 4 a quarter of it.
+
+    Returns:
+      The loss, with the signature of ``loss_fn``.
+
+    Raises:
+      TypeError: ``loss_fn`` is not a function or has no such argument, or ``every`` is
+        not an integer.
+      ValueError: ``every`` is below 1 or no argument is named; at use, if an array has
+        no axis 0.
+
+    Example:
+      >>> def loss_fn(params, batch):
+      ...     return jnp.mean((batch @ params) ** 2)
+      >>> batch = jnp.array([[0.0], [1.0], [2.0], [3.0]])
+      >>> subsampled(loss_fn, "batch", every=2)(jnp.ones(1), batch=batch)
+      Array(2., dtype=float32)
+    """
+    _check_subsampled(loss_fn, arguments, every)
+
+    @functools.wraps(loss_fn)
+    def loss(params: Params, **values: Any) -> Any:
+        chosen = {
+            name: jax.tree.map_with_path(
+                lambda path, leaf, name=name: _every(
+                    every, leaf, "/".join(filter(None, [name, leaf_path(path)]))
+                ),
+                value,
+            )
+            for name, value in values.items()
+            if name in arguments
+        }
+        return loss_fn(params, **(values | chosen))
+
+    return loss
+
+
+def _every(every: int, leaf: jax.Array, name: str) -> jax.Array:
+    if jnp.ndim(leaf) < 1:
+        raise ValueError(
+            f"{name} must have the examples along axis 0, got a scalar {leaf!r}"
+        )
+    size, *rest = jnp.shape(leaf)
+    if size % every:
+        return leaf[::every]
+    # Of the same entries, but plainly local where axis 0 is sharded.
+    return jnp.reshape(leaf, (size // every, every, *rest))[:, 0]
+
+
+def _check_subsampled(
+    loss_fn: Callable[..., Any], arguments: tuple[str, ...], every: int
+) -> None:
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function, got {loss_fn!r}")
+    if isinstance(every, bool) or not isinstance(every, int | np.integer):
+        raise TypeError(f"every must be an integer, got {every!r}")
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
+    if not arguments:
+        raise ValueError("arguments of loss_fn to subsample must be named, got none")
+    parameters = inspect.signature(loss_fn).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in arguments:
+        if name not in [*parameters][1:]:
+            raise TypeError(
+                f"loss_fn has no argument {name!r} to subsample, it has "
+                f"{[*parameters][1:]}"
+            )
 
 
 def gradient_of(

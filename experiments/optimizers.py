@@ -18,7 +18,7 @@ def make_optimizer(
 
     Args:
       config: the update rule and what follows it.
-      loss_fn: ``loss_fn(params, ...) -> (loss, auxiliary data)``.
+      loss_fn: ``loss_fn(params, ..., batch) -> (loss, auxiliary data)``.
       steps: length of the learning-rate schedule.
       seed: for the targets drawn.
 
@@ -52,6 +52,8 @@ def _update_rule(
         "has_aux": True,
         "key": seed,
     }
+    if config.subsample > 1:
+        loss_fn = cram_jax.subsampled(loss_fn, "batch", every=config.subsample)
     match config.method:
         case "sgd":
             return optax.identity()

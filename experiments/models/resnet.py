@@ -46,6 +46,8 @@ class ResNet(nnx.Module):
       blocks: blocks of each stage.
       channels: channels of the images.
       classes: number of classes.
+      patch: side of the squares of pixels that become channels before the stem; it has
+        to divide the sides of the images.
       rngs: where the initial weights come from.
     """
 
@@ -56,8 +58,11 @@ class ResNet(nnx.Module):
         channels: int,
         classes: int,
         *,
+        patch: int = 1,
         rngs: nnx.Rngs,
     ):
+        self.patch = patch
+        channels *= patch**2
         self.stem = nnx.Dict(
             conv=Convolution(channels, widths[0], (3, 3), padding=1, rngs=rngs),
             norm=Normalization(widths[0], rngs=rngs),
@@ -77,8 +82,16 @@ class ResNet(nnx.Module):
 
     def __call__(self, images: jax.Array, *, training: bool) -> jax.Array:
         """Maps normalised images (batch, height, width, channels) to logits."""
-        x = self.stem["conv"](images)
+        x = self.stem["conv"](space_to_depth(images, self.patch))
         x = nnx.relu(self.stem["norm"](x, use_running_average=not training))
         for name in self.order:
             x = getattr(self, name)(x, training=training)
         return self.head(x.mean(axis=(1, 2)))
+
+
+def space_to_depth(images: jax.Array, patch: int) -> jax.Array:
+    """Makes channels of squares of ``patch`` x ``patch`` pixels."""
+    batch, height, width, channels = images.shape
+    x = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height // patch, width // patch, patch**2 * channels)

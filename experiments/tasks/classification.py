@@ -11,6 +11,7 @@ from flax import nnx
 from experiments.config import Config
 from experiments.data.augment import augment
 from experiments.data.images import Batch, Dataset, Images, evaluation_batches
+from experiments.errors import ConfigError
 from experiments.models.resnet import ResNet
 
 
@@ -40,7 +41,13 @@ def classification(config: Config, data: Dataset) -> Task:
 
     Returns:
       The task.
+
+    Raises:
+      ConfigError: the patch does not divide the images.
     """
+    patch, size = config.model.patch, data.train.images.shape[1:3]
+    if any(side % patch for side in size):
+        raise ConfigError(f"patch must divide the sides of {size} images, got {patch}")
     graph = nnx.graphdef(nnx.eval_shape(lambda: _network(config, data, 0)))
 
     @jax.jit
@@ -95,5 +102,6 @@ def _network(config: Config, data: Dataset, seed: int) -> ResNet:
         config.model.blocks,
         channels=data.train.images.shape[-1],
         classes=data.classes,
+        patch=config.model.patch,
         rngs=nnx.Rngs(jax.random.key(seed)),
     )

@@ -34,6 +34,8 @@ def test_a_configuration_survives_json(config):
         (lambda: ModelConfig(widths=(4, 8), blocks=(1,)), "blocks must be one a stage"),
         (lambda: OptimizerConfig(method="adam"), "method must be one of sgd, sam"),
         (lambda: OptimizerConfig(rho=-0.1), "rho must be at least 0, got -0.1"),
+        (lambda: OptimizerConfig(subsample=0), "subsample must be at least 1, got 0"),
+        (lambda: ModelConfig(patch=0), "patch must be at least 1, got 0"),
         (lambda: OptimizerConfig(momentum=1.0), "momentum must be"),
         (lambda: OptimizerConfig(targets=()), "targets must be at least one"),
         (lambda: OptimizerConfig(targets=("k100",)), "target 'k100': sparsity"),

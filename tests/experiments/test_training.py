@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import checkpoints
 from experiments.config import Method
 from experiments.configs import CONFIGS
 from experiments.data.images import Dataset, Images, training_batches
-from experiments.errors import NonFiniteLoss, RunError
+from experiments.errors import ConfigError, NonFiniteLoss, RunError
+from experiments.models.resnet import ResNet, space_to_depth
 from experiments.tasks.classification import classification
 from experiments.training import (
     init_state,
@@ -56,9 +58,34 @@ def test_every_configuration_builds_abstractly(name):
         lambda x: (x.shape, x.dtype), state
     )
     assert set(metrics) == {"loss", "learning_rate", "compressed_loss"}
-    expected = {"digits": 19_706, "cifar10": 272_474}
+    expected = {"digits": 19_706, "cifar10": 272_474, "cifar10_small": 79_338}
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)]
     assert sum(sizes) == expected[name]
+
+
+def test_patches_become_channels_in_front_of_the_stem(config, data):
+    """A stem on patches of 2x2 is a convolution of stride 2 with kernels of 6x6."""
+    model = dataclasses.replace(config.model, patch=2)
+    task = classification(dataclasses.replace(config, model=model), data)
+    kernel = task.init(0)[0]["stem"]["conv"]["kernel"]
+    network = ResNet((4, 8), (1, 1), 1, 4, patch=2, rngs=nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    assert kernel.shape == network.stem["conv"].kernel.shape == (3, 3, 4, 4)
+
+    folded = network.stem["conv"].kernel[...].reshape(3, 3, 2, 2, 4)
+    wide = folded.transpose(0, 2, 1, 3, 4).reshape(6, 6, 1, 4)
+    expected = jax.lax.conv_general_dilated(
+        images, wide, (2, 2), [(2, 2)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    inside = network.stem["conv"](space_to_depth(images, 2))
+    np.testing.assert_allclose(inside, expected, rtol=1e-4, atol=1e-5)
+    assert network(images, training=False).shape == (2, 4)
+
+
+def test_a_patch_that_does_not_divide_the_images_is_refused(config, data):
+    model = dataclasses.replace(config.model, patch=3)
+    with pytest.raises(ConfigError, match=r"patch must divide the sides of \(8, 8\)"):
+        classification(dataclasses.replace(config, model=model), data)
 
 
 def test_parameter_paths_are_plain(config, data, task):
@@ -95,10 +122,16 @@ def test_equal_seeds_mean_equal_weights_whatever_the_method(with_method, data, t
     assert not equal(one.params, task.init(1)[0])
 
 
-def test_one_step_follows_equation_4(with_method, data, task):
+@pytest.mark.parametrize("every", [1, 4])
+def test_one_step_follows_equation_4(every, with_method, data, task):
     """Momentum from rest and no decay: the first update is -lr times the sum."""
     config = with_method(
-        "cram_plus", targets=("k50",), weight_decay=0.0, rho=0.0, learning_rate=0.5
+        "cram_plus",
+        targets=("k50",),
+        subsample=every,
+        weight_decay=0.0,
+        rho=0.0,
+        learning_rate=0.5,
     )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, shift=0))
     task = classification(config, data)
@@ -114,7 +147,7 @@ def test_one_step_follows_equation_4(with_method, data, task):
     expected = jax.tree.map(
         lambda g, c, m: g + jnp.where(m, c, 0),
         grad(params, batch_stats, batch)[0],
-        grad(pruned, batch_stats, batch)[0],
+        grad(pruned, batch_stats, {k: v[::every] for k, v in batch.items()})[0],
         masks,
     )
     # Warm-up from 0 over one step of ten; so look at the momentum, not the weights.

@@ -1,0 +1,1 @@
+"""Comparisons that decided what the library does."""
