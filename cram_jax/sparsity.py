@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cram_jax.blocks import Block, by_block, check_block
 from cram_jax.projector import Params, Projection, Projector, stateless
 from cram_jax.prunable import Where, project_prunable
 from cram_jax.selection import keep_largest, magnitude_key
@@ -19,6 +20,7 @@ def top_k(
     sparsity: Number,
     *,
     scope: Literal["global", "layer"] = "global",
+    block: Block | None = None,
     where: Where | None = None,
 ) -> Projector:
     """Keeps the weights of largest magnitude, exactly as many as the sparsity says.
@@ -29,6 +31,19 @@ def top_k(
     The paper uses the global scope for images, where layers then differ in sparsity,
     and one share for every layer in language models (appendix D).
 
+    With ``block``, whole blocks stay or go, by their root mean square, and it is blocks
+    that are counted. It is the shape of a block along the last axes, where None is a
+    whole axis; the axes before are cut into single entries, or are whole after a
+    leading ``...``. For Flax kernels of shape (..., inputs, outputs):
+
+    - ``(1, 4)``: four neighbouring outputs of one input;
+    - ``(..., 1)``: an output channel, of dense layers and convolutions alike;
+    - ``(..., 64)``: an attention head of 64 units in a kernel (inputs, heads * 64);
+    - ``(1, None, None)``: a head in the output kernel (heads, units, outputs) of
+      ``MultiHeadAttention``; its query, key and value then no longer matter.
+
+    A leaf that the block does not divide stays dense; `sparsity_report` lists it.
+
     The product is exact: 29 % of 100 is 29. The sparsity is read as the decimal that it
     prints as; a traced one, with which it can change from step to step without another
     compilation, is read to seven decimals (to 15 where it is float64).
@@ -36,14 +51,15 @@ def top_k(
     Args:
       sparsity: share of zeros, 0 <= sparsity < 1; a number or a scalar array.
       scope: "global" or "layer".
+      block: shape of the blocks; by default single weights.
       where: which leaves, see `prunable`; by default those of two or more dimensions.
 
     Returns:
       A projector. Its masks are bool, shaped like the leaves.
 
     Raises:
-      ValueError: the sparsity is out of range, or the scope unknown; at ``init``, if
-        ``where`` chooses no leaf.
+      ValueError: the sparsity is out of range, the scope unknown, or the block of a
+        wrong form; at ``init``, if ``where`` chooses no leaf or the block divides none.
       TypeError: the sparsity is not a number; at ``init``, if a leaf to prune is not of
         a floating dtype.
 
@@ -51,12 +67,18 @@ def top_k(
       >>> params = {"a": jnp.array([[1.0, -4.0]]), "b": jnp.array([[2.0, 3.0]])}
       >>> compress(params, top_k(0.5)).params
       {'a': Array([[ 0., -4.]], dtype=float32), 'b': Array([[0., 3.]], dtype=float32)}
+      >>> kernel = jnp.array([[1.0, 3.0, 0.0], [2.0, -1.0, 1.0]])
+      >>> compress([kernel], top_k(2 / 3, block=(..., 1))).params
+      [Array([[ 0.,  3.,  0.],
+             [ 0., -1.,  0.]], dtype=float32)]
 
     Reference: Peste et al., CrAM, ICLR 2023, arXiv 2207.14200.
     """
     _check_sparsity(sparsity)
     if scope not in ("global", "layer"):
         raise ValueError(f"scope must be 'global' or 'layer', got {scope!r}")
+    if block is not None:
+        check_block(block)
 
     def compress(leaves: Sequence[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
         groups = [leaves] if scope == "global" else [[leaf] for leaf in leaves]
@@ -71,11 +93,13 @@ def top_k(
 
     def project(params: Params, key: jax.Array | None) -> Projection:
         del key
-        return project_prunable(params, where, compress)
+        chosen = compress if block is None else by_block(compress, block)
+        return project_prunable(params, where, chosen)
 
     amount = "traced" if isinstance(sparsity, jax.core.Tracer) else str(sparsity)
-    suffix = "" if scope == "global" else f", scope={scope!r}"
-    return stateless(project, f"top_k({amount}{suffix})")
+    options = {"scope": None if scope == "global" else scope, "block": block}
+    suffix = "".join(f", {k}={v!r}" for k, v in options.items() if v is not None)
+    return stateless(project, f"top_k({amount}{suffix})".replace("Ellipsis", "..."))
 
 
 def n_m(n: int, m: int, *, where: Where | None = None) -> Projector:

@@ -27,11 +27,64 @@ def n_m(array, n, m):
     return np.moveaxis(mask, -1, -2)
 
 
-def fake_quant(array, bits):
-    """Rounds each output channel to multiples of max|w| / (2**(bits - 1) - 1)."""
+def block_rms(array, block):
+    """Root mean square of each block along the last axes, one entry a block."""
+    values = np.asarray(array, np.float64)
+    sides = list(block)
+    if sides[0] is ...:
+        sides = [None] * (values.ndim - len(sides) + 1) + sides[1:]
+    sides = [1] * (values.ndim - len(sides)) + sides
+    sides = [n if s is None else s for s, n in zip(sides, values.shape, strict=True)]
+    scores = np.zeros([n // s for s, n in zip(sides, values.shape, strict=True)])
+    for index in np.ndindex(scores.shape):
+        place = tuple(
+            slice(i * s, (i + 1) * s) for i, s in zip(index, sides, strict=True)
+        )
+        scores[index] = np.sqrt(np.mean(values[place] ** 2))
+    return scores
+
+
+def rounded(values, scale, low, high):
+    """The multiples of a scale, from low to high of them, that are nearest."""
+    return np.clip(np.round(values / scale), low, high) * scale if scale else values * 0
+
+
+def quantization_range(smallest, largest, bits, symmetric):
+    """Scale, lowest and highest integer of a range that holds zero."""
+    smallest, largest = min(smallest, 0.0), max(largest, 0.0)
+    if symmetric:
+        highest = 2 ** (bits - 1) - 1
+        return max(-smallest, largest) / highest, -highest, highest
+    scale = (largest - smallest) / (2**bits - 1)
+    low = np.round(smallest / scale) if scale else 0.0
+    return scale, low, low + 2**bits - 1
+
+
+def fake_quant(array, bits, symmetric=True, per="channel"):
+    """Rounds each output channel, or all, to the range of its weights."""
     values = np.array(array, np.float64)
-    for channel in range(values.shape[-1]):
-        scale = np.abs(values[..., channel]).max() / (2 ** (bits - 1) - 1)
-        if scale > 0:
-            values[..., channel] = np.round(values[..., channel] / scale) * scale
+    parts = np.moveaxis(values, -1, 0) if per == "channel" else [values]
+    for part in parts:
+        part[...] = rounded(
+            part, *quantization_range(part.min(), part.max(), bits, symmetric)
+        )
     return values
+
+
+def least_squares_error(values, bits, symmetric, shares):
+    """The least squared error over a fine grid of clipped ranges."""
+    return min(
+        np.sum(
+            (
+                rounded(
+                    values,
+                    *quantization_range(
+                        share * values.min(), share * values.max(), bits, symmetric
+                    ),
+                )
+                - values
+            )
+            ** 2
+        )
+        for share in shares
+    )

@@ -1,3 +1,4 @@
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,18 +13,94 @@ from cram_jax import compress, fake_quant
 BITS = st.integers(2, 8)
 
 
+OPTIONS = [
+    {"symmetric": symmetric, "per": per}
+    for symmetric in (True, False)
+    for per in ("channel", "tensor")
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 @given(st.sampled_from(strategies.SHAPES).flatmap(strategies.arrays), BITS)
-def test_fake_quant_agrees_with_float64(kernel, bits):
-    (rounded,) = compress([kernel], fake_quant(bits)).params
-    expected = references.fake_quant(kernel, bits)
-    level = np.abs(np.asarray(kernel, np.float64)).max(
-        axis=tuple(range(kernel.ndim - 1))
-    ) / (2 ** (bits - 1) - 1)
+def test_fake_quant_agrees_with_float64(options, kernel, bits):
+    (rounded,) = compress([kernel], fake_quant(bits, **options)).params
+    values = np.asarray(kernel, np.float64)
+    expected = references.fake_quant(values, bits, **options)
+    axes = tuple(range(values.ndim - 1)) if options["per"] == "channel" else None
+    smallest = np.minimum(values.min(axes, keepdims=True), 0)
+    largest = np.maximum(values.max(axes, keepdims=True), 0)
+    if options["symmetric"]:
+        level = np.maximum(-smallest, largest) / (2 ** (bits - 1) - 1)
+        at_zero = smallest * 0
+    else:
+        level = (largest - smallest) / (2**bits - 1)
+        at_zero = smallest / np.where(level == 0, 1, level)
     difference = np.abs(np.asarray(rounded, np.float64) - expected)
     # Where the ratio is a half, float32 may round to the other side: one level.
-    ratio = np.abs(np.asarray(kernel, np.float64)) / np.where(level == 0, 1, level)
+    ratio = np.abs(values) / np.where(level == 0, 1, level)
     is_half = np.abs(ratio % 1 - 0.5) < 1e-4
+    is_half |= np.abs(np.abs(at_zero) % 1 - 0.5) < 1e-4
     assert (difference <= np.where(is_half, 1.001, 1e-4) * level).all()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("tails", ["normal", "student", "uniform", "skewed"])
+def test_least_squares_is_as_good_as_a_fine_search(bits, symmetric, tails):
+    rng = np.random.default_rng(0)
+    kernel = {
+        "normal": lambda: rng.standard_normal((400, 6)),
+        "student": lambda: rng.standard_t(3, (400, 6)),
+        "uniform": lambda: rng.uniform(-1, 1, (400, 6)),
+        "skewed": lambda: rng.exponential(1, (400, 6)),
+    }[tails]().astype(np.float32)
+    projector = fake_quant(bits, symmetric=symmetric, clip="least_squares")
+    (rounded,) = compress([jnp.asarray(kernel)], projector).params
+    plain = fake_quant(bits, symmetric=symmetric)
+    (unclipped,) = compress([jnp.asarray(kernel)], plain).params
+    for channel in range(kernel.shape[1]):
+        values = kernel[:, channel].astype(np.float64)
+        best = references.least_squares_error(
+            values, bits, symmetric, np.linspace(0.02, 1, 1000)
+        )
+        error = np.sum((np.asarray(rounded)[:, channel] - values) ** 2)
+        without = np.sum((np.asarray(unclipped)[:, channel] - values) ** 2)
+        assert error <= (1.05 if bits <= 4 else 1.1) * best
+        assert error <= without * (1 + 1e-6)
+    if bits <= 4 and tails != "uniform":
+        assert jnp.sum((rounded - kernel) ** 2) < 0.9 * jnp.sum(
+            (unclipped - kernel) ** 2
+        )
+
+
+@pytest.mark.parametrize("clip", ["max", "least_squares"])
+@hypothesis.settings(max_examples=20)  # each form compiles
+@given(strategies.trees(), st.sampled_from([2, 4]), st.sampled_from(OPTIONS))
+def test_every_form_keeps_zeros_dtypes_and_few_levels(clip, params, bits, options):
+    symmetric, per = options["symmetric"], options["per"]
+    projector = fake_quant(bits, symmetric=symmetric, per=per, clip=clip)
+    projection = compress(params, projector)
+    for before, after, mask in zip(
+        *map(jax.tree.leaves, (params, *projection)), strict=True
+    ):
+        assert after.dtype == before.dtype
+        assert np.isfinite(np.float64(after)).all()
+        assert (np.asarray(after)[np.asarray(before) == 0] == 0).all()
+        assert mask.all()
+        if before.ndim >= 2:
+            parts = np.moveaxis(np.asarray(after), -1, 0)
+            parts = parts if per == "channel" else [parts]
+            levels = 2**bits - (1 if symmetric else 0)
+            assert all(len(np.unique(part)) <= levels for part in parts)
+
+
+def test_asymmetric_suits_weights_that_lean_to_a_side():
+    kernel = jnp.linspace(0, 1, 64).reshape(64, 1) ** 2
+    errors = [
+        float(jnp.sum((compress([kernel], projector).params[0] - kernel) ** 2))
+        for projector in (fake_quant(4), fake_quant(4, symmetric=False))
+    ]
+    assert errors[1] < 0.3 * errors[0]
 
 
 @given(strategies.trees(), BITS)
@@ -89,6 +166,26 @@ def test_bits_out_of_range_are_refused(bits):
 def test_bits_must_be_an_integer(bits):
     with pytest.raises(TypeError, match="bits must be an integer, got"):
         fake_quant(bits)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"symmetric": 1}, TypeError, "symmetric must be True or False, got 1"),
+        ({"per": "row"}, ValueError, "per must be 'channel' or 'tensor', got 'row'"),
+        ({"clip": None}, ValueError, "clip must be 'max' or 'least_squares', got None"),
+    ],
+)
+def test_unknown_options_are_refused(options, error, match):
+    with pytest.raises(error, match=match):
+        fake_quant(4, **options)
+
+
+def test_the_label_names_what_is_not_the_default():
+    assert fake_quant(4).label == "fake_quant(4)"
+    projector = fake_quant(4, symmetric=False, per="tensor", clip="least_squares")
+    expected = "fake_quant(4, symmetric=False, per='tensor', clip='least_squares')"
+    assert projector.label == expected
 
 
 def test_integer_parameters_are_refused():

@@ -1,0 +1,141 @@
+"""Blocks of weights that are kept or removed together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import references
+import strategies
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cram_jax import compress, sparsity_report, top_k
+from cram_jax.sparsity import kept_count
+
+BLOCKS = ((1, 1), (1, 4), (4, 1), (2, 2), (None, 2), (..., 1), (..., 4), (None, None))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@given(
+    data=st.data(),
+    sparsity=strategies.sparsities(),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    scope=st.sampled_from(["global", "layer"]),
+)
+def test_blocks_agree_with_float64(block, data, sparsity, dtype, scope):
+    shapes = ((4, 4), (8, 12), (3, 3, 4, 8))
+    leaves = [data.draw(strategies.arrays(shape, dtype)) for shape in shapes]
+    values, masks = compress(leaves, top_k(sparsity, scope=scope, block=block))
+    scores = [references.block_rms(leaf, block) for leaf in leaves]
+    groups = [scores] if scope == "global" else [[score] for score in scores]
+    for score, leaf, mask, value in zip(scores, leaves, masks, values, strict=True):
+        np.testing.assert_array_equal(value, np.where(mask, leaf, 0))
+        kept = references.block_rms(mask, block)
+        assert set(np.unique(kept)) <= {0.0, 1.0}  # whole blocks
+        group = scores if scope == "global" else [score]
+        k = kept_count(sum(s.size for s in group), sparsity)
+        # Float32 may order blocks otherwise whose scores differ by rounding alone.
+        threshold = np.sort(np.concatenate([s.ravel() for s in group]))[-k]
+        assert (kept[score > threshold * (1 + 1e-5)] == 1).all()
+        assert (kept[score < threshold * (1 - 1e-5)] == 0).all()
+    for group in groups:
+        kept = sum(
+            int(references.block_rms(masks[i], block).sum())
+            for i, score in enumerate(scores)
+            if any(score is member for member in group)
+        )
+        assert kept == kept_count(sum(score.size for score in group), sparsity)
+
+
+@given(strategies.trees(), strategies.sparsities())
+def test_blocks_of_one_weight_are_single_weights(params, sparsity):
+    blocked = compress(params, top_k(sparsity, block=(1, 1)))
+    single = compress(params, top_k(sparsity))
+    jax.tree.map(np.testing.assert_array_equal, blocked, single)
+
+
+@given(
+    strategies.arrays((8, 12)), strategies.sparsities(), st.sampled_from(BLOCKS[:-1])
+)
+def test_blocks_twice_are_blocks_once(kernel, sparsity, block):
+    projector = top_k(sparsity, block=block)
+    once = compress([kernel], projector)
+    jax.tree.map(np.testing.assert_array_equal, once, compress(once.params, projector))
+
+
+def test_output_channels_of_dense_layers_and_convolutions_compete():
+    params = {
+        "conv": jnp.full((3, 3, 2, 2), jnp.array([0.1, 3.0])),
+        "dense": jnp.full((4, 3), jnp.array([1.0, 2.0, 0.5])),
+    }
+    masks = compress(params, top_k(0.4, block=(..., 1))).masks
+    expected = {
+        "conv": jnp.broadcast_to(jnp.array([False, True]), (3, 3, 2, 2)),
+        "dense": jnp.broadcast_to(jnp.array([True, True, False]), (4, 3)),
+    }
+    jax.tree.map(np.testing.assert_array_equal, masks, expected)
+
+
+def test_a_removed_head_changes_nothing_but_its_own_output():
+    attention = nnx.MultiHeadAttention(4, 16, rngs=nnx.Rngs(0), decode=False)
+    graph, params = nnx.split(attention, nnx.Param)
+    params = nnx.as_pure(params)
+    params["out"]["kernel"] = params["out"]["kernel"].at[2].multiply(0.01)
+    pruned, masks = compress(
+        params,
+        top_k(0.25, block=(1, None, None), where=lambda path, _: path == "out/kernel"),
+    )
+    kept = jnp.any(masks["out"]["kernel"], axis=(1, 2))
+    np.testing.assert_array_equal(kept, [True, True, False, True])
+
+    def without(head):  # the same heads, with the removed one cut out of every kernel
+        small = nnx.MultiHeadAttention(
+            3, 16, qkv_features=12, rngs=nnx.Rngs(0), decode=False
+        )
+        small_graph, small_params = nnx.split(small, nnx.Param)
+        cut = nnx.as_pure(small_params)
+        for name in ("query", "key", "value"):
+            cut[name]["kernel"] = jnp.delete(params[name]["kernel"], head, axis=1)
+            cut[name]["bias"] = jnp.delete(params[name]["bias"], head, axis=0)
+        cut["out"]["kernel"] = jnp.delete(params["out"]["kernel"], head, axis=0)
+        cut["out"]["bias"] = params["out"]["bias"]
+        return nnx.merge(small_graph, cut)
+
+    x = jax.random.normal(jax.random.key(0), (2, 5, 16))
+    np.testing.assert_allclose(
+        nnx.merge(graph, pruned)(x), without(2)(x), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_leaf_that_the_block_does_not_divide_stays_dense_and_is_reported():
+    params = {"even": jnp.ones((4, 8)), "odd": jnp.ones((4, 6)), "flat": jnp.ones(8)}
+    projector = top_k(0.5, block=(1, 4))
+    masks = compress(params, projector).masks
+    assert not masks["even"].all()
+    assert masks["odd"].all()
+    report = sparsity_report(*compress(params, projector))
+    assert "odd" in str(report)
+
+
+def test_a_block_that_divides_nothing_is_refused_at_init():
+    with pytest.raises(ValueError, match=r"block=\(1, 5\) divides no prunable leaf, "):
+        top_k(0.5, block=(1, 5)).init([jnp.ones((4, 8))])
+
+
+def test_a_block_of_more_axes_than_the_leaf_is_refused_at_init():
+    with pytest.raises(ValueError, match="divides no prunable leaf"):
+        top_k(0.5, block=(1, 1, 4)).init([jnp.ones((4, 8))])
+
+
+@pytest.mark.parametrize(
+    "block", [(), (...,), (0, 4), (1, -2), (1.0, 4), (True, 4), 4, [1, 4], (1, ...)]
+)
+def test_wrong_blocks_are_refused(block):
+    with pytest.raises(ValueError, match="block must be a tuple of integers"):
+        top_k(0.5, block=block)
+
+
+def test_the_label_names_the_options():
+    projector = top_k(0.5, scope="layer", block=(..., 1))
+    assert projector.label == "top_k(0.5, scope='layer', block=(..., 1))"
