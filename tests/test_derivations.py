@@ -267,7 +267,8 @@ def test_a_mixture_takes_one_of_its_members_at_each_step(names):
             name: cram_plus(gradient_at, params, kernels_only(PROJECTORS[name][1]))
             for name in names
         }
-        (name,) = [n for n, (value, _) in results.items() if abs(value - loss) < 1e-10]
+        # Two agree where all that either keeps of a layer is nothing.
+        name, *_ = [n for n, (value, _) in results.items() if abs(value - loss) < 1e-10]
         drawn.append(name)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE),
