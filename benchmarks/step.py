@@ -53,10 +53,16 @@ def steps(
         return losses.mean(), nnx.as_pure(nnx.state(merged, nnx.BatchStat))
 
     projector = cram_jax.one_of(*(cram_jax.top_k(s) for s in (0.5, 0.7, 0.9)))
+    part = cram_jax.subsampled(loss_fn, "images", "labels", every=4)
+    full = cram_jax.cram_plus(loss_fn, projector, 0.05, has_aux=True)
     rules = {
         "SGD": optax.identity(),
         "SAM": cram_jax.sam(loss_fn, 0.05, has_aux=True),
-        "CrAM+": cram_jax.cram_plus(loss_fn, projector, 0.05, has_aux=True),
+        "CrAM+": full,
+        "CrAM+, a quarter": cram_jax.cram_plus(part, projector, 0.05, has_aux=True),
+        # What "every k-th step" costs: the condition is data, so both sides compile.
+        "CrAM+, switched off": optax.conditionally_transform(full, lambda s: s < 0),
+        "CrAM+, switched on": optax.conditionally_transform(full, lambda s: s >= 0),
     }
 
     def make(rule):

@@ -3,26 +3,23 @@
     python -m experiments.studies.cheaper --seeds 3
 
 Full CrAM+ costs two gradient evaluations a step. The candidates spend less on the
-compressed one: they compute it on a part of the batch, or at some of the steps, with
-nothing, its last value, or that value's component orthogonal to the dense gradient in
-between (Liu et al., LookSAM, CVPR 2022). `cram_jax.subsampled` won; the others live on
-here only. On digits; the numbers and the network are those of the demo.
+compressed one: they compute it on a part of the batch, at some of the steps, or late.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 import cram_jax
-from experiments.configs.digits import config as digits
+from experiments.config import Config
+from experiments.configs import CONFIGS
 from experiments.data.images import load, training_batches
 from experiments.evaluation import evaluate_targets, make_evaluation
 from experiments.optimizers import learning_rate
@@ -30,154 +27,152 @@ from experiments.targets import projector
 from experiments.tasks.classification import classification
 from experiments.training import total_steps
 
-Rule = Callable[[Callable[..., Any]], optax.GradientTransformationExtraArgs]
 
+class Candidate(NamedTuple):
+    """A way to spend less on the compressed gradient.
 
-class SometimesState(NamedTuple):
-    """State of `sometimes`: of the rule inside, and the last compressed gradient."""
-
-    count: jax.Array
-    inner: Any
-    along: jax.Array  # share of the compressed gradient along the dense one
-    last: Any  # the compressed gradient, or its orthogonal component
-    norm: jax.Array  # of the dense gradient when `last` was computed
-
-
-def full(loss_fn: Callable[..., Any]) -> optax.GradientTransformationExtraArgs:
-    """Full CrAM+ as the demo has it."""
-    targets = [projector(target) for target in digits.optimizer.targets]
-    return cram_jax.cram_plus(
-        loss_fn, cram_jax.one_of(*targets), digits.optimizer.rho, has_aux=True
-    )
-
-
-def part_of_the_batch(every: int) -> Rule:
-    """The compressed gradient on every so-manieth image."""
-    return lambda loss_fn: full(cram_jax.subsampled(loss_fn, "batch", every=every))
-
-
-def sometimes(
-    loss_fn: Callable[..., Any], *, every: int, between: str
-) -> optax.GradientTransformationExtraArgs:
-    """The compressed gradient at every so-manieth step.
-
-    Args:
-      loss_fn: the loss.
-      every: steps; with ``between="random"`` the inverse of a probability.
-      between: what the other steps add to the dense gradient: "nothing" (also for
-        "random"), the "last" compressed gradient, or its "orthogonal" component beside
-        the share along today's dense gradient.
+    Attributes:
+      subsample: on every so-manieth image.
+      every: at every so-manieth step.
+      start: from this share of the steps on.
+      weight: of the compressed gradient in the sum.
+      between: what the steps without one add: "nothing", the "last" one, or its
+        "orthogonal" component beside the share along today's dense gradient (Liu et
+        al., LookSAM, CVPR 2022).
     """
-    rule = full(loss_fn)
 
-    def init(params: Any) -> SometimesState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        zero = jnp.zeros([])
-        return SometimesState(
-            jnp.zeros([], jnp.int32), rule.init(params), zero, zeros, zero + 1
-        )
+    subsample: int = 1
+    every: int = 1
+    start: float = 0.0
+    weight: float = 1.0
+    between: str = "nothing"
 
-    def update(
-        grads: Any, state: SometimesState, params: Any, **inputs: Any
-    ) -> tuple[Any, SometimesState]:
-        def compute() -> tuple[Any, Any, jax.Array, Any, jax.Array]:
-            updates, inner = rule.update(grads, state.inner, params, **inputs)
-            compressed = optax.tree.sub(updates, grads)
-            norm = optax.tree.norm(grads)
-            along = optax.tree.vdot(compressed, grads) / norm**2
-            last = compressed
-            if between == "orthogonal":
-                last = jax.tree.map(lambda c, g: c - along * g, compressed, grads)
-            return updates, inner, along, last, norm
-
-        def reuse() -> tuple[Any, Any, jax.Array, Any, jax.Array]:
-            updates = grads
-            if between == "last":
-                updates = optax.tree.add(grads, state.last)
-            elif between == "orthogonal":
-                scale = optax.tree.norm(grads) / state.norm
-                updates = jax.tree.map(
-                    lambda g, v: (1 + state.along) * g + scale * v, grads, state.last
-                )
-            return updates, state.inner, state.along, state.last, state.norm
-
-        due = state.count % every == 0
-        if between == "random":
-            key = jax.random.fold_in(jax.random.key(7), state.count)
-            due = jax.random.bernoulli(key, 1 / every)
-        updates, inner, along, last, norm = jax.lax.cond(due, compute, reuse)
-        return updates, SometimesState(state.count + 1, inner, along, last, norm)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    def cost(self) -> float:
+        """Gradient evaluations a step."""
+        return 1 + (1 - self.start) / self.every / self.subsample
 
 
-CANDIDATES: dict[str, tuple[float, Rule]] = {
-    # cost in gradient evaluations a step; the rule
-    "SGD": (1, lambda loss_fn: optax.with_extra_args_support(optax.identity())),
-    "CrAM+": (2, full),
-    "half of the batch": (1.5, part_of_the_batch(2)),
-    "a quarter of the batch": (1.25, part_of_the_batch(4)),
-    "an eighth of the batch": (1.125, part_of_the_batch(8)),
-} | {
-    name: (1.25, partial(sometimes, every=4, between=between))
-    for name, between in {
-        "every 4th step": "nothing",
-        "a random quarter of the steps": "random",
-        "every 4th step, last one reused": "last",
-        "every 4th step, orthogonal part reused": "orthogonal",
-    }.items()
+CANDIDATES = {
+    "SGD": Candidate(start=1.0),
+    "CrAM+": Candidate(),
+    "half of the batch": Candidate(subsample=2),
+    "a quarter of the batch": Candidate(subsample=4),
+    "an eighth of the batch": Candidate(subsample=8),
+    "every 4th step": Candidate(every=4),
+    "every 4th step, twice the weight": Candidate(every=4, weight=2),
+    "every 4th step, four times the weight": Candidate(every=4, weight=4),
+    "every 4th step, last one reused": Candidate(every=4, between="last"),
+    "every 4th step, orthogonal part reused": Candidate(every=4, between="orthogonal"),
+    "every 2nd step, half of the batch": Candidate(every=2, subsample=2),
+    "the last half, every 2nd step": Candidate(start=0.5, every=2),
+    "the last half, half of the batch": Candidate(start=0.5, subsample=2),
+    "the last quarter": Candidate(start=0.75),
 }
 
 
-def run(rule: Rule, seeds: int, data_dir: Path | None) -> np.ndarray:
-    """Trains with a rule, and gives recalibrated accuracies, (seeds, targets)."""
-    data = load(digits.data, data_dir)
-    task = classification(digits, data)
-    evaluation = make_evaluation(digits, data, task)
-    steps = total_steps(digits, data)
-    optimizer = optax.chain(
-        rule(task.loss_fn),
-        optax.add_decayed_weights(digits.optimizer.weight_decay),
-        optax.sgd(learning_rate(digits.optimizer, steps), digits.optimizer.momentum),
+def run(
+    config: Config, candidate: Candidate, seed: int, data_dir: Path | None
+) -> dict[str, float]:
+    """Trains once, and gives the recalibrated accuracy at every target."""
+    data = load(config.data, data_dir)
+    task = classification(config, data)
+    steps = total_steps(config, data)
+    loss_fn = task.loss_fn
+    if candidate.subsample > 1:
+        loss_fn = cram_jax.subsampled(loss_fn, "batch", every=candidate.subsample)
+    targets = [projector(target) for target in config.optimizer.targets]
+    rule = cram_jax.cram(
+        loss_fn,
+        cram_jax.one_of(*targets),
+        config.optimizer.rho,
+        has_aux=True,
+        key=seed,
+    )
+    rest = optax.chain(
+        optax.add_decayed_weights(config.optimizer.weight_decay),
+        optax.sgd(learning_rate(config.optimizer, steps), config.optimizer.momentum),
     )
 
-    @jax.jit
-    def step(params: Any, batch_stats: Any, state: Any, batch: Any, key: Any) -> Any:
+    # Two compilations: convolutions inside lax.cond are slow on CPU.
+    @partial(jax.jit, static_argnames="compressed")
+    def step(state: Any, batch: Any, key: jax.Array, compressed: bool) -> Any:
+        params, batch_stats, rule_state, rest_state, last = state
         inputs = {"batch_stats": batch_stats, "batch": task.augment(key, batch)}
         (_, batch_stats), grads = jax.value_and_grad(task.loss_fn, has_aux=True)(
             params, **inputs
         )
-        updates, state = optimizer.update(grads, state, params, **inputs)
-        return optax.apply_updates(params, updates), batch_stats, state
+        updates = grads
+        if compressed:
+            extra, rule_state = rule.update(grads, rule_state, params, **inputs)
+            extra = optax.tree.scale(candidate.weight, extra)
+            updates = optax.tree.add(grads, extra)
+            last = _remember(extra, grads, candidate.between)
+        elif candidate.between != "nothing":
+            updates = optax.tree.add(grads, _recall(last, grads, candidate.between))
+        updates, rest_state = rest.update(updates, rest_state, params)
+        params = optax.apply_updates(params, updates)
+        return params, batch_stats, rule_state, rest_state, last
 
-    accuracies = []
-    for seed in range(seeds):
-        params, batch_stats = task.init(seed)
-        state = optimizer.init(params)
-        batches = training_batches(data.train, digits.data.batch_size, seed, 0, steps)
-        for index, batch in enumerate(batches):
-            key = jax.random.fold_in(jax.random.key(seed), index)
-            params, batch_stats, state = step(params, batch_stats, state, batch, key)
-        results = evaluate_targets(evaluation, params, batch_stats, digits.targets)
-        accuracies.append([result.recalibrated for result in results])
-    return np.array(accuracies)
+    params, batch_stats = task.init(seed)
+    nothing = optax.tree.zeros_like(params)
+    last = _remember(nothing, params, candidate.between)
+    state = params, batch_stats, rule.init(params), rest.init(params), last
+    begin = candidate.start * steps
+    batches = training_batches(data.train, config.data.batch_size, seed, 0, steps)
+    for index, batch in enumerate(batches):
+        compressed = index >= begin and index % candidate.every == 0
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        state = step(state, batch, key, compressed)
+    evaluation = make_evaluation(config, data, task)
+    results = evaluate_targets(evaluation, state[0], state[1], config.targets)
+    return {result.target: result.recalibrated for result in results}
+
+
+def _remember(extra: Any, grads: Any, between: str) -> Any:
+    """What later steps need of a compressed gradient."""
+    if between == "nothing":
+        return ()
+    if between == "last":
+        return extra
+    norm = optax.tree.norm(grads)
+    along = optax.tree.vdot(extra, grads) / norm**2
+    return along, norm, jax.tree.map(lambda e, g: e - along * g, extra, grads)
+
+
+def _recall(last: Any, grads: Any, between: str) -> Any:
+    if between == "last":
+        return last
+    along, norm, orthogonal = last
+    scale = optax.tree.norm(grads) / norm
+    return jax.tree.map(lambda g, o: along * g + scale * o, grads, orthogonal)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs every candidate, and prints a line for each as it ends."""
+    """Runs the candidates, and prints a line for each as it ends."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="digits", choices=CONFIGS)
+    parser.add_argument("--candidates", nargs="+", default=[*CANDIDATES])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data-dir", type=Path)
     options = parser.parse_args(arguments)
-    print("| | cost |", " | ".join(digits.targets), "| seconds |")
-    print("| --- " * (len(digits.targets) + 3) + "|")
-    for name, (cost, rule) in CANDIDATES.items():
+    config = CONFIGS[options.config]
+    print("| | cost |", " | ".join(config.targets), "| seconds |")
+    print("| --- " * (len(config.targets) + 3) + "|")
+    for name in options.candidates:
+        candidate = CANDIDATES[name]
         start = time.perf_counter()
-        accuracies = run(rule, options.seeds, options.data_dir)
-        mean, spread = accuracies.mean(0), accuracies.std(0, ddof=options.seeds > 1)
-        cells = [f"{m:.1f} ({s:.1f})" for m, s in zip(mean, spread, strict=True)]
+        runs = [
+            run(config, candidate, seed, options.data_dir)
+            for seed in range(options.seeds)
+        ]
+        cells = []
+        for target in config.targets:
+            values = [run[target] for run in runs]
+            spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+            cells.append(f"{np.mean(values):.1f} ({spread:.1f})")
         seconds = time.perf_counter() - start
-        print(f"| {name} | {cost:g} |", " | ".join(cells), f"| {seconds:.0f} |")
+        row = f"| {name} | {candidate.cost():g} |"
+        print(row, " | ".join(cells), f"| {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
