@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench constraints clean
+.PHONY: demo test lint docs bench constraints clean
 
 demo: $(READY)
 	$(RUN) -m experiments demo
@@ -17,7 +17,11 @@ lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest --doctest-modules --doctest-glob='*.md' cram_jax README.md
+	$(RUN) -m pytest --doctest-modules --doctest-glob='*.md' cram_jax README.md docs/guide docs/index.md
+
+docs: $(READY)
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
+	@echo "docs/_build/index.html"
 
 bench: $(READY)
 	mkdir -p benchmarks/results
@@ -31,7 +35,7 @@ constraints: $(READY)
 	  --no-emit-index-url --quiet --output-file constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

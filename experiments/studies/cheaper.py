@@ -32,7 +32,9 @@ class Candidate(NamedTuple):
     """A way to spend less on the compressed gradient.
 
     Attributes:
-      subsample: on every so-manieth image.
+      share: of the batch, for either gradient: the first images for the dense one, the
+        last for the compressed one.
+      subsample: on every so-manieth image of those.
       every: at every so-manieth step.
       start: from this share of the steps on.
       weight: of the compressed gradient in the sum.
@@ -41,6 +43,7 @@ class Candidate(NamedTuple):
         al., LookSAM, CVPR 2022).
     """
 
+    share: float = 1.0
     subsample: int = 1
     every: int = 1
     start: float = 0.0
@@ -49,7 +52,7 @@ class Candidate(NamedTuple):
 
     def cost(self) -> float:
         """Gradient evaluations a step."""
-        return 1 + (1 - self.start) / self.every / self.subsample
+        return self.share * (1 + (1 - self.start) / self.every / self.subsample)
 
 
 CANDIDATES = {
@@ -67,6 +70,8 @@ CANDIDATES = {
     "the last half, every 2nd step": Candidate(start=0.5, every=2),
     "the last half, half of the batch": Candidate(start=0.5, subsample=2),
     "the last quarter": Candidate(start=0.75),
+    "5/8 of the batch for each": Candidate(share=5 / 8),
+    "half of the batch for each": Candidate(share=1 / 2),
 }
 
 
@@ -97,12 +102,17 @@ def run(
     @partial(jax.jit, static_argnames="compressed")
     def step(state: Any, batch: Any, key: jax.Array, compressed: bool) -> Any:
         params, batch_stats, rule_state, rest_state, last = state
-        inputs = {"batch_stats": batch_stats, "batch": task.augment(key, batch)}
+        batch = task.augment(key, batch)
+        size = len(batch["label"])
+        first = jax.tree.map(lambda x: x[: round(candidate.share * size)], batch)
+        last_ones = jax.tree.map(lambda x: x[-round(candidate.share * size) :], batch)
+        inputs = {"batch_stats": batch_stats, "batch": first}
         (_, batch_stats), grads = jax.value_and_grad(task.loss_fn, has_aux=True)(
             params, **inputs
         )
         updates = grads
         if compressed:
+            inputs["batch"] = last_ones
             extra, rule_state = rule.update(grads, rule_state, params, **inputs)
             extra = optax.tree.scale(candidate.weight, extra)
             updates = optax.tree.add(grads, extra)

@@ -1,0 +1,27 @@
+"""Builds the guide and the API reference: ``make docs``."""
+
+import cram_jax
+
+project = "cram_jax"
+author = "the cram_jax developers"
+release = cram_jax.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+nitpicky = False
+default_role = "py:obj"  # `cram` links to it where it is ours
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_type_aliases = {
+    name: name
+    for name in ("AxisName", "Block", "Number", "Params", "Where", "optax.Schedule")
+}
+napoleon_use_rtype = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+myst_enable_extensions = ["dollarmath"]
+
+html_theme = "furo"
+html_title = "cram_jax"

@@ -1,0 +1,261 @@
+"""Breaks the library in one place at a time, and sees whether the tests notice.
+
+    python -m tests.mutants            # all, about half an hour on one core
+    python -m tests.mutants selection  # those of one module
+
+Each mutant is made in a copy of the tree. A mutant that no test kills is printed as
+SURVIVED, and the exit status is the number of those.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Mutant(NamedTuple):
+    """Replaces ``old``, which is there once, by ``new``."""
+
+    old: str
+    new: str
+
+
+# Module: the tests that are to kill its mutants, in the order of their speed; mutants.
+MUTANTS = {
+    "transforms": (
+        ["derivations", "transforms", "composition"],
+        [
+            Mutant("(p + radius * d)", "(p - radius * d)"),
+            Mutant("(p + radius * d)", "(p + d)"),
+            Mutant("if sparse_gradients:", "if not sparse_gradients:"),
+            Mutant(
+                "jnp.where(mask, g, jnp.zeros_like(g))",
+                "jnp.where(mask, jnp.zeros_like(g), g)",
+            ),
+            Mutant("jnp.where(mask, g, jnp.zeros_like(g))", "g"),
+            Mutant("optax.tree.add(updates, gradient)", "gradient"),
+            Mutant(
+                "optax.tree.add(updates, gradient)",
+                "optax.tree.scale(0.5, optax.tree.add(updates, gradient))",
+            ),
+            Mutant(
+                "            radius = radius / _nonzero(_norm(updates))",
+                "            radius = radius * _nonzero(_norm(updates))",
+            ),
+            Mutant("jnp.where(norm == 0, 1, norm)", "norm"),
+            Mutant("optax.safe_increment(state.count)", "state.count"),
+            Mutant(
+                "        key=key,\n        projector_state=projector_state,",
+                "        key=state.key,\n        projector_state=projector_state,",
+            ),
+            Mutant(
+                "projector_state=projector_state,",
+                "projector_state=state.projector_state,",
+            ),
+            Mutant(
+                "_keep(masks, gradient_at(compressed, extra_args)[1])",
+                "gradient_at(compressed, extra_args)[1]",
+            ),
+            Mutant(
+                "_ascend(params, radius / _nonzero(_norm(ascent)), ascent)",
+                "_ascend(compressed, radius / _nonzero(_norm(ascent)), ascent)",
+            ),
+            Mutant("        sparse_gradients=False,\n", ""),
+            Mutant("jnp.promote_types(x.dtype, jnp.float32)", "x.dtype"),
+            Mutant("return jax.random.clone(key)", "return key"),
+            Mutant(".astype(jnp.result_type(p))", ""),
+        ],
+    ),
+    "losses": (
+        ["losses", "transforms"],
+        [
+            Mutant(
+                "gradients = jax.lax.pmean(gradients, axis_name)",
+                "gradients = gradients",
+            ),
+            Mutant(
+                "gradients = jax.lax.pmean(gradients, axis_name)",
+                "gradients = jax.lax.psum(gradients, axis_name)",
+            ),
+            Mutant("else jax.lax.pmean(loss, axis_name)", "else loss"),
+            Mutant("if takes_all or n in named", "if takes_all"),
+            Mutant("            loss, _ = loss", "            _, loss = loss"),
+            Mutant("every, *rest))[:, 0]", "every, *rest))[:, -1]"),
+            Mutant("return leaf[::every]", "return leaf[: size // every]"),
+            Mutant("            if name in arguments", "            if name"),
+        ],
+    ),
+    "selection": (
+        ["selection"],
+        [
+            Mutant(
+                "magnitude_key(x.astype(dtype)) >= candidate for",
+                "magnitude_key(x.astype(dtype)) > candidate for",
+            ),
+            Mutant("(margin >= 0)", "(margin > 0)"),
+            Mutant("(margin >= 0)", "(margin <= 0)"),
+            Mutant("counts >= k", "counts > k"),
+            Mutant("counts[enough - 1]", "counts[0]"),
+            Mutant("& jnp.iinfo(bits).max", ""),
+            Mutant("jnp.clip(k, 0, total)", "k"),
+            Mutant("width=8 * dtype.itemsize - 1", "width=8 * dtype.itemsize - 2"),
+            Mutant("width=total.bit_length()", "width=total.bit_length() - 1"),
+            Mutant(
+                "jnp.minimum(digits << bits.astype(integer), room)",
+                "(digits << bits.astype(integer))",
+            ),
+            Mutant("jnp.maximum(bits - _DIGIT, 0)", "bits - _DIGIT"),
+            Mutant(
+                "for axis in reversed(range(array.ndim))",
+                "for axis in range(array.ndim)",
+            ),
+        ],
+    ),
+    "sparsity": (
+        ["sparsity"],
+        [
+            Mutant("nearest if is_integer else int(exact)", "int(exact)"),
+            Mutant("nearest if is_integer else int(exact)", "nearest"),
+            Mutant(
+                'if scope == "global" else [[leaf]', 'if scope != "global" else [[leaf]'
+            ),
+            Mutant("(other > own)", "(other >= own)"),
+            Mutant("k=-1, dtype=bool", "k=0, dtype=bool"),
+            Mutant("return (ahead < n)", "return (ahead <= n)"),
+            Mutant("jnp.shape(leaf)[-2] % m == 0", "jnp.shape(leaf)[-1] % m == 0"),
+            Mutant("3, 2 * 10**7) + 1) // 2", "3, 2 * 10**7)) // 2"),
+        ],
+    ),
+    "blocks": (
+        ["blocks"],
+        [
+            Mutant("inside == 0 or size % inside", "inside == 0"),
+            Mutant("squares / math.prod(cut[1::2])", "squares"),
+            Mutant("range(1, len(cut), 2)", "range(0, len(cut), 2)"),
+            Mutant("shape[:before] if whole", "shape[:before] if not whole"),
+        ],
+    ),
+    "quantization": (
+        ["quantization"],
+        [
+            Mutant(
+                "highest = 2 ** (bits - 1) - 1 if symmetric",
+                "highest = 2 ** (bits - 1) if symmetric",
+            ),
+            Mutant("jnp.round(leaf / grid.scale)", "jnp.floor(leaf / grid.scale)"),
+            Mutant(
+                "return rounded + (leaf - jax.lax.stop_gradient(leaf))",
+                "return rounded",
+            ),
+            Mutant(
+                "jnp.maximum(-smallest, largest) / highest",
+                "(largest - smallest) / highest",
+            ),
+            Mutant("2 * highest if symmetric else highest", "highest"),
+            Mutant("low = jnp.round(smallest", "low = (smallest"),
+            Mutant("challenger.error < best.error", "challenger.error > best.error"),
+            Mutant("_REFINEMENTS = 3", "_REFINEMENTS = 0"),
+            Mutant("range(leaf.ndim - 1)", "range(1, leaf.ndim)"),
+        ],
+    ),
+    "combinators": (
+        ["combinators", "derivations"],
+        [
+            Mutant("jax.tree.map(jnp.logical_and, masks, kept)", "kept"),
+            Mutant(
+                "projectors[index].project(params, states[index], key)",
+                "projectors[0].project(params, states[0], key)",
+            ),
+            Mutant("states[index + 1 :]", "states[index:-1]"),
+            Mutant("p=weights", "p=None"),
+            Mutant("abs(weights.sum() - 1) > 1e-6", "False"),
+        ],
+    ),
+    "caching": (
+        ["caching", "derivations"],
+        [
+            Mutant("state.uses % every == 0", "state.uses % every == 1"),
+            Mutant("state.uses + 1, bits, inner", "state.uses, bits, inner"),
+            Mutant(
+                "return state.bits, state.inner", "return _pack(params), state.inner"
+            ),
+            Mutant(
+                "CachedState(state.uses + 1, bits, inner)",
+                "CachedState(state.uses + 1, bits, state.inner)",
+            ),
+        ],
+    ),
+    "prunable": (
+        ["prunable", "sparsity"],
+        [
+            Mutant(
+                "chosen = [jnp.ndim(leaf) >= 2 for", "chosen = [jnp.ndim(leaf) >= 1 for"
+            ),
+            Mutant("search(path) is None", "match(path) is None"),
+            Mutant("search(path) is not None", "match(path) is not None"),
+        ],
+    ),
+    "pruning": (
+        ["pruning"],
+        [
+            Mutant("jnp.where(mask, u, -p.astype(u.dtype))", "jnp.where(mask, u, 0)"),
+            Mutant("jax.tree.map(jnp.array, masks)", "masks"),
+        ],
+    ),
+    "batch_norm": (
+        ["batch_norm"],
+        [
+            Mutant("(new / (count * part))", "(new / count)"),
+            Mutant("count += 1", "count = 1"),
+            Mutant(
+                "lambda one, zero: 1 - (one - zero)", "lambda one, zero: one - zero"
+            ),
+        ],
+    ),
+}
+
+
+def survives(tree: Path, module: str, mutant: Mutant, tests: list[str]) -> bool:
+    """Whether the tests pass with the mutant in place of the module."""
+    path = tree / "cram_jax" / f"{module}.py"
+    source = path.read_text()
+    if source.count(mutant.old) != 1:
+        raise SystemExit(
+            f"{mutant.old!r} is {source.count(mutant.old)} times in {path}"
+        )
+    path.write_text(source.replace(mutant.old, mutant.new))
+    try:
+        files = [f"tests/test_{name}.py" for name in tests]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", *files]
+        return subprocess.run(command, cwd=tree, capture_output=True).returncode == 0
+    finally:
+        path.write_text(source)
+
+
+def main(modules: list[str]) -> int:
+    """Tries the mutants; returns how many survived."""
+    survivors = tried = 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        for name in ("cram_jax", "tests"):
+            shutil.copytree(ROOT / name, tree / name)
+        for name in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / name, tree)
+        for module in modules or MUTANTS:
+            tests, mutants = MUTANTS[module]
+            for mutant in mutants:
+                alive = survives(tree, module, mutant, tests)
+                verdict = "SURVIVED" if alive else "killed"
+                print(f"{verdict:9}{module}: {mutant.old} -> {mutant.new}", flush=True)
+                survivors += alive
+                tried += 1
+    print(f"{tried - survivors} of {tried} mutants killed")
+    return survivors
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
