@@ -6,13 +6,14 @@ entries reach, refine it. Nothing is sorted, gathered, reshaped or concatenated;
 may lie on one device or be sharded along any axes, and the devices exchange counts.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+
+from cram_jax.counting import count_true, inside_shard_map
 
 # Bits settled by one pass over the data, which counts for 2**3 - 1 candidates. Seven
 # and their counts just fit the registers of a CPU: eight take half as long again.
@@ -165,43 +166,14 @@ def _largest_reached(
         candidates = found.candidate + steps
         # Tied to the step, or XLA would compute the keys before the loop and keep them.
         here, candidates = jax.lax.optimization_barrier((arrays, candidates))
-        counts = _count([reaches(here, candidate) for candidate in candidates], k.dtype)
+        counts = count_true([reaches(here, c) for c in candidates], k.dtype)
         enough = jnp.sum(counts >= k)
         best = _Found(candidates[enough - 1], counts[enough - 1])
         found = jax.tree.map(partial(jnp.where, enough > 0), best, found)
         return found, bits
 
-    # Under shard_map a loop has to start from values that vary as its results do.
-    nothing = sum(jnp.sum(x, where=False).astype(k.dtype) for x in arrays) + (k - k)
-    zero = jax.tree.map(lambda x: x + nothing.astype(x.dtype), zero)
+    if inside_shard_map():
+        # There a loop has to start from values that vary as its results do.
+        nothing = sum(jnp.sum(x, where=False).astype(k.dtype) for x in arrays) + (k - k)
+        zero = jax.tree.map(lambda x: x + nothing.astype(x.dtype), zero)
     return jax.lax.while_loop(is_open, settle, (zero, jnp.array(width)))[0]
-
-
-def _count(hits: Sequence[Sequence[jax.Array]], integer: jnp.dtype) -> jax.Array:
-    """How many entries reach each candidate; ``hits[candidate][array]`` says which."""
-    count = _count_together if _counts_together() else _count_apart
-    counts = [count(of_array).astype(integer) for of_array in zip(*hits, strict=True)]
-    return sum(counts, start=jnp.zeros([], integer))
-
-
-def _counts_together() -> bool:
-    # XLA on CPU does not merge sums over one array into one loop, and computes each as
-    # a tree, several times slower than a plain loop; a reduction of many operands is
-    # one plain loop. On several devices it would be gathered, where a sum is reduced.
-    return jax.default_backend() == "cpu" and jax.device_count() == 1
-
-
-def _count_apart(hits: Sequence[jax.Array]) -> jax.Array:
-    return jnp.stack([jnp.sum(hit, dtype=jnp.int32) for hit in hits])
-
-
-def _count_together(hits: Sequence[jax.Array]) -> jax.Array:
-    # A few rows, so that every core has work; on one device this moves nothing.
-    rows = math.gcd(hits[0].size, 16)
-    counts = jax.lax.reduce(
-        [hit.reshape(rows, hit.size // rows).astype(jnp.int32) for hit in hits],
-        [jnp.zeros([], jnp.int32)] * len(hits),
-        lambda xs, ys: [x + y for x, y in zip(xs, ys, strict=True)],
-        [1],
-    )
-    return jnp.stack([jnp.sum(count) for count in counts])
