@@ -6,7 +6,8 @@ targets.
 """
 
 # Update rules: first members of an optax chain.
-from cram_jax.transforms import CramState, compressed_sam, cram, cram_plus, sam
+from cram_jax.ascent import CramState
+from cram_jax.transforms import compressed_sam, cram, cram_plus, sam
 from cram_jax.losses import subsampled
 
 # Projectors: what the model is trained for, and compressed with.

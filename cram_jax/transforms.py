@@ -1,33 +1,25 @@
 """Compression-aware update rules, as optax gradient transformations."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
+from cram_jax.ascent import (
+    CramState,
+    ascend,
+    check_arguments,
+    check_params,
+    initial_state,
+    keep,
+    next_state,
+    nonzero,
+    norm,
+)
 from cram_jax.combinators import identity
 from cram_jax.losses import AxisName, gradient_of
-from cram_jax.projector import Params, Projector, leaf_path
-
-
-class CramState(NamedTuple):
-    """State of `cram`, `cram_plus` and `sam`.
-
-    Attributes:
-      count: int32 scalar, the number of updates so far.
-      key: PRNG key for the projector's draws.
-      projector_state: the projector's own state.
-      compressed_loss: floating scalar, the loss at the compressed parameters in the
-        last update; infinite before the first.
-    """
-
-    count: jax.Array  # type: ignore[assignment]  # optax's name, over tuple.count
-    key: jax.Array
-    projector_state: Any
-    compressed_loss: jax.Array
+from cram_jax.projector import Params, Projector
 
 
 def cram(
@@ -101,11 +93,13 @@ def cram(
 
     Reference: Peste et al., CrAM, ICLR 2023, equation 2, arXiv 2207.14200.
     """
-    _check_arguments(projector, rho)
+    check_arguments(
+        projector, rho, sparse_gradients=sparse_gradients, normalize=normalize
+    )
     gradient_at = gradient_of(loss_fn, has_aux=has_aux, axis_name=axis_name)
 
     def init(params: Params) -> CramState:
-        return _initial_state(params, projector, key)
+        return initial_state(params, projector, key)
 
     def update(
         updates: Params,
@@ -113,20 +107,20 @@ def cram(
         params: Params | None = None,
         **extra_args: Any,
     ) -> tuple[Params, CramState]:
-        _check_params(params)
+        check_params(params)
         key, draw = jax.random.split(state.key)
         radius = rho(state.count) if callable(rho) else rho
         if normalize:
-            radius = radius / _nonzero(_norm(updates))
+            radius = radius / nonzero(norm(updates))
 
-        perturbed = _ascend(params, radius, updates)
+        perturbed = ascend(params, radius, updates)
         (compressed, masks), projector_state = projector.project(
             perturbed, state.projector_state, draw
         )
         loss, gradient = gradient_at(compressed, extra_args)
         if sparse_gradients:
-            gradient = _keep(masks, gradient)
-        return gradient, _next_state(state, key, projector_state, loss)
+            gradient = keep(masks, gradient)
+        return gradient, next_state(state, key, projector_state, loss)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -312,11 +306,11 @@ def compressed_sam(
 
     Reference: Peste et al., CrAM, ICLR 2023, equation 11, arXiv 2207.14200.
     """
-    _check_arguments(projector, rho)
+    check_arguments(projector, rho)
     gradient_at = gradient_of(loss_fn, has_aux=has_aux, axis_name=axis_name)
 
     def init(params: Params) -> CramState:
-        return _initial_state(params, projector, key)
+        return initial_state(params, projector, key)
 
     def update(
         updates: Params,
@@ -325,105 +319,18 @@ def compressed_sam(
         **extra_args: Any,
     ) -> tuple[Params, CramState]:
         del updates
-        _check_params(params)
+        check_params(params)
         key, draw = jax.random.split(state.key)
         radius = rho(state.count) if callable(rho) else rho
 
         (compressed, masks), _ = projector.project(params, state.projector_state, draw)
-        ascent = _keep(masks, gradient_at(compressed, extra_args)[1])
-        perturbed = _ascend(params, radius / _nonzero(_norm(ascent)), ascent)
+        ascent = keep(masks, gradient_at(compressed, extra_args)[1])
+        perturbed = ascend(params, radius / nonzero(norm(ascent)), ascent)
         (compressed, masks), projector_state = projector.project(
             perturbed, state.projector_state, draw
         )
         loss, gradient = gradient_at(compressed, extra_args)
-        gradient = _keep(masks, gradient)
-        return gradient, _next_state(state, key, projector_state, loss)
+        gradient = keep(masks, gradient)
+        return gradient, next_state(state, key, projector_state, loss)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _initial_state(
-    params: Params, projector: Projector, key: int | jax.Array
-) -> CramState:
-    _check_params(params)
-    loss_dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
-    return CramState(
-        count=jnp.zeros([], jnp.int32),
-        key=_as_key(key),
-        projector_state=projector.init(params),
-        compressed_loss=jnp.array(jnp.inf, loss_dtype),
-    )
-
-
-def _next_state(
-    state: CramState, key: jax.Array, projector_state: Any, loss: jax.Array
-) -> CramState:
-    return CramState(
-        count=optax.safe_increment(state.count),
-        key=key,
-        projector_state=projector_state,
-        compressed_loss=loss.astype(state.compressed_loss.dtype),
-    )
-
-
-def _as_key(key: int | jax.Array) -> jax.Array:
-    if jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
-        # A copy, because a training step may donate its state.
-        return jax.random.clone(key)
-    return jax.random.key(key)
-
-
-def _check_arguments(projector: Any, rho: Any) -> None:
-    if not isinstance(projector, Projector):
-        raise TypeError(f"projector must be a Projector, got {projector!r}")
-    if callable(rho) or isinstance(rho, jax.core.Tracer):
-        return
-    if not isinstance(rho, float | int | np.number | np.ndarray | jax.Array):
-        raise TypeError(f"rho must be a number or a schedule, got {rho!r}")
-    if not rho >= 0:
-        raise ValueError(f"rho must be at least 0, got {rho!r}")
-
-
-def _check_params(params: Params) -> None:
-    if params is None:
-        raise ValueError("params must be given to update(...), got None")
-
-    def is_masked(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode)
-
-    for path, leaf in jax.tree.leaves_with_path(params, is_leaf=is_masked):
-        if is_masked(leaf):
-            raise TypeError(
-                f"params[{leaf_path(path)!r}] is hidden by optax.masked or "
-                f"optax.partition, but the loss needs the whole tree; put them after: "
-                f"optax.chain(cram_plus(...), optax.masked(...))"
-            )
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"params[{leaf_path(path)!r}] has dtype {jnp.result_type(leaf).name}, "
-                f"expected a floating dtype"
-            )
-
-
-def _ascend(params: Params, radius: Any, direction: Params) -> Params:
-    return jax.tree.map(
-        lambda p, d: (p + radius * d).astype(jnp.result_type(p)), params, direction
-    )
-
-
-def _keep(masks: Params, gradient: Params) -> Params:
-    return jax.tree.map(
-        lambda mask, g: jnp.where(mask, g, jnp.zeros_like(g)), masks, gradient
-    )
-
-
-def _norm(tree: Params) -> jax.Array:
-    # In float32 at least: a sum of squares does not fit the narrow types.
-    wide = jax.tree.map(
-        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
-    )
-    return optax.tree.norm(wide)
-
-
-def _nonzero(norm: jax.Array) -> jax.Array:
-    return jnp.where(norm == 0, 1, norm)

@@ -30,23 +30,37 @@ MUTANTS = {
     "transforms": (
         ["derivations", "transforms", "composition"],
         [
-            Mutant("(p + radius * d)", "(p - radius * d)"),
-            Mutant("(p + radius * d)", "(p + d)"),
             Mutant("if sparse_gradients:", "if not sparse_gradients:"),
-            Mutant(
-                "jnp.where(mask, g, jnp.zeros_like(g))",
-                "jnp.where(mask, jnp.zeros_like(g), g)",
-            ),
-            Mutant("jnp.where(mask, g, jnp.zeros_like(g))", "g"),
             Mutant("optax.tree.add(updates, gradient)", "gradient"),
             Mutant(
                 "optax.tree.add(updates, gradient)",
                 "optax.tree.scale(0.5, optax.tree.add(updates, gradient))",
             ),
             Mutant(
-                "            radius = radius / _nonzero(_norm(updates))",
-                "            radius = radius * _nonzero(_norm(updates))",
+                "            radius = radius / nonzero(norm(updates))",
+                "            radius = radius * nonzero(norm(updates))",
             ),
+            Mutant(
+                "keep(masks, gradient_at(compressed, extra_args)[1])",
+                "gradient_at(compressed, extra_args)[1]",
+            ),
+            Mutant(
+                "ascend(params, radius / nonzero(norm(ascent)), ascent)",
+                "ascend(compressed, radius / nonzero(norm(ascent)), ascent)",
+            ),
+            Mutant("        sparse_gradients=False,\n", ""),
+        ],
+    ),
+    "ascent": (
+        ["derivations", "transforms", "composition"],
+        [
+            Mutant("(p + radius * d)", "(p - radius * d)"),
+            Mutant("(p + radius * d)", "(p + d)"),
+            Mutant(
+                "jnp.where(mask, g, jnp.zeros_like(g))",
+                "jnp.where(mask, jnp.zeros_like(g), g)",
+            ),
+            Mutant("jnp.where(mask, g, jnp.zeros_like(g))", "g"),
             Mutant("jnp.where(norm == 0, 1, norm)", "norm"),
             Mutant("optax.safe_increment(state.count)", "state.count"),
             Mutant(
@@ -57,15 +71,6 @@ MUTANTS = {
                 "projector_state=projector_state,",
                 "projector_state=state.projector_state,",
             ),
-            Mutant(
-                "_keep(masks, gradient_at(compressed, extra_args)[1])",
-                "gradient_at(compressed, extra_args)[1]",
-            ),
-            Mutant(
-                "_ascend(params, radius / _nonzero(_norm(ascent)), ascent)",
-                "_ascend(compressed, radius / _nonzero(_norm(ascent)), ascent)",
-            ),
-            Mutant("        sparse_gradients=False,\n", ""),
             Mutant("jnp.promote_types(x.dtype, jnp.float32)", "x.dtype"),
             Mutant("return jax.random.clone(key)", "return key"),
             Mutant(".astype(jnp.result_type(p))", ""),

@@ -400,9 +400,17 @@ def test_wrong_arguments_are_refused_at_construction(make):
         make(loss_fn, top_k(0.5), -0.1)
     with pytest.raises(ValueError, match="rho must be at least 0, got nan"):
         make(loss_fn, top_k(0.5), float("nan"))
-    for rho in ("big", [0.1], None):
+    for rho in ("big", [0.1], None, jnp.array([0.1, 0.2])):
         with pytest.raises(TypeError, match="rho must be a number or a schedule, got"):
             make(loss_fn, top_k(0.5), rho)
+
+
+@pytest.mark.parametrize("make", [cram, cram_plus])
+@pytest.mark.parametrize("flag", ["sparse_gradients", "normalize", "has_aux"])
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_flags_are_bools(make, flag, value):
+    with pytest.raises(TypeError, match=f"{flag} must be True or False, got {value!r}"):
+        make(loss_fn, identity(), **{flag: value})
 
 
 def test_sam_refuses_a_negative_rho():
