@@ -208,14 +208,15 @@ def test_a_normalised_ascent_has_length_rho(rho):
 
 
 @pytest.mark.parametrize("make", [cram, cram_plus])
-def test_a_zero_gradient_gives_zeros_under_normalize(make):
-    params = {"w": jnp.ones((2, 2))}
-    transformation = make(
-        lambda params: 0.0 * jnp.sum(params["w"]), identity(), 0.1, normalize=True
+def test_a_zero_gradient_gives_no_ascent_under_normalize(make):
+    params = {"w": jnp.full((2, 2), 3.0)}
+    rule = make(
+        lambda params: jnp.sum(params["w"] ** 2), identity(), 0.1, normalize=True
     )
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = transformation.update(zeros, transformation.init(params), params)
-    chex.assert_trees_all_equal(updates, zeros)
+    updates, state = rule.update(zeros, rule.init(params), params)
+    chex.assert_trees_all_equal(updates, {"w": jnp.full((2, 2), 6.0)})
+    assert state.compressed_loss == 36
 
 
 def test_a_norm_is_taken_in_float32_for_narrow_types():
