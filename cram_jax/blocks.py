@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cram_jax.reshaping import join_axes, split_axis
+
 Block: TypeAlias = tuple[int | EllipsisType | None, ...]
 """Shape of a block along the last axes of a leaf, see `cram_jax.top_k`."""
 
@@ -50,7 +52,7 @@ def by_block(compress: Compress, block: Block) -> Compress:
             if cut is None:
                 pairs.append((leaf, jnp.ones_like(leaf, dtype=bool)))
                 continue
-            mask = jnp.broadcast_to(next(masks), cut).reshape(leaf.shape)
+            mask = join_axes(jnp.broadcast_to(next(masks), cut), leaf)
             pairs.append((jnp.where(mask, leaf, jnp.zeros_like(leaf)), mask))
         return pairs
 
@@ -96,7 +98,9 @@ def _cut(shape: tuple[int, ...], block: Block) -> tuple[int, ...] | None:
 
 def _rms(leaf: jax.Array, cut: tuple[int, ...]) -> jax.Array:
     """Root mean square of each block; the axes inside a block have length 1."""
-    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)).reshape(cut)
+    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    for axis in reversed(range(leaf.ndim)):
+        wide = split_axis(wide, axis, cut[2 * axis + 1])
     inside = tuple(range(1, len(cut), 2))
     squares = jnp.sum(wide**2, axis=inside, keepdims=True)
     return jnp.sqrt(squares / math.prod(cut[1::2]))

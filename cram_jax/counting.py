@@ -1,8 +1,8 @@
 """How many entries of sharded arrays are true, with one exchange for all of them."""
 
+import functools
 import math
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, TypeAlias
 
 import jax
@@ -18,7 +18,8 @@ def count_true(sets: Sets, dtype: jnp.dtype) -> jax.Array:
     """Counts the true entries of several sets of arrays, of each set over its arrays.
 
     Args:
-      sets: bool arrays; those at one place in their sets have one shape and sharding.
+      sets: at most eight, of bool arrays; those at one place in their sets have one
+        shape and sharding.
       dtype: of the counts, an integer that can hold them.
 
     Returns:
@@ -34,21 +35,32 @@ def count_true(sets: Sets, dtype: jnp.dtype) -> jax.Array:
         return _count_apart(sets, dtype)
 
     @jax.custom_batching.custom_vmap
-    def count(sets: Sets) -> jax.Array:
-        arrays = [array for one_set in sets for array in one_set]
-        ranks = tuple(array.ndim for array in arrays)
-        return _partitioned(ranks, len(sets), jnp.dtype(dtype))(*arrays)
+    def count(codes: Sequence[jax.Array]) -> jax.Array:
+        ranks = tuple(code.ndim for code in codes)
+        return _partitioned(ranks, len(sets), jnp.dtype(dtype))(*codes)
 
     @count.def_vmap
     def count_batch(
-        size: int, is_batched: list[Any], sets: Sets
+        size: int, is_batched: list[Any], codes: Sequence[jax.Array]
     ) -> tuple[jax.Array, bool]:
         del size
         axes = jax.tree.map(lambda batched: 0 if batched else None, is_batched)
-        plain = jax.vmap(lambda sets: _count_apart(sets, dtype), in_axes=axes)
-        return plain(sets), True
+        plain = jax.vmap(
+            lambda codes: _count_apart(_decode(codes, len(sets)), dtype), in_axes=axes
+        )
+        return plain(codes), True
 
-    return count(sets)
+    return count([_encode(same) for same in zip(*sets, strict=True)])
+
+
+def _encode(arrays: Sequence[jax.Array]) -> jax.Array:
+    """One array of bits for one of each set, as the partitioner is slow with many."""
+    bits = [a.astype(jnp.uint8) << which for which, a in enumerate(arrays)]
+    return functools.reduce(jnp.bitwise_or, bits)
+
+
+def _decode(codes: Sequence[jax.Array], number: int) -> Sets:
+    return [[(code >> which) & 1 == 1 for code in codes] for which in range(number)]
 
 
 def inside_shard_map() -> bool:
@@ -60,40 +72,34 @@ def _is_alone() -> bool:
     return jax.device_count() == 1
 
 
-@cache
+@functools.cache
 def _partitioned(ranks: tuple[int, ...], number: int, dtype: jnp.dtype) -> Any:
     """Counts where the partitioner puts the arrays.
 
     Left to itself it reduces, and exchanges, a count for each array.
 
     Args:
-      ranks: dimensions of the arrays, one set after the other.
+      ranks: dimensions of the arrays from `_encode`.
       number: of sets.
       dtype: of the counts.
     """
 
-    def unflatten(arrays: Sequence[jax.Array]) -> Sets:
-        each = len(arrays) // number
-        return [arrays[i : i + each] for i in range(0, len(arrays), each)]
-
-    def count(*arrays: jax.Array) -> jax.Array:
-        return _count_apart(unflatten(arrays), dtype)
+    def count(*codes: jax.Array) -> jax.Array:
+        return _count_apart(_decode(codes, number), dtype)
 
     def partition(mesh: Any, arguments: Any, result: Any) -> Any:
         del result
-        shardings = [a.sharding for a in arguments[: len(arguments) // number]]
+        shardings = tuple(argument.sharding for argument in arguments)
 
-        def count_shards(*arrays: jax.Array) -> jax.Array:
+        def count_shards(*codes: jax.Array) -> jax.Array:
             total = jnp.zeros(number, dtype)
-            alike = zip(*unflatten(arrays), strict=True)
-            for sharding, same in zip(shardings, alike, strict=True):
+            for sharding, code in zip(shardings, codes, strict=True):
                 # Of the devices that hold the same shard, the first one counts it.
-                share = _count([[array] for array in same], dtype)
+                share = _count(_decode([code], number), dtype)
                 total += jnp.where(_is_first_copy(mesh, sharding), share, 0)
             return jax.lax.psum(total, mesh.axis_names)
 
-        replicated = NamedSharding(mesh, PartitionSpec())
-        return mesh, count_shards, replicated, tuple(shardings) * number
+        return mesh, count_shards, NamedSharding(mesh, PartitionSpec()), shardings
 
     factors = [
         [f"a{index}x{axis}" for axis in range(rank)] for index, rank in enumerate(ranks)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.projector import Params, leaf_path
+from cram_jax.reshaping import split_axis
 
 AxisName: TypeAlias = str | tuple[str, ...]
 
@@ -75,11 +76,11 @@ def _every(every: int, leaf: jax.Array, name: str) -> jax.Array:
         raise ValueError(
             f"{name} must have the examples along axis 0, got a scalar {leaf!r}"
         )
-    size, *rest = jnp.shape(leaf)
-    if size % every:
+    leaf = jnp.asarray(leaf)
+    if leaf.shape[0] % every:
         return leaf[::every]
     # Of the same entries, but plainly local where axis 0 is sharded.
-    return jnp.reshape(leaf, (size // every, every, *rest))[:, 0]
+    return split_axis(leaf, 0, every)[:, 0]
 
 
 def _check_subsampled(

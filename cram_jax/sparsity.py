@@ -11,6 +11,7 @@ import numpy as np
 from cram_jax.blocks import Block, by_block, check_block
 from cram_jax.projector import Params, Projection, Projector, stateless
 from cram_jax.prunable import Where, project_prunable
+from cram_jax.reshaping import join_axes, split_axis
 from cram_jax.selection import keep_largest, magnitude_key
 
 Number: TypeAlias = float | np.floating | np.ndarray | jax.Array
@@ -167,12 +168,11 @@ def _largest_of_groups(leaf: jax.Array, n: int, m: int) -> jax.Array:
 
     m * m comparisons in one fused pass: for groups this small a sort costs more.
     """
-    *batch, inputs, outputs = leaf.shape
-    keys = magnitude_key(leaf).reshape(*batch, inputs // m, m, outputs)
+    keys = split_axis(magnitude_key(leaf), leaf.ndim - 2, m)
     own, other = keys[..., :, None, :], keys[..., None, :, :]
     earlier = jnp.tri(m, k=-1, dtype=bool)[:, :, None]
     ahead = jnp.sum((other > own) | ((other == own) & earlier), axis=-2)
-    return (ahead < n).reshape(leaf.shape)
+    return join_axes(ahead < n, leaf)
 
 
 def kept_count(size: int, sparsity: Number) -> int | jax.Array:

@@ -69,6 +69,9 @@ CANDIDATES = {
     "every 4th step, last one reused": Candidate(every=4, between="last"),
     "every 4th step, orthogonal part reused": Candidate(every=4, between="orthogonal"),
     "every 2nd step, half of the batch": Candidate(every=2, subsample=2),
+    "every 2nd step, half of the batch, twice the weight": Candidate(
+        every=2, subsample=2, weight=2
+    ),
     "the last half, every 2nd step": Candidate(start=0.5, every=2),
     "the last half, half of the batch": Candidate(start=0.5, subsample=2),
     "the last quarter": Candidate(start=0.75),

@@ -1,0 +1,45 @@
+"""Reshapes that say how the result is sharded, as explicit mesh axes want it said."""
+
+import math
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def split_axis(array: jax.Array, axis: int, size: int) -> jax.Array:
+    """Cuts an axis into groups: (..., n, ...) to (..., n // size, size, ...).
+
+    Args:
+      array: any array.
+      axis: at least 0.
+      size: of a group; it divides the axis.
+
+    Returns:
+      The array. Where groups do not straddle shards, nothing is exchanged.
+    """
+    shape = array.shape
+    groups = shape[axis] // size
+    sharding = _explicit(array)
+    if sharding is not None:
+        entries = [*sharding.spec, *[None] * (array.ndim - len(sharding.spec))]
+        if groups % _shards(sharding, entries[axis]):
+            entries[axis] = None
+        entries.insert(axis + 1, None)
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*entries))
+    split = (*shape[:axis], groups, size, *shape[axis + 1 :])
+    return jax.lax.reshape(array, split, out_sharding=sharding)
+
+
+def join_axes(array: jax.Array, like: jax.Array) -> jax.Array:
+    """Undoes `split_axis`: the shape and sharding of ``like``."""
+    return jax.lax.reshape(array, like.shape, out_sharding=_explicit(like))
+
+
+def _explicit(array: jax.Array) -> NamedSharding | None:
+    sharding = jax.typeof(array).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def _shards(sharding: NamedSharding, entry: str | tuple[str, ...] | None) -> int:
+    names = entry if isinstance(entry, tuple) else (entry,) if entry else ()
+    return math.prod(sharding.mesh.shape[name] for name in names)

@@ -1,0 +1,176 @@
+"""The same numbers however arrays are sharded, and what the devices exchange."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cram_jax import cached, compress, cram_plus, fake_quant, n_m, one_of, top_k
+
+AXIS_TYPES = [AxisType.Auto, AxisType.Explicit]
+COLLECTIVE = re.compile(
+    r" = (.*?) (all-reduce|all-gather|all-to-all|collective-\w+|reduce-scatter|"
+    r"ragged-\S+)(?:-start)?[.\d]*\("
+)
+BYTES = {"f32": 4, "s32": 4, "bf16": 2, "pred": 1, "u8": 1}
+
+
+def collectives(compiled):
+    """The operations of a compiled program that exchange data: (name, bytes)."""
+    found = []
+    for shapes, operation in COLLECTIVE.findall(compiled.as_text()):
+        sizes = [
+            BYTES[dtype] * int(np.prod([int(n) for n in dims.split(",") if n]))
+            for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        ]
+        found.append((operation, sum(sizes)))
+    return found
+
+
+# Each leaf along one axis, along several, along both at once, or not at all.
+SPECS = [P("fsdp"), P(None, "fsdp"), P("data", "fsdp"), P(("data", "fsdp")), P()]
+
+
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+@pytest.mark.parametrize("side", [160, 1600], ids=["1 million", "100 million"])
+def test_a_global_projection_exchanges_less_than_four_kib(side, axis_type):
+    layers = 40
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(axis_type,) * 2)
+    params = {
+        f"layer{index}": jax.ShapeDtypeStruct(
+            (side, side), jnp.float32, sharding=NamedSharding(mesh, SPECS[index % 5])
+        )
+        for index in range(layers)
+    }
+    with jax.set_mesh(mesh):
+        project = jax.jit(lambda params: compress(params, top_k(0.9)))
+        compiled = project.lower(params).compile()
+    found = collectives(compiled)
+    assert {operation for operation, _ in found} == {"all-reduce"}
+    # Two loops: over 31 bits of a magnitude, and those of a place, three at a time.
+    passes = [11, -(-(layers * side**2).bit_length() // 3)]
+    assert len(found) == len(passes)
+    exchanged = sum(
+        size * trips for (_, size), trips in zip(found, passes, strict=True)
+    )
+    assert exchanged <= 4096
+    assert exchanged == 7 * 4 * sum(passes)
+
+
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+    ("projector", "operations"),
+    [
+        (top_k(0.9, scope="layer"), {"all-reduce"}),
+        (n_m(2, 4), set()),
+        (fake_quant(4), {"all-reduce"}),  # a maximum for each output channel
+        (top_k(0.5, block=(1, 4)), {"all-reduce"}),
+        (cached(top_k(0.9), every=3), {"all-reduce"}),
+    ],
+    ids=lambda value: getattr(value, "label", ""),
+)
+def test_a_projection_gathers_nothing(projector, operations, spec, axis_type):
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(axis_type,) * 2)
+    values = jax.random.normal(jax.random.key(0), (64, 128))
+    expected = compress({"kernel": values}, projector)
+    with jax.set_mesh(mesh):
+        kernel = jax.device_put(np.asarray(values), NamedSharding(mesh, spec))
+        project = jax.jit(lambda params: compress(params, projector))
+        compiled = project.lower({"kernel": kernel}).compile()
+        actual = compiled({"kernel": kernel})
+    assert {operation for operation, _ in collectives(compiled)} <= operations
+    assert actual.params["kernel"].sharding.is_equivalent_to(kernel.sharding, 2)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-6)
+
+
+def make_params():
+    keys = jax.random.split(jax.random.key(0))
+    return {
+        "first": {"kernel": jax.random.normal(keys[0], (8, 16)), "bias": jnp.ones(16)},
+        # Five rows: no mesh of ours divides them.
+        "last": {"kernel": jax.random.normal(keys[1], (16, 5))},
+    }
+
+
+def loss_fn(params, x, y):
+    """Parameters are gathered for use, as FSDP does; explicit axes want it said."""
+    if any(
+        kind is AxisType.Explicit for kind in jax.typeof(x).sharding.mesh.axis_types
+    ):
+        params = jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, P()), params)
+    hidden = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
+    return jnp.mean((hidden @ params["last"]["kernel"] - y) ** 2)
+
+
+def train(params, put_batch, steps=5):
+    projector = one_of(top_k(0.5), top_k(0.9), n_m(2, 4), fake_quant(4))
+    optimizer = optax.chain(
+        cram_plus(loss_fn, projector, 0.1), optax.sgd(0.1, momentum=0.9)
+    )
+
+    @jax.jit
+    def advance(params, state, batch):
+        loss, grads = jax.value_and_grad(loss_fn)(params, **batch)
+        updates, state = optimizer.update(grads, state, params, **batch)
+        return optax.apply_updates(params, updates), state, loss
+
+    state, losses = optimizer.init(params), []
+    for step in range(steps):
+        x = jax.random.normal(jax.random.key(step), (16, 8))
+        batch = put_batch({"x": np.asarray(x), "y": np.asarray(x[:, :5]) ** 2})
+        params, state, loss = advance(params, state, batch)
+        losses.append(float(loss))
+    return jax.tree.map(np.asarray, params), losses
+
+
+LAYOUTS = {
+    "data parallel": {"first": (P(), P()), "last": P()},
+    "fsdp": {"first": (P("fsdp"), P("fsdp")), "last": P("fsdp")},
+    "fsdp along two axes": {
+        "first": (P(("data", "fsdp")), P("fsdp")),
+        "last": P(("data", "fsdp")),
+    },
+    "columns, then rows": {"first": (P(None, "fsdp"), P("fsdp")), "last": P("fsdp")},
+}
+
+
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (2, 2), (2, 4), (8, 1)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_training_on_a_mesh_equals_training_on_one_device(layout, shape, axis_type):
+    expected, losses = train(make_params(), lambda batch: batch)
+    devices = jax.devices()[: shape[0] * shape[1]]
+    mesh = jax.make_mesh(
+        shape, ("data", "fsdp"), devices=devices, axis_types=(axis_type,) * 2
+    )
+    specs = LAYOUTS[layout]
+    specs = {
+        "first": {"kernel": specs["first"][0], "bias": specs["first"][1]},
+        "last": {"kernel": specs["last"]},
+    }
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(
+            lambda leaf, spec: jax.device_put(
+                np.asarray(leaf), NamedSharding(mesh, spec)
+            ),
+            make_params(),
+            specs,
+        )
+        batch_sharding = NamedSharding(mesh, P("data"))
+        actual, on_mesh = train(
+            params, lambda batch: jax.device_put(batch, batch_sharding)
+        )
+    np.testing.assert_allclose(on_mesh, losses, rtol=1e-4)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-3, atol=1e-4)
+    for sparsity in (0.5, 0.9):
+        chex.assert_trees_all_equal(
+            compress(jax.tree.map(jnp.asarray, actual), top_k(sparsity)).masks,
+            compress(jax.tree.map(jnp.asarray, expected), top_k(sparsity)).masks,
+        )
