@@ -25,8 +25,12 @@ class Train:
     """The run's directory; by default runs/NAME-METHOD-seedSEED."""
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps its data; by default the user's cache."""
+    mesh: str | None = None
+    """Devices to share the work: data=4,fsdp=2 copies the model along the first axis,
+    cuts it along the second, and gives each device an equal part of the batch, whose
+    size is that of all devices together. By default one device."""
     resume: bool = False
-    """Go on from the last checkpoint."""
+    """Go on from the last checkpoint, on any mesh."""
     overwrite: bool = False
     """Remove an earlier run in the directory."""
 
@@ -90,8 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
             config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff),
         )
         match command:
-            case Train(Config() as config, run, data_dir, resume, overwrite):
-                commands.train(config, run, data_dir, resume, overwrite)
+            case Train(Config() as config, run, data_dir, mesh, resume, overwrite):
+                commands.train(config, run, data_dir, mesh, resume, overwrite)
             case Compress(run, projector, out, data_dir):
                 commands.compress(run, projector, out, data_dir)
             case Evaluate(run, targets, data_dir):

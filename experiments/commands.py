@@ -12,6 +12,7 @@ from experiments.data.images import Dataset, load
 from experiments.evaluation import evaluate_targets, make_evaluation
 from experiments.metrics import make_console, progress_bar
 from experiments.report import accuracy_table, add_run, new_results, save_results
+from experiments.sharding import make_mesh
 from experiments.tasks.classification import Task, classification
 from experiments.training import init_state
 from experiments.training import train as run_training
@@ -21,6 +22,7 @@ def train(
     config: Config,
     run: Path | None,
     data_dir: Path | None,
+    mesh: str | None,
     resume: bool,
     overwrite: bool,
 ) -> None:
@@ -28,11 +30,19 @@ def train(
     name = f"{config.name}-{config.optimizer.method}-seed{config.seed}"
     run = run or Path("runs") / name
     console = make_console()
+    devices = None if mesh is None else make_mesh(mesh, config.data.batch_size)
     data = load(config.data, data_dir)
     task = classification(config, data)
     with progress_bar(console) as progress:
         state = run_training(
-            config, run, data, task, progress, resume=resume, overwrite=overwrite
+            config,
+            run,
+            data,
+            task,
+            progress,
+            mesh=devices,
+            resume=resume,
+            overwrite=overwrite,
         )
     result = task.evaluate(state.params, state.batch_stats, data.evaluation)
     console.print(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from rich.progress import Progress
 
 from experiments import checkpoints
@@ -17,6 +18,7 @@ from experiments.data.images import Batch, Dataset, training_batches
 from experiments.errors import NonFiniteLoss, RunError
 from experiments.metrics import Metrics
 from experiments.optimizers import learning_rate, make_optimizer
+from experiments.sharding import batch_sharding, state_shardings
 from experiments.tasks.classification import Task
 
 
@@ -65,13 +67,16 @@ def init_state(config: Config, data: Dataset, task: Task) -> TrainState:
     )
 
 
-def make_train_step(config: Config, data: Dataset, task: Task) -> TrainStep:
+def make_train_step(
+    config: Config, data: Dataset, task: Task, mesh: Mesh | None = None
+) -> TrainStep:
     """Compiles the training step. It serves every seed, and reuses the state's memory.
 
     Args:
       config: for the optimiser.
       data: for the length of the schedule.
       task: for the loss.
+      mesh: keeps the state as `state_shardings` says.
 
     Returns:
       ``(state, batch) -> (state, metrics)``.
@@ -96,9 +101,12 @@ def make_train_step(config: Config, data: Dataset, task: Task) -> TrainStep:
         compressed = optax.tree.get(opt_state, "compressed_loss")
         if compressed is not None:
             metrics["compressed_loss"] = compressed
-        return TrainState(
-            state.step + 1, params, batch_stats, opt_state, state.key
-        ), metrics
+        state = TrainState(state.step + 1, params, batch_stats, opt_state, state.key)
+        if mesh is not None:
+            state = jax.lax.with_sharding_constraint(
+                state, state_shardings(mesh, state)
+            )
+        return state, metrics
 
     return jax.jit(train_step, donate_argnames="state")
 
@@ -110,6 +118,7 @@ def train(
     task: Task,
     progress: Progress,
     *,
+    mesh: Mesh | None = None,
     train_step: TrainStep | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -122,6 +131,7 @@ def train(
       data: the images.
       task: what to learn.
       progress: where to show progress.
+      mesh: the devices to share the work, see `experiments.sharding`.
       train_step: from `make_train_step`, to share a compilation among seeds.
       resume: go on from the last checkpoint; the result is the same, bit for bit, as
         that of a run that was never stopped.
@@ -136,8 +146,10 @@ def train(
     """
     _claim(run, config, resume=resume, overwrite=overwrite)
     steps, epoch = total_steps(config, data), steps_per_epoch(config, data)
-    train_step = train_step or make_train_step(config, data, task)
+    train_step = train_step or make_train_step(config, data, task, mesh)
     state = init_state(config, data, task)
+    if mesh is not None:
+        state = jax.device_put(state, state_shardings(mesh, state))
     with checkpoints.manager(run) as manager:
         if resume and manager.latest_step() is not None:
             state = checkpoints.restore(manager, state)
@@ -149,6 +161,8 @@ def train(
         with Metrics(run, start) as metrics:
             pending = []
             for step, batch in enumerate(batches, start + 1):
+                if mesh is not None:
+                    batch = jax.device_put(batch, batch_sharding(mesh))
                 state, values = train_step(state, batch)
                 pending.append(values)
 

@@ -63,6 +63,21 @@ def test_bit_patterns_of_every_kind(counting_device, dtype, k):
     assert_agrees([jnp.asarray(values, dtype)], k)
 
 
+def test_a_k_beyond_int32_keeps_all(counting_device):
+    with jax.enable_x64(True):
+        for k, kept in ((2**40, 3), (-(2**40), 0)):
+            assert int(keep_largest([jnp.ones(3)], jnp.int64(k))[0].sum()) == kept
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFF8, 0x7FFFFFFE, 0x7FFFFFFF])
+def test_the_largest_bit_patterns_do_not_wrap_around(counting_device, bits):
+    values = np.full(9, bits, np.int32)
+    values[3] = 0x7FFFFFFF
+    (mask,) = keep_largest([jnp.asarray(values.view(np.float32))], 4)
+    first = [0, 1, 2, 3]
+    np.testing.assert_array_equal(np.flatnonzero(mask), first)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, np.inf, np.nan])
 def test_equal_entries_are_kept_from_the_front(counting_device, value):
     masks = keep_largest([jnp.full((3, 5), value), jnp.full(4, -value)], 16)

@@ -1,0 +1,106 @@
+"""Runs on several devices."""
+
+import shutil
+
+import chex
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from experiments import checkpoints
+from experiments.__main__ import main
+from experiments.errors import ConfigError
+from experiments.metrics import make_console, progress_bar
+from experiments.sharding import make_mesh, state_shardings
+from experiments.training import init_state, make_train_step, train
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tmp_path_factory, with_method, train_step, data, task, quiet):
+    run = tmp_path_factory.mktemp("one") / "run"
+    step = train_step("cram_plus")
+    return train(with_method("cram_plus"), run, data, task, quiet, train_step=step)
+
+
+@pytest.fixture(scope="module")
+def quiet():
+    with progress_bar(make_console()) as bar:
+        yield bar
+
+
+def assert_close(state, other):
+    for one, two in zip(
+        jax.tree.leaves((state.params, state.batch_stats)),
+        jax.tree.leaves((other.params, other.batch_stats)),
+        strict=True,
+    ):
+        # Sums over devices round otherwise, and ten steps amplify it.
+        np.testing.assert_allclose(one, two, rtol=2e-2, atol=2e-3)
+
+
+def test_a_run_on_a_mesh_goes_on_on_another(
+    tmp_path, on_one_device, with_method, data, task, quiet
+):
+    config = with_method("cram_plus")
+    first = make_mesh("data=4,fsdp=2", config.data.batch_size)
+    state = train(config, tmp_path / "run", data, task, quiet, mesh=first)
+    assert_close(state, on_one_device)
+    kernel = state.params["stage2_block1"]["conv1"]["kernel"]
+    assert kernel.sharding.spec == P(None, None, None, "fsdp")
+    assert state.opt_state[2][0].trace["head"]["kernel"].sharding.spec[0] == "fsdp"
+
+    # From the first of two checkpoints, on half as many devices.
+    steps = tmp_path / "run" / "checkpoints"
+    last = max(steps.iterdir(), key=lambda path: int(path.name))
+    shutil.rmtree(last)
+    second = make_mesh("fsdp=4", config.data.batch_size)
+    again = train(config, tmp_path / "run", data, task, quiet, mesh=second, resume=True)
+    assert int(again.step) == int(state.step)
+    assert len(again.params["head"]["kernel"].sharding.device_set) == 4
+    assert_close(again, on_one_device)
+
+
+def test_the_state_stays_where_it_was_put(with_method, data, task):
+    config = with_method("cram_plus")
+    mesh = make_mesh("fsdp=8", config.data.batch_size)
+    state = init_state(config, data, task)
+    shardings = state_shardings(mesh, state)
+    step = make_train_step(config, data, task, mesh)
+    placed = jax.device_put(state, shardings)
+    batch = {"image": data.train.images[:8], "label": data.train.labels[:8]}
+    after, _ = step(placed, batch)
+    chex.assert_trees_all_equal(
+        jax.tree.map(
+            lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim),
+            after,
+            shardings,
+        ),
+        jax.tree.map(lambda leaf: True, shardings),
+    )
+
+
+@pytest.mark.parametrize(
+    ("mesh", "match"),
+    [
+        ("data", "mesh must be sizes of data and fsdp, such as data=4,fsdp=2, got"),
+        ("model=2", "mesh must be sizes of data and fsdp"),
+        ("data=0", "mesh must be sizes of data and fsdp"),
+        ("data=2,fsdp=x", "mesh must be sizes of data and fsdp"),
+        ("data=16", "mesh data=16 needs 16 devices, there are 8"),
+        ("data=3", "mesh data=3 must divide the global batch_size=8, got 3 devices"),
+    ],
+)
+def test_wrong_meshes_are_refused(mesh, match):
+    with pytest.raises(ConfigError, match=match):
+        make_mesh(mesh, 8)
+
+
+def test_the_command_line_takes_a_mesh(tmp_path, capsys):
+    options = "--epochs 1 --model.widths 4 --model.blocks 1 --optimizer.targets k50"
+    command = f"train digits --run {tmp_path / 'run'} --data-dir {tmp_path} {options}"
+    assert main([*command.split(), "--mesh", "data=8"]) == 0
+    assert "20 steps" in capsys.readouterr().out
+    assert checkpoints.load_config(tmp_path / "run").epochs == 1
+    assert main([*command.split(), "--mesh", "data=7", "--overwrite"]) == 1
+    assert "must divide the global batch_size=64" in capsys.readouterr().err
