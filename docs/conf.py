@@ -22,6 +22,7 @@ napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 2
 
 html_theme = "furo"
 html_title = "cram_jax"
