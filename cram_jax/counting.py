@@ -18,8 +18,8 @@ def count_true(sets: Sets, dtype: jnp.dtype) -> jax.Array:
     """Counts the true entries of several sets of arrays, of each set over its arrays.
 
     Args:
-      sets: at most eight, of bool arrays; those at one place in their sets have one
-        shape and sharding.
+      sets: at most eight, of one bool array or more; those at one place in their sets
+        have one shape and sharding.
       dtype: of the counts, an integer that can hold them.
 
     Returns:
@@ -27,8 +27,6 @@ def count_true(sets: Sets, dtype: jnp.dtype) -> jax.Array:
       what it holds, and one all-reduce of the counts is all that is exchanged. Inside
       `jax.shard_map` it is the count of the shards at hand.
     """
-    if not sets[0]:
-        return jnp.zeros(len(sets), dtype)
     if _is_alone():
         return _count(sets, dtype)
     if inside_shard_map():

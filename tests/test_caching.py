@@ -57,6 +57,13 @@ def test_members_of_one_of_count_their_own_uses():
     assert 0 < int(first.uses) < 6
 
 
+def test_the_state_of_the_projector_inside_moves_when_masks_are_computed():
+    outer = cached(cached(top_k(0.5), every=5), every=2)
+    _, state = use(outer, kernels(6), None)
+    assert int(state.uses) == 6
+    assert int(state.inner.uses) == 3
+
+
 def test_what_it_cannot_keep_is_refused():
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         cached(top_k(0.5), every=0)

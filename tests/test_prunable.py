@@ -73,6 +73,13 @@ def test_leaves_are_chosen_by_their_path():
     assert prunable(NETWORK, matching("1/kernel")) == [False] * 3 + [True] + [False] * 2
 
 
+def test_patterns_are_found_anywhere_in_the_path():
+    kernel = jnp.ones((2, 2))
+    params = {"a": {"query": {"kernel": kernel}, "value": {"kernel": kernel}}}
+    assert prunable(params, matching("query")) == [True, False]
+    assert prunable(params, all_but("query")) == [False, True]
+
+
 @pytest.mark.parametrize("helper", [matching, all_but])
 @pytest.mark.parametrize("pattern", ["(", None])
 def test_a_pattern_that_is_no_expression_is_refused(helper, pattern):
