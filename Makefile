@@ -5,13 +5,20 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs bench constraints clean
+.PHONY: demo test coverage mutants lint docs bench constraints clean
 
 demo: $(READY)
 	$(RUN) -m experiments demo
 
 test: $(READY)
 	$(RUN) -m pytest -n 2
+
+coverage: $(READY)
+	$(RUN) -m pytest -n 2 --cov=cram_jax --cov-report=term --cov-fail-under=97
+
+# Breaks the library in 80 places; every break has to fail a test.
+mutants: $(READY)
+	$(RUN) -m tests.mutants
 
 lint: $(READY)
 	$(RUN) -m ruff check .
