@@ -4,8 +4,8 @@
     python -m tests.mutants selection  # those of one module
 
 Each mutant is made in a copy of the tree. A mutant that no test kills is printed as
-SURVIVED, and the exit status is the number of those. Two survive, as they change nothing
-but speed: `sam` without ``sparse_gradients=False`` applies masks that are all True, and
+SURVIVED, and the exit status is the number of those. Two survive, as all they change
+is speed: `sam` without ``sparse_gradients=False`` applies masks that are all True, and
 with ``counts[0]`` the selection does not see that it can stop early.
 """
 
