@@ -26,6 +26,8 @@ MODELS = {
     "ResNet of 25 million, batch 32": ((64, 128, 256, 512), (3, 4, 9, 3), 32),
 }
 
+SWITCHED_ON = "CrAM+, switched on"
+
 
 def steps(
     widths: Sequence[int], blocks: Sequence[int], batch: int
@@ -62,7 +64,7 @@ def steps(
         "CrAM+, a quarter": cram_jax.cram_plus(part, projector, 0.05, has_aux=True),
         # What "every k-th step" costs: the condition is data, so both sides compile.
         "CrAM+, switched off": optax.conditionally_transform(full, lambda s: s < 0),
-        "CrAM+, switched on": optax.conditionally_transform(full, lambda s: s >= 0),
+        SWITCHED_ON: optax.conditionally_transform(full, lambda s: s >= 0),
     }
 
     def make(rule):
@@ -99,10 +101,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, and runs every model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--switched-on", action="store_true", help="also a step inside lax.cond: slow"
+    )
     options = parser.parse_args(arguments)
     print(timing.machine())
     for name, shape in MODELS.items():
         count, functions, peaks = steps(*shape)
+        if not options.switched_on:
+            del functions[SWITCHED_ON]
         seconds = timing.interleaved(functions, options.repeats)
         print(f"\n{name}: {count:,} parameters; times SGD")
         for rule, times in seconds.items():
