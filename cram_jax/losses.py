@@ -24,8 +24,8 @@ def subsampled(
     """A loss on every ``every``-th example of a batch: a cheaper compressed gradient.
 
     In `cram_plus` the dense gradient keeps the whole batch, and an update costs
-    ``1 + 1 / every`` gradient evaluations in place of 2. A quarter of the batch
-    keeps nearly all of the accuracy; see "What it costs" in the guide.
+    ``1 + 1 / every`` gradient evaluations in place of 2. The guide, under "What it
+    costs", has figures of what that keeps of the accuracy.
 
     The examples are spread over the batch, so that under data parallelism each device
     uses its own: nothing is exchanged if it holds a multiple of ``every`` of them.
