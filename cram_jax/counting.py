@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 Sets: TypeAlias = Sequence[Sequence[jax.Array]]
 """Bool arrays, as ``sets[which][array]``; the arrays of every set are alike."""
@@ -90,12 +90,14 @@ def _partitioned(ranks: tuple[int, ...], number: int, dtype: jnp.dtype) -> Any:
         shardings = tuple(argument.sharding for argument in arguments)
 
         def count_shards(*codes: jax.Array) -> jax.Array:
-            total = jnp.zeros(number, dtype)
-            for sharding, code in zip(shardings, codes, strict=True):
-                # Of the devices that hold the same shard, the first one counts it.
-                share = _count(_decode([code], number), dtype)
-                total += jnp.where(_is_first_copy(mesh, sharding), share, 0)
-            return jax.lax.psum(total, mesh.axis_names)
+            # What is traced here is of one device, whatever mesh the user has set.
+            with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+                total = jnp.zeros(number, dtype)
+                for sharding, code in zip(shardings, codes, strict=True):
+                    # Of the devices that hold the same shard, the first one counts it.
+                    share = _count(_decode([code], number), dtype)
+                    total += jnp.where(_is_first_copy(mesh, sharding), share, 0)
+                return jax.lax.psum(total, mesh.axis_names)
 
         return mesh, count_shards, NamedSharding(mesh, PartitionSpec()), shardings
 
