@@ -121,13 +121,10 @@ def gradient_of(
       names, and raises a TypeError that names one that is missing.
 
     Raises:
-      TypeError: ``loss_fn`` is not a function, or cannot take its arguments by name;
-        ``has_aux`` is not a bool.
+      TypeError: ``loss_fn`` is not a function, or cannot take its arguments by name.
     """
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function, got {loss_fn!r}")
-    if not isinstance(has_aux, bool | np.bool_):
-        raise TypeError(f"has_aux must be True or False, got {has_aux!r}")
     pick = _by_name(loss_fn)
     value_and_gradient = jax.value_and_grad(_averaged(loss_fn, has_aux, axis_name))
 

@@ -94,7 +94,11 @@ def cram(
     Reference: Peste et al., CrAM, ICLR 2023, equation 2, arXiv 2207.14200.
     """
     check_arguments(
-        projector, rho, sparse_gradients=sparse_gradients, normalize=normalize
+        projector,
+        rho,
+        sparse_gradients=sparse_gradients,
+        normalize=normalize,
+        has_aux=has_aux,
     )
     gradient_at = gradient_of(loss_fn, has_aux=has_aux, axis_name=axis_name)
 
@@ -306,7 +310,7 @@ def compressed_sam(
 
     Reference: Peste et al., CrAM, ICLR 2023, equation 11, arXiv 2207.14200.
     """
-    check_arguments(projector, rho)
+    check_arguments(projector, rho, has_aux=has_aux)
     gradient_at = gradient_of(loss_fn, has_aux=has_aux, axis_name=axis_name)
 
     def init(params: Params) -> CramState:

@@ -8,7 +8,7 @@ compressed one: they compute it on a part of the batch, at some of the steps, or
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,9 +82,9 @@ CANDIDATES = {
 
 
 def run(
-    config: Config, candidate: Candidate, seed: int, data_dir: Path | None
-) -> dict[str, float]:
-    """Trains once, and gives the recalibrated accuracy at every target."""
+    config: Config, candidate: Candidate, seeds: Sequence[int], data_dir: Path | None
+) -> Iterator[dict[str, float]]:
+    """Trains once a seed, and gives the recalibrated accuracy at every target."""
     data = load(config.data, data_dir)
     task = classification(config, data)
     steps = total_steps(config, data)
@@ -92,13 +92,13 @@ def run(
     if candidate.subsample > 1:
         loss_fn = cram_jax.subsampled(loss_fn, "batch", every=candidate.subsample)
     targets = [projector(target) for target in config.optimizer.targets]
-    rule = cram_jax.cram(
-        loss_fn,
-        cram_jax.one_of(*targets),
-        config.optimizer.rho,
-        has_aux=True,
-        key=seed,
-    )
+
+    def make_rule(seed: int) -> optax.GradientTransformationExtraArgs:
+        multi = cram_jax.one_of(*targets)
+        rho = config.optimizer.rho
+        return cram_jax.cram(loss_fn, multi, rho, has_aux=True, key=seed)
+
+    rule = make_rule(0)  # its update serves every seed: the key is in the state
     rest = optax.chain(
         optax.add_decayed_weights(config.optimizer.weight_decay),
         optax.sgd(learning_rate(config.optimizer, steps), config.optimizer.momentum),
@@ -132,19 +132,21 @@ def run(
         params = optax.apply_updates(params, updates)
         return params, batch_stats, rule_state, rest_state, last
 
-    params, batch_stats = task.init(seed)
-    nothing = optax.tree.zeros_like(params)
-    last = _remember(nothing, params, candidate.between)
-    state = params, batch_stats, rule.init(params), rest.init(params), last
-    begin = candidate.start * steps
-    batches = training_batches(data.train, config.data.batch_size, seed, 0, steps)
-    for index, batch in enumerate(batches):
-        compressed = index >= begin and index % candidate.every == 0
-        key = jax.random.fold_in(jax.random.key(seed), index)
-        state = step(state, batch, key, compressed)
     evaluation = make_evaluation(config, data, task)
-    results = evaluate_targets(evaluation, state[0], state[1], config.targets)
-    return {result.target: result.recalibrated for result in results}
+    for seed in seeds:
+        params, batch_stats = task.init(seed)
+        nothing = optax.tree.zeros_like(params)
+        last = _remember(nothing, params, candidate.between)
+        rule_state = make_rule(seed).init(params)
+        state = params, batch_stats, rule_state, rest.init(params), last
+        begin = candidate.start * steps
+        batches = training_batches(data.train, config.data.batch_size, seed, 0, steps)
+        for index, batch in enumerate(batches):
+            compressed = index >= begin and index % candidate.every == 0
+            key = jax.random.fold_in(jax.random.key(seed), index)
+            state = step(state, batch, key, compressed)
+        results = evaluate_targets(evaluation, state[0], state[1], config.targets)
+        yield {result.target: result.recalibrated for result in results}
 
 
 def _remember(extra: Any, grads: Any, between: str) -> Any:
@@ -180,9 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.candidates:
         candidate = CANDIDATES[name]
         start = time.perf_counter()
-        runs = [
-            run(config, candidate, seed, options.data_dir) for seed in options.seeds
-        ]
+        runs = list(run(config, candidate, options.seeds, options.data_dir))
         cells = []
         for target in config.targets:
             values = [run[target] for run in runs]
