@@ -8,9 +8,9 @@ from typing import Annotated
 import tyro
 
 from experiments import commands
-from experiments.config import Config
 from experiments.configs import CONFIGS
 from experiments.errors import UserError
+from experiments.sharding import join_processes
 
 ChosenConfig = tyro.extras.subcommand_type_from_defaults(CONFIGS)
 
@@ -28,7 +28,15 @@ class Train:
     mesh: str | None = None
     """Devices to share the work: data=4,fsdp=2 copies the model along the first axis,
     cuts it along the second, and gives each device an equal part of the batch, whose
-    size is that of all devices together. By default one device."""
+    size is that of all devices together. By default one device, and with several
+    processes data=ALL."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0 where several processes train together, one on each host;
+    or "auto" on TPU, Slurm, Open MPI and Kubernetes. They share the run's directory."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Which of them this is, from 0."""
     resume: bool = False
     """Go on from the last checkpoint, on any mesh."""
     overwrite: bool = False
@@ -94,8 +102,16 @@ def main(arguments: list[str] | None = None) -> int:
             config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagCreatePairsOff),
         )
         match command:
-            case Train(Config() as config, run, data_dir, mesh, resume, overwrite):
-                commands.train(config, run, data_dir, mesh, resume, overwrite)
+            case Train(config):
+                join_processes(command.coordinator, command.processes, command.process)
+                commands.train(
+                    config,
+                    command.run,
+                    command.data_dir,
+                    command.mesh,
+                    command.resume,
+                    command.overwrite,
+                )
             case Compress(run, projector, out, data_dir):
                 commands.compress(run, projector, out, data_dir)
             case Evaluate(run, targets, data_dir):

@@ -10,66 +10,103 @@ import orbax.checkpoint as ocp
 
 from experiments.config import Config, from_dict, to_dict
 from experiments.errors import RunError
+from experiments.files import cannot_write, write_text
 
-logging.getLogger("absl").setLevel(logging.WARNING)
+# What Orbax logs as an error it also raises, and we say it in our words.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def save_config(run: Path, config: Config) -> None:
-    """Writes ``config.json``."""
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    """Writes ``config.json``.
+
+    Raises:
+      RunError: it cannot be written.
+    """
+    write_text(run / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load_config(run: Path) -> Config:
     """Reads ``config.json``.
 
     Raises:
-      RunError: there is none.
+      RunError: there is none, or it is damaged.
     """
     path = run / "config.json"
     if not path.exists():
         raise RunError(f"{run} is not a run: it has no config.json")
-    return from_dict(json.loads(path.read_text()))
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise RunError(f"cannot read {path}: {error}") from error
 
 
 def manager(run: Path) -> ocp.CheckpointManager:
-    """The training checkpoints of a run, named by their step; the last two are kept."""
-    return ocp.CheckpointManager(
-        (run / "checkpoints").absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=2),
-    )
+    """The training checkpoints of a run, named by their step; the last two are kept.
+
+    Raises:
+      RunError: the directory cannot be made.
+    """
+    directory = (run / "checkpoints").absolute()
+    try:
+        return ocp.CheckpointManager(
+            directory, options=ocp.CheckpointManagerOptions(max_to_keep=2)
+        )
+    except OSError as error:
+        raise cannot_write(directory, error) from error
 
 
 def save(checkpoints: ocp.CheckpointManager, state: Any) -> None:
     """Saves a training state under its step.
 
     The state is all that a run needs to go on: the position in the data follows from
-    the step and the seed of the configuration.
+    the step and the seed of the configuration. A checkpoint gets its name when it is
+    complete: one that was interrupted does not count, and earlier ones are untouched.
+
+    Raises:
+      RunError: it cannot be written.
     """
-    checkpoints.save(int(state.step), args=ocp.args.StandardSave(state))
-    # The step to come may reuse the memory of this state.
-    checkpoints.wait_until_finished()
+    step = int(state.step)
+    try:
+        checkpoints.save(step, args=ocp.args.StandardSave(state))
+        # The step to come may reuse the memory of this state.
+        checkpoints.wait_until_finished()
+    except Exception as error:  # of the system, of tensorstore or of orbax
+        raise cannot_write(Path(checkpoints.directory) / str(step), error) from error
 
 
 def restore(checkpoints: ocp.CheckpointManager, like: Any) -> Any:
     """Restores the last training state; its structure is that of ``like``.
 
     Raises:
-      RunError: there is no checkpoint.
+      RunError: there is no checkpoint, or the last one is damaged.
     """
     step = checkpoints.latest_step()
     if step is None:
         raise RunError(f"{checkpoints.directory} holds no checkpoint")
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    return checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
+    try:
+        return checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
+    except Exception as error:  # of json, of tensorstore or of orbax
+        path = Path(checkpoints.directory) / str(step)
+        reason = str(error).strip().split("\n")[0]
+        earlier = [other for other in checkpoints.all_steps() if other < step]
+        advice = f"; remove it to go on from step {max(earlier)}" if earlier else ""
+        raise RunError(f"cannot read {path}: {reason}{advice}") from error
 
 
 def save_model(run: Path, config: Config, params: Any, batch_stats: Any) -> None:
-    """Saves a model without its training state, in a run directory of its own."""
+    """Saves a model without its training state, in a run directory of its own.
+
+    Raises:
+      RunError: it cannot be written.
+    """
     save_config(run, config)
     model = {"params": params, "batch_stats": batch_stats}
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((run / "model").absolute(), model, force=True)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((run / "model").absolute(), model, force=True)
+    except Exception as error:  # of the system, of tensorstore or of orbax
+        raise cannot_write(run / "model", error) from error
 
 
 def load_model(run: Path, like: Any) -> tuple[Any, Any]:

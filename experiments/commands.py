@@ -10,9 +10,10 @@ from experiments import demo as demo_module
 from experiments.config import Config
 from experiments.data.images import Dataset, load
 from experiments.evaluation import evaluate_targets, make_evaluation
+from experiments.files import write_text
 from experiments.metrics import make_console, progress_bar
 from experiments.report import accuracy_table, add_run, new_results, save_results
-from experiments.sharding import make_mesh
+from experiments.sharding import is_first_process, make_mesh
 from experiments.tasks.classification import Task, classification
 from experiments.training import init_state
 from experiments.training import train as run_training
@@ -29,8 +30,8 @@ def train(
     """Trains, and says what the directory holds."""
     name = f"{config.name}-{config.optimizer.method}-seed{config.seed}"
     run = run or Path("runs") / name
-    console = make_console()
-    devices = None if mesh is None else make_mesh(mesh, config.data.batch_size)
+    console = make_console(quiet=not is_first_process())
+    devices = make_mesh(mesh, config.data.batch_size)
     data = load(config.data, data_dir)
     task = classification(config, data)
     with progress_bar(console) as progress:
@@ -67,7 +68,7 @@ def compress(run: Path, target: str, out: Path | None, data_dir: Path | None) ->
     out = out or run / "compressed" / target
     checkpoints.save_model(out, config, compressed, statistics)
     facts = {"source": str(run), "projector": target, "accuracy": after}
-    (out / "compression.json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_text(out / "compression.json", json.dumps(facts, indent=2) + "\n")
     console = make_console()
     report = cram_jax.sparsity_report(compressed, masks)
     console.print(str(report), highlight=False, soft_wrap=True)

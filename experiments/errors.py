@@ -14,7 +14,7 @@ class DatasetMissing(UserError):
 
 
 class RunError(UserError):
-    """A run directory is not what was asked for."""
+    """A run directory is not what was asked for, or cannot be written."""
 
 
 class NonFiniteLoss(UserError):

@@ -1,7 +1,9 @@
 """What a run reports: JSON lines, TensorBoard and a progress bar."""
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +18,8 @@ from rich.progress import (
 )
 from tensorboardX import SummaryWriter
 
+from experiments.files import cannot_write, write_text
+
 
 class Metrics:
     """Writes ``metrics.jsonl`` and TensorBoard events into a run directory.
@@ -23,21 +27,42 @@ class Metrics:
     Args:
       run: the directory.
       step: the step that the run goes on from; later lines are dropped.
+      enabled: whether to write at all; of several processes one does.
+
+    Raises:
+      RunError: the directory cannot be written.
     """
 
-    def __init__(self, run: Path, step: int = 0):
-        path = run / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        path.write_text("".join(kept))
-        self._file = path.open("a")
-        self._events = SummaryWriter(str(run), purge_step=step + 1 if step else None)
+    def __init__(self, run: Path, step: int = 0, *, enabled: bool = True):
+        self._enabled = enabled
+        if not enabled:
+            return
+        self._path = run / "metrics.jsonl"
+        write_text(self._path, "".join(_lines(self._path, step)))
+        try:
+            self._file = self._path.open("a")
+            self._events = SummaryWriter(
+                str(run), purge_step=step + 1 if step else None
+            )
+        except OSError as error:
+            raise cannot_write(run, error) from error
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Records values under the number of steps taken so far."""
-        print(json.dumps({"step": step} | values), file=self._file, flush=True)
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        """Records values under the number of steps taken so far.
+
+        Raises:
+          RunError: they cannot be written.
+        """
+        if not self._enabled:
+            return
+        try:
+            print(json.dumps({"step": step} | values), file=self._file, flush=True)
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+            # TensorBoard's own thread would keep an error to itself.
+            self._events.flush()
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
 
     def __enter__(self) -> "Metrics":
         return self
@@ -48,8 +73,21 @@ class Metrics:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._events.close()
+        if not self._enabled:
+            return
+        # What cannot be written has been said by write().
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._events.close()
+
+
+def _lines(path: Path, last: int) -> Iterator[str]:
+    """The lines up to a step; one that was cut off when the disk was full is not."""
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            if json.loads(line)["step"] <= last:
+                yield line
 
 
 def progress_bar(console: Console) -> Progress:
@@ -67,6 +105,6 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def make_console() -> Console:
+def make_console(*, quiet: bool = False) -> Console:
     """A console that is wide enough for our tables where there is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=100)
+    return Console(width=None if sys.stdout.isatty() else 100, quiet=quiet)

@@ -17,6 +17,7 @@ from rich.table import Table
 from experiments import targets
 from experiments.config import Config, to_dict
 from experiments.evaluation import Accuracy
+from experiments.files import write_text
 
 Results = dict[str, Any]
 """What ``results.json`` holds; `new_results` and `add_run` say what that is."""
@@ -62,8 +63,7 @@ def add_run(
 
 def save_results(results: Results, path: Path) -> None:
     """Writes the results as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    write_text(path, json.dumps(results, indent=2) + "\n")
 
 
 def load_results(path: Path) -> Results:

@@ -1,34 +1,108 @@
-"""Where the arrays of a run lie: ``--mesh data=4,fsdp=2``."""
+"""Processes, devices, and where the arrays of a run lie: ``--mesh data=4,fsdp=2``."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, RunError
 
 AXES = ("data", "fsdp")
 
 
-def make_mesh(text: str, batch_size: int) -> Mesh:
+def join_processes(
+    coordinator: str | None, processes: int | None, process: int | None
+) -> None:
+    """Joins the processes of a run; to be called before anything else of jax.
+
+    Args:
+      coordinator: HOST:PORT of process 0, or ``auto`` where jax can ask the cluster
+        (TPU, Slurm, Open MPI, Kubernetes). None: this process works alone.
+      processes: how many there are.
+      process: which of them this is, from 0.
+
+    Raises:
+      ConfigError: the three do not fit together.
+      RunError: the others were not met.
+    """
+    if coordinator == "auto":
+        wrong = processes is not None or process is not None
+        expected = "neither processes nor process"
+    else:
+        wrong = len({coordinator is None, processes is None, process is None}) > 1
+        expected = "coordinator, processes and process together, or none of them"
+    if not wrong and processes is not None and process is not None:
+        wrong = not 0 <= process < processes
+        expected = "0 <= process < processes"
+    if wrong:
+        raise ConfigError(
+            f"expected {expected}, got coordinator={coordinator}, "
+            f"processes={processes}, process={process}"
+        )
+    if coordinator is None:
+        return
+    try:
+        if coordinator == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(coordinator, processes, process)
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"cannot join coordinator={coordinator}: {error}") from error
+
+
+def is_first_process() -> bool:
+    """Whether this process writes what one has to write for all."""
+    return jax.process_index() == 0
+
+
+def on_first_process(function: Callable[[], None]) -> None:
+    """Calls a function on process 0 alone; the others wait for it.
+
+    Raises:
+      RunError: it failed there, and this is another process.
+    """
+    error = None
+    if is_first_process():
+        try:
+            function()
+        except Exception as caught:
+            error = caught
+    if jax.process_count() > 1:
+        failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
+        if failed and error is None:
+            raise RunError("process 0 has stopped; its message says why")
+    if error is not None:
+        raise error
+
+
+def make_mesh(text: str | None, batch_size: int) -> Mesh | None:
     """Reads a mesh, such as ``data=4,fsdp=2``.
 
     Every device gets an equal part of the batch. Parameters and the state of the
     optimiser are copied along ``data`` and cut along ``fsdp``.
 
     Args:
-      text: sizes of axes; one that is left out has size 1.
+      text: sizes of axes; one that is left out has size 1. None: all devices along
+        ``data`` where there are several processes, and otherwise no mesh.
       batch_size: examples in a step, over all devices together.
 
     Returns:
-      The mesh, over the first devices of all processes.
+      The mesh, over the first devices.
 
     Raises:
-      ConfigError: it does not read so, there are not as many devices, or they do not
-        divide the batch.
+      ConfigError: it does not read so, there are not as many devices, it leaves out
+        some of several processes', or it does not divide the batch.
     """
+    several = jax.process_count() > 1
+    if text is None:
+        if not several:
+            return None
+        text = f"data={jax.device_count()}"
     sizes = dict.fromkeys(AXES, 1)
     for part in text.split(","):
         name, equals, size = part.strip().partition("=")
@@ -39,9 +113,13 @@ def make_mesh(text: str, batch_size: int) -> Mesh:
             )
         sizes[name] = int(size)
     needed = math.prod(sizes.values())
-    if needed > jax.device_count():
+    count = jax.device_count()
+    if needed > count:
+        raise ConfigError(f"mesh {text} needs {needed} devices, there are {count}")
+    if several and needed < count:
         raise ConfigError(
-            f"mesh {text} needs {needed} devices, there are {jax.device_count()}"
+            f"mesh {text} must take all {count} devices of {jax.process_count()} "
+            f"processes, got {needed}"
         )
     if batch_size % needed:
         raise ConfigError(
@@ -59,6 +137,15 @@ def make_mesh(text: str, batch_size: int) -> Mesh:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Examples, axis 0, over all devices."""
     return NamedSharding(mesh, P(AXES))
+
+
+def rows(mesh: Mesh, array: np.ndarray, chosen: np.ndarray) -> jax.Array:
+    """Rows of an array as a batch over a mesh; a process reads those it needs."""
+    return jax.make_array_from_callback(
+        (len(chosen), *array.shape[1:]),
+        batch_sharding(mesh),
+        lambda index: array[chosen[index[0]]],
+    )
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:

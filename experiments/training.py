@@ -1,8 +1,10 @@
 """Training: the state, the step, the loop."""
 
 import math
+import operator
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,12 @@ from experiments.data.images import Batch, Dataset, training_batches
 from experiments.errors import NonFiniteLoss, RunError
 from experiments.metrics import Metrics
 from experiments.optimizers import learning_rate, make_optimizer
-from experiments.sharding import batch_sharding, state_shardings
+from experiments.sharding import (
+    is_first_process,
+    on_first_process,
+    rows,
+    state_shardings,
+)
 from experiments.tasks.classification import Task
 
 
@@ -144,25 +151,22 @@ def train(
       RunError: the directory holds a run, or not the one to resume.
       NonFiniteLoss: the loss is infinite or not a number.
     """
-    _claim(run, config, resume=resume, overwrite=overwrite)
+    on_first_process(lambda: _claim(run, config, resume=resume, overwrite=overwrite))
     steps, epoch = total_steps(config, data), steps_per_epoch(config, data)
     train_step = train_step or make_train_step(config, data, task, mesh)
-    state = init_state(config, data, task)
-    if mesh is not None:
-        state = jax.device_put(state, state_shardings(mesh, state))
+    state = _initial_state(config, data, task, mesh)
+    gather = operator.getitem if mesh is None else partial(rows, mesh)
     with checkpoints.manager(run) as manager:
         if resume and manager.latest_step() is not None:
             state = checkpoints.restore(manager, state)
         start = int(state.step)
         bar = progress.add_task(run.name, total=steps, completed=start, note="")
         batches = training_batches(
-            data.train, config.data.batch_size, config.seed, start, steps
+            data.train, config.data.batch_size, config.seed, start, steps, gather
         )
-        with Metrics(run, start) as metrics:
+        with Metrics(run, start, enabled=is_first_process()) as metrics:
             pending = []
             for step, batch in enumerate(batches, start + 1):
-                if mesh is not None:
-                    batch = jax.device_put(batch, batch_sharding(mesh))
                 state, values = train_step(state, batch)
                 pending.append(values)
 
@@ -181,6 +185,16 @@ def train(
                     checkpoints.save(manager, state)
         progress.remove_task(bar)
     return state
+
+
+def _initial_state(
+    config: Config, data: Dataset, task: Task, mesh: Mesh | None
+) -> TrainState:
+    init = partial(init_state, config, data, task)
+    if mesh is None:
+        return init()
+    # Every device makes its own part: the whole need not fit on one.
+    return jax.jit(init, out_shardings=state_shardings(mesh, jax.eval_shape(init)))()
 
 
 def _due(step: int, every: int, last: int) -> bool:

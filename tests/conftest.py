@@ -26,6 +26,9 @@ def pytest_addoption(parser):
         default=os.environ.get("CRAM_JAX_SHARED"),
         help="folder with golden/ and datasets/; by default $CRAM_JAX_SHARED",
     )
+    parser.addoption(
+        "--kills", type=int, default=1, help="how often test_interruption.py kills"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,11 @@
 """Labelled images in memory, and the order in which a run sees them."""
 
 import contextlib
+import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -13,7 +14,7 @@ from experiments.config import DataConfig
 from experiments.data import digits  # noqa: F401  registers the builder
 from experiments.errors import ConfigError, DatasetMissing
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # arrays of numpy, or of jax over a mesh
 
 
 class Images(NamedTuple):
@@ -88,7 +89,12 @@ def load(config: DataConfig, data_dir: Path | None = None) -> Dataset:
 
 
 def training_batches(
-    data: Images, batch_size: int, seed: int, start: int, stop: int
+    data: Images,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    rows: Callable[[np.ndarray, np.ndarray], Any] = operator.getitem,
 ) -> Iterator[Batch]:
     """The batches of the steps from ``start`` up to ``stop``.
 
@@ -102,6 +108,7 @@ def training_batches(
       seed: of the run.
       start: first step, counted from 0.
       stop: the step after the last.
+      rows: ``(array, chosen) -> rows of it``; with a mesh, those of this process.
 
     Yields:
       ``image`` and ``label``, with a leading axis of ``batch_size``.
@@ -112,7 +119,7 @@ def training_batches(
         if position == 0 or step == start:
             order = np.random.default_rng((seed, epoch)).permutation(len(data.labels))
         chosen = order[position * batch_size : (position + 1) * batch_size]
-        yield {"image": data.images[chosen], "label": data.labels[chosen]}
+        yield {"image": rows(data.images, chosen), "label": rows(data.labels, chosen)}
 
 
 def evaluation_batches(data: Images, batch_size: int) -> Iterator[Batch]:
@@ -146,9 +153,12 @@ def open_dataset(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
         raise DatasetMissing(f"no data set is called {name!r}") from error
     if name == "digits":
         tfds.disable_progress_bar()
-        # It would announce a download, but there is none.
-        with contextlib.redirect_stdout(None):
-            builder.download_and_prepare()
+        try:
+            # It would announce a download, but there is none.
+            with contextlib.redirect_stdout(None):
+                builder.download_and_prepare()
+        except FileExistsError:  # another process was faster
+            builder = tfds.builder(name, data_dir=where)
     elif not builder.data_path.exists():
         raise DatasetMissing(
             f"{name} is not in {where}. Prepare it once with\n"

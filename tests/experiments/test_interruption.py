@@ -1,12 +1,19 @@
-"""A process that is killed, and the one that goes on."""
+"""Processes that are killed at random moments, and those that go on.
 
+A few kills by default; ``pytest tests/experiments/test_interruption.py --kills 20`` for
+more.
+"""
+
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import jax
 import numpy as np
+import pytest
 
 from experiments import checkpoints
 from experiments.data.images import load
@@ -14,58 +21,110 @@ from experiments.tasks.classification import classification
 from experiments.training import init_state
 
 OPTIONS = (
-    "--epochs 6 --model.widths 4 --model.blocks 1 --optimizer.targets k50 2:4 "
-    "--checkpoint-every 1 --evaluate-every 0"
+    "--model.widths 4 --model.blocks 1 --optimizer.targets k50 2:4 "
+    "--checkpoint-every 1 --evaluate-every 0 --log-every 1"
 )
 
 
-def start(run, data_dir, *options):
-    command = [sys.executable, "-m", "experiments", "train", "digits"]
-    places = ["--run", str(run), "--data-dir", str(data_dir)]
-    return subprocess.Popen(
-        [*command, *places, *OPTIONS.split(), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+class Training:
+    """A run on one process or on several, two devices each."""
+
+    def __init__(self, run, data_dir, epochs, processes=1):
+        self.run, self.data_dir, self.processes = run, data_dir, processes
+        self.log = run.with_suffix(".log")
+        self.options = ["--epochs", str(epochs), *OPTIONS.split()]
+
+    def start(self, *options):
+        places = ["--run", str(self.run), "--data-dir", str(self.data_dir)]
+        command = [sys.executable, "-m", "experiments", "train", "digits"]
+        command += [*places, *self.options, *options]
+        if self.processes == 1:
+            return [self.launch(command)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command += ["--coordinator", f"127.0.0.1:{port}", "--mesh", "data=2,fsdp=2"]
+        command += ["--processes", str(self.processes)]
+        return [
+            self.launch([*command, "--process", str(index)])
+            for index in range(self.processes)
+        ]
+
+    def launch(self, command):
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
+            )
+
+    def finish(self, *options):
+        for process in self.start(*options):
+            assert process.wait(timeout=600) == 0, self.log.read_text()
+
+    def kill(self, processes, victim):
+        processes[victim].kill()
+        assert processes[victim].wait() == -signal.SIGKILL
+        for process in processes:  # what a launcher does when one has died
+            process.kill()
+            process.wait()
+
+    def lines(self):
+        """How many steps metrics.jsonl tells of."""
+        path = self.run / "metrics.jsonl"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def state(self):
+        """The last checkpoint, read by this process."""
+        config = checkpoints.load_config(self.run)
+        data = load(config.data, self.data_dir)
+        like = init_state(config, data, classification(config, data))
+        with checkpoints.manager(self.run) as manager:
+            state = checkpoints.restore(manager, like)
+        return jax.tree.map(
+            lambda leaf: np.asarray(
+                jax.random.key_data(leaf) if "key" in str(leaf.dtype) else leaf
+            ),
+            state,
+        )
 
 
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-
-
-def leaves(run, data_dir):
-    config = checkpoints.load_config(run)
-    data = load(config.data, data_dir)
-    like = init_state(config, data, classification(config, data))
-    with checkpoints.manager(run) as manager:
-        state = checkpoints.restore(manager, like)
-    return [
-        np.asarray(jax.random.key_data(leaf) if "key" in str(leaf.dtype) else leaf)
-        for leaf in jax.tree.leaves(state)
-    ]
-
-
-def test_a_killed_run_that_is_resumed_equals_an_undisturbed_one(tmp_path):
-    undisturbed = start(tmp_path / "whole", tmp_path)
-    finish(undisturbed)
-
-    killed = start(tmp_path / "killed", tmp_path)
-    steps = tmp_path / "killed" / "checkpoints"
-    deadline = time.monotonic() + 300
-    while not any(p.name.isdecimal() for p in steps.glob("*")):
-        assert killed.poll() is None, killed.communicate()[0]
+def wait_for_steps(training, processes, count):
+    """Until the run has written down so many, and one of them just now."""
+    before, deadline = training.lines(), time.monotonic() + 600
+    # A resumed run drops the lines behind its checkpoint.
+    while training.lines() < max(count, 1) or training.lines() == before:
+        for process in processes:
+            assert process.poll() is None, training.log.read_text()
         assert time.monotonic() < deadline
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    finish(start(tmp_path / "killed", tmp_path, "--resume"))
+        time.sleep(0.001)
 
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_killed_again_and_again_equals_an_undisturbed_one(
+    processes, tmp_path, request
+):
+    kills = request.config.getoption("kills")
+    epochs = 2 + 2 * kills  # of 20 steps, with a checkpoint after each
+    generator = np.random.default_rng(processes)
+    undisturbed = Training(tmp_path / "whole", tmp_path, epochs, processes)
+    undisturbed.finish()
+
+    killed = Training(tmp_path / "killed", tmp_path, epochs, processes)
+    reached = []
+    for index in range(kills):
+        started = killed.start(*(["--resume"] if index else []))
+        wait_for_steps(killed, started, 40 * index + generator.integers(1, 40))
+        time.sleep(generator.uniform(0, 0.05))
+        killed.kill(started, generator.integers(processes))
+        if any((killed.run / "checkpoints").glob("[0-9]*[0-9]")):
+            reached.append(int(killed.state().step))
+    print(f"killed after the checkpoints of steps {reached}")
+    killed.finish("--resume")
     for one, other in zip(
-        leaves(tmp_path / "killed", tmp_path),
-        leaves(tmp_path / "whole", tmp_path),
+        jax.tree.leaves(killed.state()),
+        jax.tree.leaves(undisturbed.state()),
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)

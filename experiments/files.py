@@ -1,0 +1,27 @@
+"""Small files of a run."""
+
+import os
+from pathlib import Path
+
+from experiments.errors import RunError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all; what was there before stays until then.
+
+    Raises:
+      RunError: it cannot be written; the message says why.
+    """
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: Exception) -> RunError:
+    """The error that says so, with the system's reason."""
+    reason = str(error).strip().split("\n")[0]
+    return RunError(f"cannot write {path}: {reason}")
