@@ -13,7 +13,8 @@ from experiments.errors import RunError
 from experiments.files import cannot_write, write_text
 
 # What Orbax logs as an error it also raises, and we say it in our words.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+for name in ("absl", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def save_config(run: Path, config: Config) -> None:
@@ -49,7 +50,11 @@ def manager(run: Path) -> ocp.CheckpointManager:
     directory = (run / "checkpoints").absolute()
     try:
         return ocp.CheckpointManager(
-            directory, options=ocp.CheckpointManagerOptions(max_to_keep=2)
+            directory,
+            # Not in the background: the next step may reuse the memory of the state.
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=2, enable_async_checkpointing=False
+            ),
         )
     except OSError as error:
         raise cannot_write(directory, error) from error
@@ -68,8 +73,6 @@ def save(checkpoints: ocp.CheckpointManager, state: Any) -> None:
     step = int(state.step)
     try:
         checkpoints.save(step, args=ocp.args.StandardSave(state))
-        # The step to come may reuse the memory of this state.
-        checkpoints.wait_until_finished()
     except Exception as error:  # of the system, of tensorstore or of orbax
         raise cannot_write(Path(checkpoints.directory) / str(step), error) from error
 

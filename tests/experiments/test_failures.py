@@ -16,14 +16,13 @@ from experiments.training import init_state, train
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
-    # Orbax also reports from the threads and the event loops in which it failed.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+    # Callbacks of tensorstore that come late find their event loop closed.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
 @pytest.fixture(autouse=True)
-def reports_stay_here():
+def late_callbacks_stay_in_their_test():
     yield
     gc.collect()
 
