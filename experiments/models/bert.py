@@ -37,7 +37,6 @@ class Embeddings(nnx.Module):
             nnx.Embed,
             features=config.hidden_size,
             embedding_init=nnx.initializers.normal(config.initializer_range),
-            dtype=dtype,
             rngs=rngs,
         )
         self.word = embed(config.vocab_size)
@@ -50,8 +49,14 @@ class Embeddings(nnx.Module):
         self, input_ids: jax.Array, token_type_ids: jax.Array, key: jax.Array | None
     ) -> jax.Array:
         """Maps two integer arrays (batch, length) to features."""
-        x = self.word(input_ids) + self.token_type(token_type_ids)
-        x = self.norm(x + self.position(jnp.arange(input_ids.shape[1])))
+        # Not through Embed's call, which casts the whole table, and that to the dtype
+        # with which it was made.
+        word, position, token_type = (
+            table.embedding[...]
+            for table in (self.word, self.position, self.token_type)
+        )
+        x = jnp.take(word, input_ids, axis=0) + position[: input_ids.shape[1]]
+        x = self.norm(x + jnp.take(token_type, token_type_ids, axis=0))
         return self.dropout(x, deterministic=key is None, rngs=key)
 
 
