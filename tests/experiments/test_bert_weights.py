@@ -25,7 +25,7 @@ HEAD_OF = {
     "BertForSequenceClassification": "classification",
 }
 
-# One layer of the small configuration, all of it; the shapes are Hugging Face's.
+# Enough for what goes through files and is never computed with.
 ONE_LAYER = SMALL | {"num_hidden_layers": 1}
 
 
