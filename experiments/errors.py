@@ -19,3 +19,7 @@ class RunError(UserError):
 
 class NonFiniteLoss(UserError):
     """The loss of a step is infinite or not a number."""
+
+
+class WeightsError(UserError):
+    """A file of weights is not what was asked for."""
