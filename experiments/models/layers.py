@@ -30,6 +30,6 @@ def torch_linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
     bound = inputs**-0.5
     # Not by a bias_init: a closure for each layer would make equal models unequal.
     layer.bias[...] = jax.random.uniform(
-        rngs.params(), (outputs,), minval=-bound, maxval=bound
+        rngs.params(), (outputs,), layer.bias.dtype, -bound, bound
     )
     return layer

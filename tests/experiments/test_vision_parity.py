@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import save_file
+from torch_weights import fill, images
 
 from experiments.config import ModelConfig
 from experiments.models import make_model
@@ -20,7 +21,6 @@ from experiments.models.torchvision_weights import (
     load_torchvision,
     torch_name,
 )
-from torch_weights import fill, images
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 RECORDED = Path(__file__).parents[1] / "data" / "vision" / "logits.npz"
@@ -95,9 +95,8 @@ def assert_logits(name, model, params, batch_stats, side):
         ("evaluation", "training"), both(params, batch_stats, x), strict=True
     ):
         expected = recorded[f"{name}/{mode}"]
-        print("DEV", name, mode, abs(logits - expected).max())
-        # Rounding grows with the logits, which reach 31 in ResNet-56.
-        tolerance = 1e-4 * max(1, np.abs(expected).max() / 10)
+        # Where PyTorch's own float32 is further off, ours may be, too.
+        tolerance = max(1e-4, 3 * recorded[f"{name}/{mode}_rounding"])
         np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance)
 
 
