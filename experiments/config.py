@@ -10,6 +10,19 @@ from experiments import targets as targets_module
 from experiments.errors import ConfigError
 
 Method = Literal["sgd", "sam", "cram", "cram_plus", "topk_plus"]
+ModelName = Literal[
+    "resnet",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet18_cifar",
+    "vgg16_bn_cifar",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+]
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -43,25 +56,42 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A residual network for small images.
+    """The network.
 
     Attributes:
-      widths: channels of each stage.
-      blocks: blocks of each stage.
+      name: resnet, for small images, with the widths and blocks given here; or one of
+        fixed size: resnet20 to resnet56, resnet18_cifar and vgg16_bn_cifar for images
+        as small as those of CIFAR, resnet18 to resnet50 for those of ImageNet.
+      widths: channels of each stage of resnet.
+      blocks: blocks of each stage of resnet.
       patch: side of the squares of pixels that become channels before the first layer;
-        2 makes a network about four times faster, and a little less accurate.
+        2 makes a network about four times faster, and a little less accurate. Of the
+        ResNets for small images.
+      dtype: of the activations; parameters, batch statistics and logits are float32.
     """
 
+    name: ModelName = "resnet"
     widths: tuple[int, ...] = (16, 32)
     blocks: tuple[int, ...] = (1, 1)
     patch: int = 1
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
+        names, dtypes = typing.get_args(ModelName), typing.get_args(Dtype)
+        _check(self, "name", self.name in names, f"one of {', '.join(names)}")
+        _check(self, "dtype", self.dtype in dtypes, f"one of {', '.join(dtypes)}")
         _check(self, "widths", self.widths and min(self.widths) >= 1, "all at least 1")
         _check(self, "blocks", self.blocks and min(self.blocks) >= 1, "all at least 1")
         same = len(self.blocks) == len(self.widths)
         _check(self, "blocks", same, f"one a stage, like widths={self.widths}")
         _check(self, "patch", self.patch >= 1, "at least 1")
+        if self.name != "resnet":
+            for field_name in ("widths", "blocks"):
+                default = getattr(type(self), field_name)
+                fixed = getattr(self, field_name) == default
+                _check(self, field_name, fixed, f"left at {default} for {self.name}")
+        if self.name in ("vgg16_bn_cifar", "resnet18", "resnet34", "resnet50"):
+            _check(self, "patch", self.patch == 1, f"1 for {self.name}")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ config = Config(
     data=DataConfig(
         name="cifar10", batch_size=128, shift=4, flip=True, evaluation_batch=500
     ),
-    model=ModelConfig(widths=(16, 32, 64), blocks=(3, 3, 3)),
+    model=ModelConfig(name="resnet20"),
     optimizer=OptimizerConfig(
         method="cram_plus",
         targets=("k50", "k70", "k80", "k90", "k95"),

@@ -1,4 +1,4 @@
-"""Image classification with a residual network."""
+"""Image classification."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,8 +11,7 @@ from flax import nnx
 from experiments.config import Config
 from experiments.data.augment import augment
 from experiments.data.images import Batch, Dataset, Images, evaluation_batches
-from experiments.errors import ConfigError
-from experiments.models.resnet import ResNet
+from experiments.models import check_images, make_model
 
 
 class Task(NamedTuple):
@@ -43,11 +42,9 @@ def classification(config: Config, data: Dataset) -> Task:
       The task.
 
     Raises:
-      ConfigError: the patch does not divide the images.
+      ConfigError: the model does not suit the size of the images.
     """
-    patch, size = config.model.patch, data.train.images.shape[1:3]
-    if any(side % patch for side in size):
-        raise ConfigError(f"patch must divide the sides of {size} images, got {patch}")
+    check_images(config.model, data.train.images.shape[1:3])
     graph = nnx.graphdef(nnx.eval_shape(lambda: _network(config, data, 0)))
 
     @jax.jit
@@ -96,12 +93,10 @@ def classification(config: Config, data: Dataset) -> Task:
     return Task(init, augment_batch, loss_fn, evaluate)
 
 
-def _network(config: Config, data: Dataset, seed: int) -> ResNet:
-    return ResNet(
-        config.model.widths,
-        config.model.blocks,
+def _network(config: Config, data: Dataset, seed: int) -> nnx.Module:
+    return make_model(
+        config.model,
         channels=data.train.images.shape[-1],
         classes=data.classes,
-        patch=config.model.patch,
         rngs=nnx.Rngs(jax.random.key(seed)),
     )
