@@ -27,7 +27,7 @@ def count_true(sets: Sets, dtype: jnp.dtype) -> jax.Array:
       what it holds, and one all-reduce of the counts is all that is exchanged. Inside
       `jax.shard_map` it is the count of the shards at hand.
     """
-    if _is_alone():
+    if is_alone():
         return _count(sets, dtype)
     if inside_shard_map():
         return _count_apart(sets, dtype)
@@ -66,7 +66,8 @@ def inside_shard_map() -> bool:
     return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
 
 
-def _is_alone() -> bool:
+def is_alone() -> bool:
+    """Whether there is one device, so that nothing can be sharded."""
     return jax.device_count() == 1
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cram_jax import counting, keep_largest
+from cram_jax import counting, keep_largest, selection
 
 ARRAYS = st.tuples(
     st.sampled_from(strategies.DTYPES), st.sampled_from([strategies.SHAPES, ((9,), ())])
@@ -23,7 +23,8 @@ def counting_device(request):
     """Both ways to count; the first one is otherwise for a single device."""
     jax.clear_caches()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(counting, "_is_alone", lambda: request.param == "alone")
+        for module in (counting, selection):
+            patch.setattr(module, "is_alone", lambda: request.param == "alone")
         yield request.param
     jax.clear_caches()
 
@@ -161,7 +162,25 @@ def test_sharded_arrays_have_the_masks_of_one_device(counting_device, axis_type,
         expected = references.keep_largest([values, values[:5, :3]], k)
         for mask, reference in zip(masks, expected, strict=True):
             np.testing.assert_array_equal(mask, reference)
-        assert masks[0].sharding.is_equivalent_to(sharded.sharding, 2)
+        if counting_device == "among others" or axis_type is AxisType.Explicit:
+            assert masks[0].sharding.is_equivalent_to(sharded.sharding, 2)
+
+
+def test_explicit_axes_on_one_device(counting_device):
+    """Arrays that are said to be sharded may not be concatenated, even there."""
+    values = jnp.round(3 * jax.random.normal(jax.random.key(0), (16, 24)))
+    mesh = jax.make_mesh(
+        (1,), ("a",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:1]
+    )
+    put = functools.partial(jax.device_put, values)
+    arrays = [
+        put(NamedSharding(mesh, PartitionSpec(*s))) for s in [("a",), (None, "a")]
+    ]
+    masks = keep_largest(arrays, 100)
+    expected = references.keep_largest([values, values], 100)
+    for array, mask, reference in zip(arrays, masks, expected, strict=True):
+        np.testing.assert_array_equal(mask, reference)
+        assert jax.typeof(mask).sharding == jax.typeof(array).sharding
 
 
 @pytest.mark.parametrize("spec", SPECS)
