@@ -1,4 +1,4 @@
-"""Labelled images in memory, and the order in which a run sees them."""
+"""Labelled images in memory."""
 
 import contextlib
 import operator
@@ -11,10 +11,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments.config import DataConfig
-from experiments.data import digits  # noqa: F401  registers the builder
+from experiments.data import (
+    batches,
+    digits,  # noqa: F401  registers the builder
+)
+from experiments.data.batches import Batch
 from experiments.errors import ConfigError, DatasetMissing
-
-Batch = dict[str, Any]  # arrays of numpy, or of jax over a mesh
 
 
 class Images(NamedTuple):
@@ -96,48 +98,15 @@ def training_batches(
     stop: int,
     rows: Callable[[np.ndarray, np.ndarray], Any] = operator.getitem,
 ) -> Iterator[Batch]:
-    """The batches of the steps from ``start`` up to ``stop``.
-
-    Every epoch has its own order, a function of the seed and its number alone, so a
-    run that is resumed at ``start`` sees what an uninterrupted one sees. The last
-    partial batch of an epoch is left out.
-
-    Args:
-      data: the images.
-      batch_size: images in a batch.
-      seed: of the run.
-      start: first step, counted from 0.
-      stop: the step after the last.
-      rows: ``(array, chosen) -> rows of it``; with a mesh, those of this process.
-
-    Yields:
-      ``image`` and ``label``, with a leading axis of ``batch_size``.
-    """
-    steps = len(data.labels) // batch_size
-    for step in range(start, stop):
-        epoch, position = divmod(step, steps)
-        if position == 0 or step == start:
-            order = np.random.default_rng((seed, epoch)).permutation(len(data.labels))
-        chosen = order[position * batch_size : (position + 1) * batch_size]
-        yield {"image": rows(data.images, chosen), "label": rows(data.labels, chosen)}
+    """Batches of ``image`` and ``label``, see `batches.training_batches`."""
+    arrays = {"image": data.images, "label": data.labels}
+    return batches.training_batches(arrays, batch_size, seed, start, stop, rows)
 
 
 def evaluation_batches(data: Images, batch_size: int) -> Iterator[Batch]:
-    """Every image once, in order; the last batch is filled up with weight 0.
-
-    Yields:
-      ``image``, ``label`` and ``weight`` (float32; 1 for an image, 0 for filling), with
-      a leading axis of ``batch_size``, so that one compilation serves all.
-    """
-    for begin in range(0, len(data.labels), batch_size):
-        images = data.images[begin : begin + batch_size]
-        labels = data.labels[begin : begin + batch_size]
-        fill = batch_size - len(labels)
-        yield {
-            "image": np.pad(images, ((0, fill), (0, 0), (0, 0), (0, 0))),
-            "label": np.pad(labels, (0, fill)),
-            "weight": np.pad(np.ones(len(labels), np.float32), (0, fill)),
-        }
+    """``image``, ``label`` and ``weight``, see `batches.evaluation_batches`."""
+    arrays = {"image": data.images, "label": data.labels}
+    return batches.evaluation_batches(arrays, batch_size)
 
 
 def open_dataset(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
