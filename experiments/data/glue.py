@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.images import not_prepared, open_dataset
+from experiments.data.images import examples, not_prepared, open_dataset
 from experiments.data.tokenization import WordPiece
 from experiments.errors import ConfigError, DataError, DatasetMissing
 
@@ -103,26 +103,20 @@ def read_glue(
     except DatasetMissing as error:
         # Without TensorFlow, tensorflow-datasets does not even know its name.
         raise not_prepared(f"glue/{name}", data_dir) from error
-    try:
-        source = builder.as_data_source(split=split)
-    except ValueError as error:
-        raise ConfigError(
-            f"split must be of {', '.join(builder.info.splits)}, got {split!r}"
-        ) from error
-    examples = source.__getitems__(range(len(source)))
+    rows = examples(builder, split)
     kind = np.float32 if task.is_regression else np.int32
-    labels = np.array([example["label"] for example in examples], kind)
+    labels = np.array([row["label"] for row in rows], kind)
     if (labels < 0).any():
         raise DataError(
             f"glue/{name} in {data_dir}: the labels of {split} are hidden; splits with "
             f"labels are train, {', '.join(task.evaluation)}"
         )
     columns = [
-        [tokens.ids for tokens in wordpiece([e[column].decode() for e in examples])]
+        [tokens.ids for tokens in wordpiece([row[column].decode() for row in rows])]
         for column in task.columns
     ]
-    rows = [truncate(texts, room) for texts in zip(*columns, strict=True)]
-    return wordpiece.pack(rows, max_length) | {"label": labels}
+    sequences = [truncate(texts, room) for texts in zip(*columns, strict=True)]
+    return wordpiece.pack(sequences, max_length) | {"label": labels}
 
 
 def truncate(texts: tuple[np.ndarray, ...], room: int) -> tuple[np.ndarray, ...]:

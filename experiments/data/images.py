@@ -144,11 +144,26 @@ def not_prepared(name: str, data_dir: Path) -> DatasetMissing:
     )
 
 
+def examples(builder: tfds.core.DatasetBuilder, split: str) -> list[dict[str, Any]]:
+    """Decodes a split, such as ``train[:1000]``.
+
+    Raises:
+      ConfigError: there is no such split.
+    """
+    try:
+        source = builder.as_data_source(split=split)
+    except ValueError as error:
+        raise ConfigError(
+            f"split must be one of {', '.join(builder.info.splits)}, or a part such as "
+            f"train[:1000], got {split!r}"
+        ) from error
+    return source.__getitems__(range(len(source)))
+
+
 def read(builder: tfds.core.DatasetBuilder, split: str) -> Images:
-    """Decodes the images of a split, such as ``train[:1000]``."""
-    source = builder.as_data_source(split=split)
-    examples = source.__getitems__(range(len(source)))
+    """Decodes the images of a split."""
+    found = examples(builder, split)
     return Images(
-        np.stack([example["image"] for example in examples]),
-        np.array([example["label"] for example in examples], np.int32),
+        np.stack([example["image"] for example in found]),
+        np.array([example["label"] for example in found], np.int32),
     )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data.images import open_dataset
+from experiments.data.images import examples, open_dataset
 from experiments.data.tokenization import Tokens, WordPiece
 from experiments.errors import ConfigError, DataError
 
@@ -61,6 +61,8 @@ def read_json(file: str | Path) -> list[Question]:
         node = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{file} is missing; it should be SQuAD v1.1 JSON") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
     except ValueError as error:
         raise DataError(f"{file} is not JSON: {error}") from error
     questions = []
@@ -85,12 +87,12 @@ def read_tfds(data_dir: Path, split: str) -> list[Question]:
       split: "train" or "validation", or a part such as ``train[:1000]``.
 
     Raises:
-      DatasetMissing: it is not there.
+      ConfigError: there is no such split.
+      DatasetMissing: the data set is not there.
       DataError: an answer does not stand where the data set says.
     """
-    source = open_dataset("squad", data_dir).as_data_source(split=split)
     questions = []
-    for row in source.__getitems__(range(len(source))):
+    for row in examples(open_dataset("squad", data_dir), split):
         answers = zip(
             row["answers"]["text"], row["answers"]["answer_start"], strict=True
         )
@@ -129,9 +131,14 @@ def make_windows(
       has no token; its windows point at [CLS].
 
     Raises:
-      ConfigError: the stride leaves no room for a window to move on.
+      ConfigError: a question or the stride leaves no room for a context to move on.
     """
     room = max_length - question_limit - 3
+    if question_limit < 1 or room < 1:
+        raise ConfigError(
+            f"question_limit must be from 1 to {max_length - 4}, so that "
+            f"max_length={max_length} leaves room for a context, got {question_limit}"
+        )
     if not 0 <= stride < room:
         raise ConfigError(
             f"stride must be at least 0 and below {room}, what max_length={max_length} "
@@ -274,7 +281,7 @@ def _each(node: Any, key: str, place: str) -> list[tuple[Any, str]]:
 def _get(node: Any, key: str, kind: type, place: str) -> Any:
     if not isinstance(node, dict):
         name = type(node).__name__
-        raise DataError(f"{place.removesuffix('.')} must be an object, got {name}")
+        raise DataError(f"{place.rstrip('.: ')} must be an object, got {name}")
     if key not in node:
         raise DataError(f"{place}{key} is missing")
     if type(node[key]) is not kind:
