@@ -70,7 +70,6 @@ def label_scores(
     from scipy import stats
     from sklearn import metrics as sklearn_metrics
 
-    constant = np.ptp(predictions) == 0 or np.ptp(labels) == 0
     functions = {
         "accuracy": lambda: sklearn_metrics.accuracy_score(labels, predictions),
         "f1": lambda: sklearn_metrics.f1_score(labels, predictions, zero_division=0),
@@ -78,10 +77,6 @@ def label_scores(
         "pearson": lambda: stats.pearsonr(labels, predictions).statistic,
         "spearman": lambda: stats.spearmanr(labels, predictions).statistic,
     }
-    correlations = ("matthews", "pearson", "spearman")
-    return {
-        name: 0.0
-        if constant and name in correlations
-        else 100 * float(functions[name]())
-        for name in metrics
-    }
+    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        functions |= dict.fromkeys(("matthews", "pearson", "spearman"), lambda: 0)
+    return {name: 100 * float(functions[name]()) for name in metrics}

@@ -63,12 +63,12 @@ def test_labels_are_scored_by_their_task():
 
 
 def test_numbers_are_scored_by_correlation():
-    # Covariance 5/5, variances 2 and 8.56 - 2.2^2 times 5/5; ranks 1 2 3 5 4 and 1..5.
+    # Two neighbours are swapped: 1 - 6 * (1 + 1) / (5 * 24) by Spearman's formula. Away
+    # from their means 6 and 3, squares and labels give 33 / sqrt(174 * 10).
     labels = np.array([1.0, 2.0, 3.0, 5.0, 4.0], np.float32)
     found = label_scores(("pearson", "spearman"), np.arange(5.0) ** 2, labels)
-    x, y = np.arange(5.0) ** 2 - 6, labels - 3
-    pearson = x @ y / np.sqrt((x @ x) * (y @ y))
-    assert found == pytest.approx({"pearson": 100 * pearson, "spearman": 90.0})
+    expected = {"pearson": 100 * 33 / 1740**0.5, "spearman": 90.0}
+    assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("task", TASKS)
