@@ -49,6 +49,7 @@ def test_an_answer_without_articles_punctuation_and_white_space():
     assert normalize("  An  apple, a day\tand THE rest! ") == "apple day and rest"
     assert normalize("$1,500.50") == "150050"
     assert normalize("the") == ""
+    assert normalize("Either—or—the—other") == "either—or— —other"
 
 
 LABELS = np.array([1, 0, 1, 1, 0, 0, 1, 0])

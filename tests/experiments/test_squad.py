@@ -217,6 +217,7 @@ def test_the_best_span_wins(one):
     # The likeliest end lies before the likeliest start.
     assert one({5: 3, 0: 1}, {3: 3, 9: 0.5}) == "a b c d"
     assert one({5: 3, 0: 1}, {3: 3, 9: 1.5}) == "f g h i j"
+    assert one({3: 2}, {2: 2, 3: 1}) == "d"
 
 
 def test_long_spans_are_left_aside(one):
@@ -252,6 +253,7 @@ def test_the_best_window_wins(wordpiece):
     starts[[0, 1, 3], [3, 4, 5]] = 1, 2, 1.5
     ends[[0, 1, 3], [4, 5, 6]] = 1, 2, 1.5
     assert best_answers(questions, windows, starts, ends) == {"1": "d e"}
+    assert best_answers(questions, windows, starts * 0, ends * 0) == {"1": "a"}
 
 
 def test_what_best_answers_refuses(one, wordpiece):

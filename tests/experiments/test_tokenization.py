@@ -160,7 +160,7 @@ def test_what_tokenizer_json_says_of_cutting_and_padding_is_left_aside(
 ):
     tokenizer = load_wordpiece(vocabulary()).tokenizer
     tokenizer.enable_truncation(2)
-    tokenizer.enable_padding(length=2)
+    tokenizer.enable_padding(length=9)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert tokens_of(load_wordpiece(tmp_path), "a b a")[0] == [4, 5, 4]
 
