@@ -13,6 +13,10 @@ class DatasetMissing(UserError):
     """A data set is not where it was looked for."""
 
 
+class DataError(UserError):
+    """A file of data does not hold what it should."""
+
+
 class RunError(UserError):
     """A run directory is not what was asked for, or cannot be written."""
 
@@ -23,3 +27,7 @@ class NonFiniteLoss(UserError):
 
 class WeightsError(UserError):
     """A file of weights is missing, or does not hold what the model needs."""
+
+
+class VocabularyError(UserError):
+    """A vocabulary is missing, unreadable, or not the one of the weights."""

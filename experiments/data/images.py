@@ -1,4 +1,4 @@
-"""Labelled images in memory, and the order in which a run sees them."""
+"""Labelled images in memory."""
 
 import contextlib
 import operator
@@ -11,10 +11,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments.config import DataConfig
-from experiments.data import digits  # noqa: F401  registers the builder
+from experiments.data import (
+    batches,
+    digits,  # noqa: F401  registers the builder
+)
+from experiments.data.batches import Batch
 from experiments.errors import ConfigError, DatasetMissing
-
-Batch = dict[str, Any]  # arrays of numpy, or of jax over a mesh
 
 
 class Images(NamedTuple):
@@ -96,48 +98,15 @@ def training_batches(
     stop: int,
     rows: Callable[[np.ndarray, np.ndarray], Any] = operator.getitem,
 ) -> Iterator[Batch]:
-    """The batches of the steps from ``start`` up to ``stop``.
-
-    Every epoch has its own order, a function of the seed and its number alone, so a
-    run that is resumed at ``start`` sees what an uninterrupted one sees. The last
-    partial batch of an epoch is left out.
-
-    Args:
-      data: the images.
-      batch_size: images in a batch.
-      seed: of the run.
-      start: first step, counted from 0.
-      stop: the step after the last.
-      rows: ``(array, chosen) -> rows of it``; with a mesh, those of this process.
-
-    Yields:
-      ``image`` and ``label``, with a leading axis of ``batch_size``.
-    """
-    steps = len(data.labels) // batch_size
-    for step in range(start, stop):
-        epoch, position = divmod(step, steps)
-        if position == 0 or step == start:
-            order = np.random.default_rng((seed, epoch)).permutation(len(data.labels))
-        chosen = order[position * batch_size : (position + 1) * batch_size]
-        yield {"image": rows(data.images, chosen), "label": rows(data.labels, chosen)}
+    """Batches of ``image`` and ``label``, see `batches.training_batches`."""
+    arrays = {"image": data.images, "label": data.labels}
+    return batches.training_batches(arrays, batch_size, seed, start, stop, rows)
 
 
 def evaluation_batches(data: Images, batch_size: int) -> Iterator[Batch]:
-    """Every image once, in order; the last batch is filled up with weight 0.
-
-    Yields:
-      ``image``, ``label`` and ``weight`` (float32; 1 for an image, 0 for filling), with
-      a leading axis of ``batch_size``, so that one compilation serves all.
-    """
-    for begin in range(0, len(data.labels), batch_size):
-        images = data.images[begin : begin + batch_size]
-        labels = data.labels[begin : begin + batch_size]
-        fill = batch_size - len(labels)
-        yield {
-            "image": np.pad(images, ((0, fill), (0, 0), (0, 0), (0, 0))),
-            "label": np.pad(labels, (0, fill)),
-            "weight": np.pad(np.ones(len(labels), np.float32), (0, fill)),
-        }
+    """``image``, ``label`` and ``weight``, see `batches.evaluation_batches`."""
+    arrays = {"image": data.images, "label": data.labels}
+    return batches.evaluation_batches(arrays, batch_size)
 
 
 def open_dataset(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
@@ -160,20 +129,41 @@ def open_dataset(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
         except FileExistsError:  # another process was faster
             builder = tfds.builder(name, data_dir=where)
     elif not builder.data_path.exists():
-        raise DatasetMissing(
-            f"{name} is not in {where}. Prepare it once with\n"
-            f"  tfds build {name} --data_dir {where} --file_format array_record\n"
-            f"(this downloads it, and needs TensorFlow for some sets), or name the "
-            f"directory that holds it with --data-dir."
-        )
+        raise not_prepared(name, data_dir)
     return builder
 
 
+def not_prepared(name: str, data_dir: Path) -> DatasetMissing:
+    """The error where a data set exists, but not in this directory."""
+    where = data_dir.expanduser()
+    return DatasetMissing(
+        f"{name} is not in {where}. Prepare it once with\n"
+        f"  tfds build {name} --data_dir {where} --file_format array_record\n"
+        f"(this downloads it, and needs TensorFlow for some sets), or name the "
+        f"directory that holds it with --data-dir."
+    )
+
+
+def examples(builder: tfds.core.DatasetBuilder, split: str) -> list[dict[str, Any]]:
+    """Decodes a split, such as ``train[:1000]``.
+
+    Raises:
+      ConfigError: there is no such split.
+    """
+    try:
+        source = builder.as_data_source(split=split)
+    except ValueError as error:
+        raise ConfigError(
+            f"split must be one of {', '.join(builder.info.splits)}, or a part such as "
+            f"train[:1000], got {split!r}"
+        ) from error
+    return source.__getitems__(range(len(source)))
+
+
 def read(builder: tfds.core.DatasetBuilder, split: str) -> Images:
-    """Decodes the images of a split, such as ``train[:1000]``."""
-    source = builder.as_data_source(split=split)
-    examples = source.__getitems__(range(len(source)))
+    """Decodes the images of a split."""
+    found = examples(builder, split)
     return Images(
-        np.stack([example["image"] for example in examples]),
-        np.array([example["label"] for example in examples], np.int32),
+        np.stack([example["image"] for example in found]),
+        np.array([example["label"] for example in found], np.int32),
     )

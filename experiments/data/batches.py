@@ -1,0 +1,74 @@
+"""Batches of arrays in memory, and the order in which a run sees them."""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.errors import ConfigError
+
+Arrays = Mapping[str, np.ndarray]  # with a common leading axis, one row an example
+Batch = dict[str, Any]  # arrays of numpy, or of jax over a mesh
+
+
+def training_batches(
+    arrays: Arrays,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    rows: Callable[[np.ndarray, np.ndarray], Any] = operator.getitem,
+) -> Iterator[Batch]:
+    """The batches of the steps from ``start`` up to ``stop``.
+
+    Every epoch has its own order, a function of the seed and its number alone, so a
+    run that is resumed at ``start`` sees what an uninterrupted one sees. The last
+    partial batch of an epoch is left out.
+
+    Args:
+      arrays: the examples.
+      batch_size: examples in a batch.
+      seed: of the run.
+      start: first step, counted from 0.
+      stop: the step after the last.
+      rows: ``(array, chosen) -> rows of it``; with a mesh, those of this process.
+
+    Yields:
+      The arrays' names with rows of them, with a leading axis of ``batch_size``.
+
+    Raises:
+      ConfigError: there are fewer examples than a batch has.
+    """
+    count = _count(arrays)
+    steps = count // batch_size
+    if not steps:
+        raise ConfigError(f"batch_size={batch_size} is more than the {count} examples")
+    for step in range(start, stop):
+        epoch, position = divmod(step, steps)
+        if position == 0 or step == start:
+            order = np.random.default_rng((seed, epoch)).permutation(count)
+        chosen = order[position * batch_size : (position + 1) * batch_size]
+        yield {name: rows(array, chosen) for name, array in arrays.items()}
+
+
+def evaluation_batches(arrays: Arrays, batch_size: int) -> Iterator[Batch]:
+    """Every example once, in order; the last batch is filled up with weight 0.
+
+    Yields:
+      The arrays' names with rows of them, and ``weight`` (float32; 1 for an example, 0
+      for filling), with a leading axis of ``batch_size``, so that one compilation
+      serves all.
+    """
+    weighted = {**arrays, "weight": np.ones(_count(arrays), np.float32)}
+    for begin in range(0, len(weighted["weight"]), batch_size):
+        batch = {name: a[begin : begin + batch_size] for name, a in weighted.items()}
+        fill = batch_size - len(batch["weight"])
+        yield {
+            name: np.pad(array, [(0, fill)] + [(0, 0)] * (array.ndim - 1))
+            for name, array in batch.items()
+        }
+
+
+def _count(arrays: Arrays) -> int:
+    return len(next(iter(arrays.values())))

@@ -1,0 +1,158 @@
+"""WordPiece: the tokens of BERT, and where in the text each comes from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+
+from experiments.errors import VocabularyError
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+FILES = ("tokenizer.json", "vocab.txt")
+CHUNK = 1024  # texts; the library's record of a text is many times larger than ours
+
+
+class Tokens(NamedTuple):
+    """The tokens of a text, without special ones.
+
+    Attributes:
+      ids: int32, (tokens,).
+      offsets: int32, (tokens, 2): token i stands for the characters
+        ``text[offsets[i, 0]:offsets[i, 1]]``.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+
+class WordPiece:
+    """A vocabulary, and the rules by which it divides a text.
+
+    Args:
+      tokenizer: of the tokenizers library; its truncation and padding are turned off.
+      file: where it was read, for messages.
+
+    Raises:
+      VocabularyError: the vocabulary lacks a special token.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, file: Path):
+        missing = [name for name in SPECIAL if tokenizer.token_to_id(name) is None]
+        if missing:
+            raise VocabularyError(f"{file} lacks the special token {missing[0]}")
+        self.pad, _, self.cls, self.sep = map(tokenizer.token_to_id, SPECIAL)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def __call__(self, texts: Sequence[str]) -> list[Tokens]:
+        """Divides texts, in parallel."""
+        found = []
+        for begin in range(0, len(texts), CHUNK):
+            chunk = list(texts[begin : begin + CHUNK])
+            for row in self.tokenizer.encode_batch(chunk, add_special_tokens=False):
+                offsets = np.array(row.offsets, np.int32).reshape(-1, 2)
+                found.append(Tokens(np.array(row.ids, np.int32), offsets))
+        return found
+
+    def pack(
+        self, sequences: Sequence[tuple[np.ndarray, ...]], length: int
+    ) -> dict[str, np.ndarray]:
+        """Puts one or two texts a row between special tokens, and fills up the rest.
+
+        A row is ``[CLS] first [SEP]``, or ``[CLS] first [SEP] second [SEP]``.
+
+        Args:
+          sequences: for each row the ids of its texts, short enough.
+          length: of the rows.
+
+        Returns:
+          ``input_ids``, ``attention_mask`` (0 for padding) and ``token_type_ids`` (1
+          for the second text and its separator), int32, (sequences, length) each.
+        """
+        shape = (len(sequences), length)
+        ids = np.full(shape, self.pad, np.int32)
+        mask, types = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        for row, texts in enumerate(sequences):
+            parts = [[self.cls]]
+            for text in texts:
+                parts += [text, [self.sep]]
+            joined = np.concatenate(parts)
+            ids[row, : len(joined)] = joined
+            mask[row, : len(joined)] = 1
+            types[row, len(texts[0]) + 2 : len(joined)] = 1
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+def load_wordpiece(path: str | Path, vocab_size: int | None = None) -> WordPiece:
+    """Reads a vocabulary.
+
+    ``tokenizer.json`` says itself how text is normalised; for ``vocab.txt``, one entry
+    a line, it is that of the uncased BERT: lower case, no accents, no control
+    characters, every Chinese character a word.
+
+    Args:
+      path: one of the two files, or a directory that holds one.
+      vocab_size: of the BertConfig whose weights go with it.
+
+    Returns:
+      The tokenizer; special tokens that stand in a text are understood as such.
+
+    Raises:
+      VocabularyError: there is no such file, it is malformed, or it does not have
+        ``vocab_size`` entries.
+    """
+    path = Path(path)
+    if path.is_dir():
+        there = [path / name for name in FILES if (path / name).is_file()]
+        if not there:
+            raise VocabularyError(f"{path} holds none of {', '.join(FILES)}")
+        path = there[0]
+    if not path.is_file():
+        raise VocabularyError(f"{path} is missing; it is the vocabulary of the weights")
+    read = _read_json if path.suffix == ".json" else _read_vocabulary
+    wordpiece = WordPiece(read(path), path)
+    if vocab_size is not None and len(wordpiece) != vocab_size:
+        raise VocabularyError(
+            f"{path} has {len(wordpiece)} entries, but the weights are for "
+            f"vocab_size={vocab_size}: take the vocabulary that came with them"
+        )
+    return wordpiece
+
+
+def _read_json(file: Path) -> tokenizers.Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise VocabularyError(f"{file} cannot be read: {error}") from error
+    if not isinstance(tokenizer.model, tokenizers.models.WordPiece):
+        kind = type(tokenizer.model).__name__
+        raise VocabularyError(f"{file} must hold a WordPiece model, got {kind}")
+    return tokenizer
+
+
+def _read_vocabulary(file: Path) -> tokenizers.Tokenizer:
+    try:
+        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise VocabularyError(f"{file} is not UTF-8: {error}") from error
+    entries: dict[str, int] = {}
+    for index, entry in enumerate(lines):
+        if entries.setdefault(entry, index) != index:
+            raise VocabularyError(
+                f"{file} has {entry!r} twice, in lines {entries[entry] + 1} and "
+                f"{index + 1}"
+            )
+    model = tokenizers.models.WordPiece(entries, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(
+        [name for name in (*SPECIAL, "[MASK]") if name in entries]
+    )
+    return tokenizer
