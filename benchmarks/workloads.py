@@ -81,7 +81,7 @@ def bert(config: BertConfig, length: int, batch: int) -> Workload:
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "ResNet-20, 32x32, batch 128": lambda: resnet("resnet20", 32, 128),
-    "ResNet-50, 224x224, batch 8": lambda: resnet("resnet50", 224, 8),
+    "ResNet-50, 224x224, batch 4": lambda: resnet("resnet50", 224, 4),
     "BERT 6x384, length 128, batch 16": lambda: bert(SMALL, 128, 16),
-    "BERT 12x768, length 128, batch 16": lambda: bert(BASE, 128, 16),
+    "BERT 12x768, length 128, batch 8": lambda: bert(BASE, 128, 8),
 }

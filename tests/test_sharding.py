@@ -1,7 +1,5 @@
 """The same numbers however arrays are sharded, and what the devices exchange."""
 
-import re
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,28 +9,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.communication import collectives
 from cram_jax import cached, compress, cram_plus, fake_quant, n_m, one_of, top_k
 
 AXIS_TYPES = [AxisType.Auto, AxisType.Explicit]
-COLLECTIVE = re.compile(
-    r" = (.*?) (all-reduce|all-gather|all-to-all|collective-\w+|reduce-scatter|"
-    r"ragged-\S+)(?:-start)?[.\d]*\("
-)
-BYTES = {"f32": 4, "s32": 4, "bf16": 2, "pred": 1, "u8": 1}
-
-
-def collectives(compiled):
-    """The operations of a compiled program that exchange data: (name, bytes)."""
-    found = []
-    for shapes, operation in COLLECTIVE.findall(compiled.as_text()):
-        sizes = [
-            BYTES[dtype] * int(np.prod([int(n) for n in dims.split(",") if n]))
-            for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-        ]
-        found.append((operation, sum(sizes)))
-    return found
-
-
 # Each leaf along one axis, along several, along both at once, or not at all.
 SPECS = [P("fsdp"), P(None, "fsdp"), P("data", "fsdp"), P(("data", "fsdp")), P()]
 
