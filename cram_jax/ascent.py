@@ -105,13 +105,6 @@ def ascend(params: Params, radius: Any, direction: Params) -> Params:
     )
 
 
-def keep(masks: Params, gradient: Params) -> Params:
-    """The gradient where the masks are True, else zero."""
-    return jax.tree.map(
-        lambda mask, g: jnp.where(mask, g, jnp.zeros_like(g)), masks, gradient
-    )
-
-
 def norm(tree: Params) -> jax.Array:
     """The Euclidean norm over all leaves."""
     # In float32 at least: a sum of squares does not fit the narrow types.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.projector import Params, Projection, Projector
+from cram_jax.projector import Params, Projection, Projector, keep
 
 
 class CachedState(NamedTuple):
@@ -78,12 +78,8 @@ def cached(projector: Projector, *, every: int) -> Projector:
 
         bits, inner = jax.lax.cond(state.uses % every == 0, refresh, reuse)
         masks = _unpack(bits, params)
-        kept = jax.tree.map(
-            lambda mask, leaf: jnp.where(mask, leaf, jnp.zeros_like(leaf)),
-            masks,
-            params,
-        )
-        return Projection(kept, masks), CachedState(state.uses + 1, bits, inner)
+        projection = Projection(keep(masks, params), masks)
+        return projection, CachedState(state.uses + 1, bits, inner)
 
     return Projector(init, project, f"cached({projector.label}, every={every})")
 

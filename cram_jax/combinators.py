@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.projector import Params, Projection, Projector, stateless
+from cram_jax.projector import Family, Params, Projection, Projector, keep, stateless
 
 
 def identity() -> Projector:
@@ -64,6 +64,7 @@ def one_of(
     _check_members("one_of", projectors)
     weights = _check_probabilities(probabilities, len(projectors))
     label = f"one_of({', '.join(member.label for member in projectors)})"
+    family, members = _common_family(projectors)
 
     def init(params: Params) -> tuple[Any, ...]:
         return tuple(member.init(params) for member in projectors)
@@ -81,10 +82,22 @@ def one_of(
             raise ValueError(f"{label} draws at random: key must be given, got None")
         draw, inner = jax.random.split(key)
         index = jax.random.choice(draw, len(projectors), p=weights)
+        if family is not None:
+            return family.project(params, members, index), state
         branches = [partial(use, i) for i in range(len(projectors))]
         return jax.lax.switch(index, branches, params, state, inner)
 
     return Projector(init, project, label)
+
+
+def _common_family(
+    projectors: Sequence[Projector],
+) -> tuple[Family | None, tuple[Any, ...]]:
+    """The family that all projectors are of, if there is one, and its members."""
+    families = [p.family for p in projectors if p.family is not None]
+    if len(families) < len(projectors) or len({f.name for f in families}) > 1:
+        return None, ()
+    return families[0], tuple(family.member for family in families)
 
 
 def compose(*projectors: Projector) -> Projector:
@@ -132,11 +145,7 @@ def compose(*projectors: Projector) -> Projector:
             masks = (
                 kept if masks is None else jax.tree.map(jnp.logical_and, masks, kept)
             )
-            params = jax.tree.map(
-                lambda mask, leaf: jnp.where(mask, leaf, jnp.zeros_like(leaf)),
-                masks,
-                params,
-            )
+            params = keep(masks, params)
             states.append(member_state)
         return Projection(params, masks), tuple(states)
 

@@ -5,7 +5,7 @@ pure value. Training, one-shot compression and export use the same one, so that 
 is trained is what is deployed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -28,6 +28,24 @@ class Projection(NamedTuple):
     masks: Params
 
 
+class Family(NamedTuple):
+    """Projectors that differ in a number alone, so that one program can serve them all.
+
+    `one_of` asks for it: a program for each of many sparsities would take longer to
+    compile, and more memory.
+
+    Attributes:
+      name: equal for all of them, and for no others.
+      member: the number of this one.
+      project: ``(params, members, index) -> Projection``, that of ``members[index]``;
+        the index is traced.
+    """
+
+    name: Hashable
+    member: Any
+    project: Callable[[Params, Sequence[Any], jax.Array], Projection]
+
+
 class Projector(NamedTuple):
     """A pair of pure functions that compress parameters, and a name for them.
 
@@ -36,11 +54,13 @@ class Projector(NamedTuple):
       project: ``(params, state, key) -> (Projection, state)``. ``key`` is a PRNG key,
         or None where the caller has none to give.
       label: names the projector in tables, errors and logs, such as ``"top_k(0.9)"``.
+      family: for projectors without a state, what others it can share a program with.
     """
 
     init: Callable[[Params], Any]
     project: Callable[[Params, Any, jax.Array | None], tuple[Projection, Any]]
     label: str
+    family: Family | None = None
 
 
 def stateless(
@@ -110,6 +130,13 @@ def _check_projection(projection: Any, params: Params, label: str) -> None:
                     f"dtype {jnp.dtype(dtype or wanted.dtype).name} at "
                     f"{leaf_path(path)!r}, got {leaf.shape} and {leaf.dtype.name}"
                 )
+
+
+def keep(masks: Params, tree: Params) -> Params:
+    """The tree where the masks are True, else zero."""
+    return jax.tree.map(
+        lambda mask, leaf: jnp.where(mask, leaf, jnp.zeros_like(leaf)), masks, tree
+    )
 
 
 def check_structure(name: str, tree: Any, params: Params) -> None:

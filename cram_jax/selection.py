@@ -23,6 +23,8 @@ _DIGIT = 3
 
 _INT32_ENTRIES = 2**31 - 1
 
+_SMALL = 2**18  # entries: a megabyte of float32
+
 Arrays: TypeAlias = Sequence[jax.Array]
 Reaches: TypeAlias = Callable[[Arrays, jax.Array], list[jax.Array]]
 """From arrays and a candidate to bool arrays: which entries reach it."""
@@ -80,8 +82,10 @@ def _keep_largest(
 ) -> tuple[jax.Array, ...]:
     if not arrays:
         return ()
-    if len(arrays) > 1 and _lie_together(arrays):
-        return _keep_largest_of_one(arrays, k)
+    groups = _group_small(arrays) if _lie_together(arrays) else []
+    if 0 < len(groups) < len(arrays):
+        masks = _keep_largest(tuple(map(_join, groups)), k)
+        return tuple(itertools.chain(*map(_split, masks, groups)))
     total = sum(array.size for array in arrays)
     integer = jnp.int64 if total > _INT32_ENTRIES else jnp.int32
     k = jnp.clip(k, 0, total).astype(integer)
@@ -118,19 +122,32 @@ def _lie_together(arrays: Arrays) -> bool:
     return is_alone() and not kinds & {AxisType.Explicit, AxisType.Manual}
 
 
-def _keep_largest_of_one(arrays: Arrays, k: int | jax.Array) -> tuple[jax.Array, ...]:
-    """Of arrays that lie together, as one.
+def _group_small(arrays: Arrays) -> list[list[jax.Array]]:
+    """Each run of small arrays in a group, and every other array in its own.
 
-    A copy, which costs a pass, saves a loop body for every array: XLA compiles it
-    several times faster.
+    A group is copied into one array, which costs next to nothing: a loop body less for
+    each array, which XLA compiles several times faster.
     """
-    dtype = jnp.result_type(*arrays)
-    flat = jnp.concatenate([array.astype(dtype).ravel() for array in arrays])
-    (kept,) = _keep_largest((flat,), k)
-    parts = jnp.split(kept, list(itertools.accumulate(a.size for a in arrays))[:-1])
-    return tuple(
-        part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)
-    )
+    groups: list[list[jax.Array]] = []
+    for small, run in itertools.groupby(arrays, lambda array: array.size <= _SMALL):
+        members = list(run)
+        groups += [members] if small else [[array] for array in members]
+    return groups
+
+
+def _join(group: Arrays) -> jax.Array:
+    if len(group) == 1:
+        return group[0]
+    dtype = jnp.result_type(*group)
+    return jnp.concatenate([array.astype(dtype).ravel() for array in group])
+
+
+def _split(mask: jax.Array, group: Arrays) -> list[jax.Array]:
+    if len(group) == 1:
+        return [mask]
+    ends = list(itertools.accumulate(array.size for array in group))
+    parts = jnp.split(mask, ends[:-1])
+    return [part.reshape(x.shape) for part, x in zip(parts, group, strict=True)]
 
 
 def _apart(function: Callable[[], Any], never: jax.Array) -> Any:

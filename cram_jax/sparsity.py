@@ -1,7 +1,8 @@
 """Projectors that set weights to zero."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Literal, TypeAlias
 
 import jax
@@ -9,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.blocks import Block, by_block, check_block
-from cram_jax.projector import Params, Projection, Projector, stateless
+from cram_jax.projector import Family, Params, Projection, Projector, keep, stateless
 from cram_jax.prunable import Where, project_prunable
 from cram_jax.reshaping import join_axes, split_axis
 from cram_jax.selection import keep_largest, magnitude_key
 
 Number: TypeAlias = float | np.floating | np.ndarray | jax.Array
+KeptCount: TypeAlias = Callable[[int], int | jax.Array]
+"""From a number of weights to how many of them stay."""
 
 
 def top_k(
@@ -81,26 +84,42 @@ def top_k(
     if block is not None:
         check_block(block)
 
-    def compress(leaves: Sequence[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-        groups = [leaves] if scope == "global" else [[leaf] for leaf in leaves]
-        masks = [
-            mask
-            for group in groups
-            for mask in keep_largest(
-                group, kept_count(sum(jnp.size(leaf) for leaf in group), sparsity)
-            )
-        ]
-        return [_keep(leaf, mask) for leaf, mask in zip(leaves, masks, strict=True)]
+    def project_keeping(params: Params, kept: KeptCount) -> Projection:
+        def compress(leaves: Sequence[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
+            groups = [leaves] if scope == "global" else [[leaf] for leaf in leaves]
+            masks = [
+                mask
+                for group in groups
+                for mask in keep_largest(group, kept(sum(map(jnp.size, group))))
+            ]
+            return [
+                (keep(mask, x), mask) for x, mask in zip(leaves, masks, strict=True)
+            ]
 
-    def project(params: Params, key: jax.Array | None) -> Projection:
-        del key
         chosen = compress if block is None else by_block(compress, block)
         return project_prunable(params, where, chosen)
 
-    amount = "traced" if isinstance(sparsity, jax.core.Tracer) else str(sparsity)
+    def project(params: Params, key: jax.Array | None) -> Projection:
+        del key
+        return project_keeping(params, partial(kept_count, sparsity=sparsity))
+
+    def project_one_of(
+        params: Params, sparsities: Sequence[Number], index: jax.Array
+    ) -> Projection:
+        def kept(size: int) -> jax.Array:
+            return jnp.asarray([kept_count(size, s) for s in sparsities])[index]
+
+        return project_keeping(params, kept)
+
+    traced = isinstance(sparsity, jax.core.Tracer)
+    amount = "traced" if traced else str(sparsity)
     options = {"scope": None if scope == "global" else scope, "block": block}
     suffix = "".join(f", {k}={v!r}" for k, v in options.items() if v is not None)
-    return stateless(project, f"top_k({amount}{suffix})".replace("Ellipsis", "..."))
+    label = f"top_k({amount}{suffix})".replace("Ellipsis", "...")
+    # The closures keep ``where`` alive, so that no other has its id.
+    name = ("top_k", scope, block, id(where))
+    family = None if traced else Family(name, sparsity, project_one_of)
+    return stateless(project, label)._replace(family=family)
 
 
 def n_m(n: int, m: int, *, where: Where | None = None) -> Projector:
@@ -145,22 +164,19 @@ def n_m(n: int, m: int, *, where: Where | None = None) -> Projector:
                 f"m={m} divides the input dimension (axis -2) of no prunable leaf, got "
                 f"shapes {[jnp.shape(leaf) for leaf in leaves]}"
             )
-        return [
-            _keep(leaf, _largest_of_groups(leaf, n, m))
+        masks = [
+            _largest_of_groups(leaf, n, m)
             if complies(leaf)
-            else (leaf, jnp.ones_like(leaf, dtype=bool))
+            else jnp.ones_like(leaf, dtype=bool)
             for leaf in leaves
         ]
+        return list(zip(keep(masks, list(leaves)), masks, strict=True))
 
     def project(params: Params, key: jax.Array | None) -> Projection:
         del key
         return project_prunable(params, where, compress)
 
     return stateless(project, f"n_m({n}, {m})")
-
-
-def _keep(leaf: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.where(mask, leaf, jnp.zeros_like(leaf)), mask
 
 
 def _largest_of_groups(leaf: jax.Array, n: int, m: int) -> jax.Array:

@@ -12,14 +12,13 @@ from cram_jax.ascent import (
     check_arguments,
     check_params,
     initial_state,
-    keep,
     next_state,
     nonzero,
     norm,
 )
 from cram_jax.combinators import identity
 from cram_jax.losses import AxisName, gradient_of
-from cram_jax.projector import Params, Projector
+from cram_jax.projector import Params, Projector, keep
 
 
 def cram(

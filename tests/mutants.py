@@ -58,11 +58,6 @@ MUTANTS = {
         [
             Mutant("(p + radius * d)", "(p - radius * d)"),
             Mutant("(p + radius * d)", "(p + d)"),
-            Mutant(
-                "jnp.where(mask, g, jnp.zeros_like(g))",
-                "jnp.where(mask, jnp.zeros_like(g), g)",
-            ),
-            Mutant("jnp.where(mask, g, jnp.zeros_like(g))", "g"),
             Mutant("jnp.where(norm == 0, 1, norm)", "norm"),
             Mutant("optax.safe_increment(state.count)", "state.count"),
             Mutant(
@@ -76,6 +71,16 @@ MUTANTS = {
             Mutant("jnp.promote_types(x.dtype, jnp.float32)", "x.dtype"),
             Mutant("return jax.random.clone(key)", "return key"),
             Mutant(".astype(jnp.result_type(p))", ""),
+        ],
+    ),
+    "projector": (
+        ["derivations", "transforms", "sparsity"],
+        [
+            Mutant(
+                "jnp.where(mask, leaf, jnp.zeros_like(leaf))",
+                "jnp.where(mask, jnp.zeros_like(leaf), leaf)",
+            ),
+            Mutant("jnp.where(mask, leaf, jnp.zeros_like(leaf))", "leaf"),
         ],
     ),
     "losses": (
@@ -117,6 +122,9 @@ MUTANTS = {
                 "(digits << bits.astype(integer))",
             ),
             Mutant("jnp.maximum(bits - _DIGIT, 0)", "bits - _DIGIT"),
+            Mutant("is_alone() and not kinds", "not kinds"),
+            Mutant("{AxisType.Explicit, AxisType.Manual}", "{AxisType.Manual}"),
+            Mutant("{AxisType.Explicit, AxisType.Manual}", "{AxisType.Explicit}"),
             Mutant(
                 "for axis in reversed(range(array.ndim))",
                 "for axis in range(array.ndim)",

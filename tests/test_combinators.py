@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from cram_jax import (
     compress,
     fake_quant,
     identity,
+    matching,
     n_m,
     one_of,
     stateless,
@@ -170,3 +172,39 @@ def test_labels_tell_what_is_inside():
         "one_of(compose(top_k(0.5), fake_quant(4)), n_m(2, 4), identity())"
     )
     assert top_k(0.5, scope="layer").label == "top_k(0.5, scope='layer')"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scope": "layer"}, {"block": (1, 2)}, {"where": matching("a")}],
+    ids=str,
+)
+def test_one_program_serves_top_k_of_many_sparsities(options):
+    params = {"a": jax.random.normal(jax.random.key(0), (6, 8)), "b": jnp.ones((3, 4))}
+    members = [top_k(sparsity, **options) for sparsity in (0.29, 0.5, 1 - 1 / 3)]
+    together = one_of(*members)
+    apart = one_of(*(member._replace(family=None) for member in members))
+
+    def program(multi):
+        project = jax.jit(lambda key: compress(params, multi, key=key))
+        return project, str(project.trace(jax.random.key(0)).jaxpr)
+
+    one, several = program(together), program(apart)
+    assert " cond[" not in one[1]
+    assert " cond[" in several[1]
+    for seed in range(8):
+        key = jax.random.key(seed)
+        chex.assert_trees_all_equal(one[0](key), several[0](key))
+
+
+def test_top_k_of_other_leaves_is_not_taken_for_the_same():
+    params = {"a": jnp.arange(4.0)[None], "b": jnp.arange(4.0)[None]}
+    multi = one_of(top_k(0.5, where=matching("a")), top_k(0.5, where=matching("b")))
+    kept = {
+        tuple(
+            int(mask.sum())
+            for mask in compress(params, multi, key=jax.random.key(seed)).masks.values()
+        )
+        for seed in range(8)
+    }
+    assert kept == {(2, 4), (4, 2)}
