@@ -177,7 +177,7 @@ def test_labels_tell_what_is_inside():
 @pytest.mark.parametrize(
     "options",
     [{}, {"scope": "layer"}, {"block": (1, 2)}, {"where": matching("a")}],
-    ids=str,
+    ids=["plain", "scope", "block", "where"],
 )
 def test_one_program_serves_top_k_of_many_sparsities(options):
     params = {"a": jax.random.normal(jax.random.key(0), (6, 8)), "b": jnp.ones((3, 4))}
