@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from cram_jax.losses import Gradient
 from cram_jax.projector import Projection
+from cram_jax.reshaping import explicit_sharding, shards
 
 # By default accelerators multiply float32 in less than float32.
 _einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -41,18 +43,42 @@ def to_blocks(leaf: jax.Array, block_size: int) -> jax.Array:
              [4, 6, 0, 0]], dtype=int32)
     """
     width = max(1, min(block_size, leaf.size))
-    flat = jnp.moveaxis(jnp.atleast_1d(leaf), -1, 0).reshape(-1)
-    return jnp.pad(flat, (0, -leaf.size % width)).reshape(-1, width)
+    rows = jnp.moveaxis(jnp.atleast_1d(leaf), -1, 0)
+    sharding = _of_blocks(rows, width)
+    if sharding is not None:
+        rows = jax.sharding.reshard(rows, sharding)
+    flat = jax.lax.reshape(rows, (leaf.size,), out_sharding=sharding)
+    flat = jnp.pad(flat, (0, -leaf.size % width))
+    shape = (flat.size // width, width)
+    return jax.lax.reshape(flat, shape, out_sharding=sharding)
 
 
 def from_blocks(blocks: jax.Array, like: jax.Array) -> jax.Array:
-    """Undoes `to_blocks`: the shape of ``like``, the dtype of ``blocks``."""
-    shape = jnp.atleast_1d(like).shape
-    rows = blocks.reshape(-1)[: like.size].reshape(shape[-1], *shape[:-1])
-    return jnp.moveaxis(rows, 0, -1).reshape(like.shape)
+    """Undoes `to_blocks`: the shape and sharding of ``like``, the dtype of blocks."""
+    rows = jnp.moveaxis(jnp.atleast_1d(like), -1, 0)
+    sharding = _of_blocks(rows, blocks.shape[1])
+    flat = jax.lax.reshape(blocks, (blocks.size,), out_sharding=sharding)
+    rows = jax.lax.reshape(flat[: like.size], rows.shape, out_sharding=sharding)
+    leaf = jnp.moveaxis(rows, 0, -1).reshape(like.shape)
+    explicit = explicit_sharding(like)
+    return leaf if explicit is None else jax.sharding.reshard(leaf, explicit)
 
 
-def damped_root(blocks: jax.Array, damping: float | jax.Array) -> jax.Array:
+def _of_blocks(rows: jax.Array, width: int) -> NamedSharding | None:
+    """Over which devices explicit axes spread blocks: along axis 0 of the rows.
+
+    Copies on all devices where a block would lie across two of them.
+    """
+    explicit = explicit_sharding(rows)
+    if explicit is None:
+        return None
+    outputs = explicit.spec[0] if explicit.spec else None
+    if rows.size // shards(explicit, outputs) % width:
+        outputs = None
+    return NamedSharding(explicit.mesh, PartitionSpec(outputs))
+
+
+def damped_root(blocks: jax.Array, damping: float) -> jax.Array:
     """The root of the inverse before the first gradient: I / sqrt(damping).
 
     Args:
@@ -62,9 +88,9 @@ def damped_root(blocks: jax.Array, damping: float | jax.Array) -> jax.Array:
     Returns:
       Shape (n, b, b), the dtype of ``blocks``.
     """
-    count, width = blocks.shape
-    one = jnp.eye(width, dtype=blocks.dtype) / jnp.sqrt(damping).astype(blocks.dtype)
-    return jnp.broadcast_to(one, (count, width, width))
+    one = jnp.eye(blocks.shape[1], dtype=blocks.dtype)
+    # Made from the blocks, so that it is sharded as they are.
+    return jnp.zeros_like(blocks)[:, :, None] + one / damping**0.5
 
 
 def absorb(root: jax.Array, gradient: jax.Array) -> jax.Array:

@@ -28,7 +28,7 @@ def second_order_prune(
     where: Where | None = None,
     block_size: int = 50,
     damping: float = 1e-7,
-    recomputations: int = 1,
+    recomputations: int = 4,
     examples_per_gradient: int = 1,
     micro_batch: int = 16,
     masks: Params | None = None,
@@ -55,12 +55,18 @@ def second_order_prune(
     A block holds weights of the same output, the last axis: what is flattened is the
     leaf with that axis moved to the front. Its last block may be smaller.
 
-    Cost: m gradients and, for each, some three passes over ``block_size`` floats for
-    each prunable weight, which is what has to fit in memory about twice, beside
-    ``micro_batch`` gradients. Statistics are float32 (float64 for float64 parameters).
-    Everything runs under one ``jit``, whose size depends on neither m nor
-    ``block_size``. Sharded parameters give the same masks; with automatic axes, what
-    belongs to a block that lies on one device stays there.
+    The quadratic model holds near the parameters that F is of. To remove most of the
+    weights at once leaves its range, and can do worse than magnitude: hence the
+    recomputations.
+
+    Cost, for each recomputation: m gradients and, for each of them, some three passes
+    over ``block_size`` floats for each prunable weight. That many have to fit in
+    memory, once more those of the largest leaf, and ``micro_batch`` gradients. The
+    statistics are float32, float64 for float64 parameters. All runs in one compiled
+    program, the same for every recomputation; its size depends on neither m nor
+    ``block_size``. Sharded parameters give the same masks. With explicit axes, blocks
+    lie where their outputs do, or are copied to all devices where one of them would lie
+    across two; with automatic axes XLA decides.
 
     Args:
       loss_fn: ``loss_fn(params, ...) -> scalar``, a mean over examples that also works
@@ -124,6 +130,8 @@ def second_order_prune(
         _check_positive_integer(name, value)
     _check_damping(damping)
     chosen = prunable(params, where)
+    constants = {} if constants is None else constants
+    _check_names(examples, constants)
     size = _count_examples(examples)
     if size % examples_per_gradient:
         raise ValueError(
@@ -160,7 +168,7 @@ def second_order_prune(
             leaves[i] = moved.astype(leaves[i].dtype)
         return Projection(structure.unflatten(leaves), structure.unflatten(kept))
 
-    inputs = fisher.Inputs(dict(examples), dict(constants or {}))
+    inputs = fisher.Inputs(dict(examples), dict(constants))
     options = fisher.Options(
         size // examples_per_gradient,
         examples_per_gradient,
@@ -198,16 +206,26 @@ def _scalar(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
     @functools.wraps(loss_fn)
     def checked(params: Params, **arguments: Any) -> Any:
         result = loss_fn(params, **arguments)
-        loss = result[0] if has_aux else result
-        if not hasattr(loss, "shape") or loss.shape:
-            found = f"shape {loss.shape}" if hasattr(loss, "shape") else repr(loss)
+        if has_aux and not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
-                f"loss_fn must give a scalar (with has_aux, a scalar and auxiliary "
-                f"data), got {found}"
+                f"loss_fn must give a scalar and auxiliary data with has_aux=True, got "
+                f"{_described(result)}"
+            )
+        loss = result[0] if has_aux else result
+        if isinstance(loss, tuple) or jnp.shape(loss):
+            raise TypeError(
+                f"loss_fn must give a scalar (or, with has_aux=True, a scalar and "
+                f"auxiliary data), got {_described(loss)}"
             )
         return result
 
     return checked
+
+
+def _described(result: Any) -> str:
+    if isinstance(result, tuple):
+        return f"a tuple of {len(result)}"
+    return f"shape {jnp.shape(result)}"
 
 
 def _already_pruned(params: Params, masks: Params | None) -> Projection:
@@ -229,12 +247,18 @@ def _already_pruned(params: Params, masks: Params | None) -> Projection:
     return Projection(zeroed, masks)
 
 
+def _check_names(examples: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
+    for name, value in (("examples", examples), ("constants", constants)):
+        if not isinstance(value, Mapping):
+            raise TypeError(
+                f"{name} must map names of arguments of loss_fn to arrays, got "
+                f"{type(value).__name__}"
+            )
+    if both := sorted(examples.keys() & constants.keys()):
+        raise ValueError(f"examples and constants must not both hold {both}")
+
+
 def _count_examples(examples: Mapping[str, Any]) -> int:
-    if not isinstance(examples, Mapping):
-        raise TypeError(
-            f"examples must map names of arguments of loss_fn to arrays, got "
-            f"{type(examples).__name__}"
-        )
     sizes = {}
     for path, leaf in jax.tree.leaves_with_path(dict(examples)):
         if jnp.ndim(leaf) < 1:

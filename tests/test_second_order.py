@@ -7,39 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import references
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from sklearn.datasets import load_digits
 
-from cram_jax import compress, fisher, second_order_prune, top_k
+from cram_jax import compress, second_order_prune, top_k
 from cram_jax.sparsity import kept_count
 
 TOLERANCE = {"rtol": 1e-8, "atol": 1e-10}
 
 
-def dense_fisher(gradients, damping):
-    """From (m, b) to (b, b)."""
-    return damping * np.eye(gradients.shape[1]) + gradients.T @ gradients / len(
-        gradients
-    )
-
-
 def flat(leaf):
     """The order in which a leaf is cut into blocks: the outputs outermost."""
     return np.moveaxis(np.asarray(leaf, np.float64), -1, 0).ravel()
-
-
-def constrained_minimum(hessian, optimum, kept):
-    """Where the quadratic around an optimum is least with zeros: by the KKT system."""
-    size, removed = len(optimum), np.flatnonzero(~kept)
-    constraints = np.eye(size)[removed]
-    system = np.block(
-        [[hessian, constraints.T], [constraints, np.zeros((len(removed),) * 2)]]
-    )
-    right = np.concatenate([hessian @ optimum, np.zeros(len(removed))])
-    return np.linalg.solve(system, right)[:size]
 
 
 def linear(params, x):
@@ -53,7 +36,9 @@ def linear(params, x):
 def examples_for(params, count, seed=0):
     rng = np.random.default_rng(seed)
     return {
-        "x": jax.tree.map(lambda p: jnp.asarray(rng.normal(size=(count, *p.shape))), params)
+        "x": jax.tree.map(
+            lambda p: jnp.asarray(rng.normal(size=(count, *p.shape))), params
+        )
     }
 
 
@@ -68,31 +53,6 @@ def small_params(seed=0):
 
 def blocks_of(size, block_size):
     return [slice(i, min(i + block_size, size)) for i in range(0, size, block_size)]
-
-
-@given(
-    st.integers(1, 13),
-    st.sampled_from([1e-7, 1e-2]),
-    st.integers(1, 40),
-)
-@settings(max_examples=15)
-def test_the_inverse_of_a_block_is_that_of_the_dense_matrix(width, damping, count):
-    with jax.enable_x64(True):
-        gradients = np.random.default_rng(width).normal(size=(count, 2, width))
-        root = fisher.damped_root(jnp.zeros((2, width)), damping)
-        for gradient in gradients:
-            root = absorb(root, jnp.asarray(gradient / np.sqrt(count)))
-        for block in range(2):
-            dense = dense_fisher(gradients[:, block], damping)
-            inverse = np.asarray(root[block] @ root[block].T)
-            # Where there are fewer gradients than weights the largest entries are
-            # 1 / damping: rounding is relative to those.
-            expected = np.linalg.inv(dense)
-            scale = np.abs(expected).max()
-            np.testing.assert_allclose(inverse, expected, rtol=1e-8, atol=1e-8 * scale)
-
-
-absorb = jax.jit(fisher.absorb)
 
 
 @given(
@@ -116,15 +76,15 @@ def test_a_quadratic_reaches_its_constrained_minimum(
         examples = examples_for(params, 60)
         pruned, masks = second_order_prune(
             linear, params, examples, sparsity, scope=scope,
-            block_size=block_size, damping=1e-3,
+            block_size=block_size, damping=1e-3, recomputations=1,
         )  # fmt: skip
         for name, leaf in params.items():
             optimum, kept = flat(leaf), flat(masks[name]).astype(bool)
             gradients = np.stack([flat(x) for x in examples["x"][name]])
             expected = np.concatenate(
                 [
-                    constrained_minimum(
-                        dense_fisher(gradients[:, block], 1e-3),
+                    references.constrained_minimum(
+                        references.dense_fisher(gradients[:, block], 1e-3),
                         optimum[block],
                         kept[block],
                     )
@@ -139,32 +99,19 @@ def test_a_quadratic_reaches_its_constrained_minimum(
         assert kept == sum(kept_count(size, sparsity) for size in total)
 
 
-def test_a_saliency_is_what_the_removal_of_the_weight_costs():
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(0)
-        optimum, gradients = rng.normal(size=7), rng.normal(size=(30, 7))
-        hessian = dense_fisher(gradients, 1e-3)
-        root = fisher.damped_root(jnp.zeros((1, 7)), 1e-3)
-        for gradient in gradients:
-            root = absorb(root, jnp.asarray(gradient)[None] / np.sqrt(30))
-        saliencies = fisher.saliency_root(root, jnp.asarray(optimum)[None])[0] ** 2
-        for place in range(7):
-            moved = constrained_minimum(hessian, optimum, np.arange(7) != place)
-            increase = (moved - optimum) @ hessian @ (moved - optimum) / 2
-            np.testing.assert_allclose(saliencies[place], increase, **TOLERANCE)
-
-
 def test_the_weights_with_the_smallest_saliencies_go():
     with jax.enable_x64(True):
         params = {"w": small_params()["one"]}
         examples = examples_for(params, 40)
         masks = second_order_prune(
-            linear, params, examples, 0.4, block_size=6, damping=1e-3
+            linear, params, examples, 0.4, block_size=6, damping=1e-3, recomputations=1
         ).masks
         gradients = np.stack([flat(x) for x in examples["x"]["w"]])
         diagonal = np.concatenate(
             [
-                np.diag(np.linalg.inv(dense_fisher(gradients[:, block], 1e-3)))
+                np.diag(
+                    np.linalg.inv(references.dense_fisher(gradients[:, block], 1e-3))
+                )
                 for block in blocks_of(15, 6)
             ]
         )
@@ -193,8 +140,8 @@ def test_what_is_pruned_stays_so():
         params = small_params()
         examples = examples_for(params, 30)
         prune = partial(second_order_prune, linear, examples=examples, block_size=6)
-        first = prune(params, sparsity=1 - np.sqrt(0.3))
-        second = prune(first.params, sparsity=0.7, masks=first.masks)
+        first = prune(params, sparsity=1 - np.sqrt(0.3), recomputations=1)
+        second = prune(first.params, sparsity=0.7, masks=first.masks, recomputations=1)
         at_once = prune(params, sparsity=0.7, recomputations=2)
         for one, two in zip(*map(jax.tree.leaves, (first, second)), strict=True):
             if one.dtype == bool:
@@ -244,9 +191,7 @@ def test_gradients_averaged_over_examples():
     with jax.enable_x64(True):
         params = small_params()
         examples = examples_for(params, 12)
-        means = jax.tree.map(
-            lambda x: x.reshape(4, 3, *x.shape[1:]).mean(1), examples
-        )
+        means = jax.tree.map(lambda x: x.reshape(4, 3, *x.shape[1:]).mean(1), examples)
         one = second_order_prune(
             linear, params, examples, 0.5, examples_per_gradient=3, damping=1e-3
         )
@@ -257,15 +202,23 @@ def test_gradients_averaged_over_examples():
 def test_only_the_chosen_leaves_change():
     params = small_params()
     pruned, masks = second_order_prune(
-        linear, params, examples_for(params, 8), 0.5, where=lambda path, _: path == "two"
+        linear,
+        params,
+        examples_for(params, 8),
+        0.5,
+        where=lambda path, _: path == "two",
     )
     for name in ("bias", "one"):
         np.testing.assert_array_equal(pruned[name], params[name])
         assert masks[name].all()
     assert int(masks["two"].sum()) == 6
-    bias, masks = second_order_prune(
-        linear, params, examples_for(params, 8), 0.4, where=lambda path, _: path == "bias"
-    )
+    masks = second_order_prune(
+        linear,
+        params,
+        examples_for(params, 8),
+        0.4,
+        where=lambda path, _: path == "bias",
+    ).masks
     assert int(masks["bias"].sum()) == 2
 
 
@@ -282,8 +235,11 @@ def test_dtypes_stay_and_statistics_are_single_precision(dtype, x64):
             x = jax.tree.map(lambda a: a.astype(dtype), x)
             return linear(params, x)
 
-        pruned, masks = second_order_prune(loss_fn, params, examples, 0.5, damping=0.01)
-        expected = second_order_prune(linear, wide, examples, 0.5, damping=0.01)
+        prune = partial(
+            second_order_prune, sparsity=0.5, damping=0.01, recomputations=1
+        )
+        pruned, masks = prune(loss_fn, params, examples)
+        expected = prune(linear, wide, examples)
         # The gradients are rounded to the dtype, the statistics are not: a few units
         # in the last place.
         tolerance = 4 * float(jnp.finfo(dtype).eps)
@@ -292,19 +248,233 @@ def test_dtypes_stay_and_statistics_are_single_precision(dtype, x64):
             np.testing.assert_array_equal(leaf == 0, ~masks[name])
             np.testing.assert_array_equal(masks[name], expected.masks[name])
             np.testing.assert_allclose(
-                leaf.astype("float32"), expected.params[name], atol=4 * tolerance, rtol=0
+                leaf.astype("float32"),
+                expected.params[name],
+                atol=4 * tolerance,
+                rtol=0,
             )
 
 
-def test_single_precision_with_the_smallest_damping_agrees_with_double():
-    """Many collinear gradients of size 1 over a damping of 1e-7."""
+def mlp(params, images):
+    hidden = jax.nn.relu(images @ params["hidden"])
+    return hidden @ params["output"] + params["bias"]
+
+
+def classification(params, images, labels):
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        mlp(params, images), labels
+    )
+    return losses.mean()
+
+
+def digits():
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    images = (data.data[order] / 16).astype(np.float32)
+    return images, data.target[order].astype(np.int32)
+
+
+def trained(images, labels, width=64):
+    optimizer = optax.adam(3e-3)
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = {
+        "bias": jnp.zeros(10),
+        "hidden": jax.random.normal(keys[0], (64, width)) * (2 / 64) ** 0.5,
+        "output": jax.random.normal(keys[1], (width, 10)) * (1 / width) ** 0.5,
+    }
+
+    def step(carry, key):
+        params, state = carry
+        batch = jax.random.randint(key, (64,), 0, len(labels))
+        grads = jax.grad(classification)(params, images[batch], labels[batch])
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    start = params, optimizer.init(params)
+    return jax.lax.scan(step, start, jax.random.split(jax.random.key(1), 400))[0][0]
+
+
+def test_it_beats_magnitude_on_the_digits():
+    """Test accuracy at 80 %: magnitude 69 to 84 % over three seeds, ours 94 to 97 %."""
+    images, labels = map(jnp.asarray, digits())
+    params = jax.jit(trained)(images[:1200], labels[:1200])
+
+    def accuracy(params):
+        return float((mlp(params, images[1200:]).argmax(-1) == labels[1200:]).mean())
+
+    examples = {"images": images[:1024], "labels": labels[:1024]}
+    ours = second_order_prune(classification, params, examples, 0.8)
+    magnitude = compress(params, top_k(0.8))
+    assert accuracy(params) > 0.95
+    assert accuracy(ours.params) > 0.9
+    assert accuracy(ours.params) > accuracy(magnitude.params) + 0.05
+    assert sum(m.sum() for m in jax.tree.leaves(ours.masks)) == sum(
+        m.sum() for m in jax.tree.leaves(magnitude.masks)
+    )
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "specs",
+    [(P(None, "d"), P(None, "d")), (P("d"), P("d")), (P(None, "d"), P())],
+    ids=str,
+)
+def test_sharded_parameters_get_the_same_masks(specs, axis_type):
+    """Blocks of 4 lie on one device in the first, across several in the second."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(100, 3)) @ rng.normal(size=(3, 40))
-    results = []
-    for x64 in (False, True):
-        with jax.enable_x64(x64):
-            root = fisher.damped_root(jnp.zeros((1, 40)), 1e-7)
-            for row in x:
-                root = absorb(root, jnp.asarray(row)[None] / 10)
-            results.append(np.asarray(jnp.sum(root**2, -1)))
-    np.testing.assert_allclose(*results, rtol=1e-2)
+
+    def single(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    params = {"a": single(8, 16), "b": single(16, 8)}
+    examples = {"x": single(32, 8), "y": single(32, 8)}
+
+    def loss_on(gather):
+        def loss_fn(params, x, y):
+            params = jax.tree.map(gather, params)
+            return jnp.mean((jnp.tanh(x @ params["a"]) @ params["b"] - y) ** 2)
+
+        return loss_fn
+
+    prune = partial(
+        second_order_prune, sparsity=0.6, block_size=4, damping=1e-3, recomputations=2
+    )
+    expected = prune(loss_on(lambda leaf: leaf), params, examples)
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(axis_type,))
+    sharded = {
+        name: jax.device_put(leaf, NamedSharding(mesh, spec))
+        for (name, leaf), spec in zip(params.items(), specs, strict=True)
+    }
+    explicit = axis_type == AxisType.Explicit
+    with jax.set_mesh(mesh):
+        loss_fn = loss_on(
+            lambda leaf: jax.sharding.reshard(leaf, P()) if explicit else leaf
+        )
+        result = jax.jit(partial(prune, loss_fn))(
+            sharded, jax.device_put(examples, NamedSharding(mesh, P()))
+        )
+    jax.tree.map(np.testing.assert_array_equal, result.masks, expected.masks)
+    # Sums over devices in another order.
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+        result.params,
+        expected.params,
+    )
+
+
+def test_the_loss_gets_constants_and_may_have_auxiliary_data():
+    params = jax.tree.map(lambda p: p.astype("float32"), small_params())
+    examples = examples_for(params, 8)
+
+    def loss_fn(params, x, *, scale):
+        return scale * linear(params, x), {"seen": x}
+
+    result = second_order_prune(
+        loss_fn, params, examples, 0.5, constants={"scale": 1.0}, has_aux=True
+    )
+    expected = second_order_prune(linear, params, examples, 0.5)
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
+
+
+def test_an_example_reaches_the_loss_as_a_batch_of_one():
+    shapes = []
+
+    def loss_fn(params, x, labels):
+        shapes.append((x.shape, labels.shape))
+        return jnp.sum(x @ params["w"])
+
+    second_order_prune(
+        loss_fn,
+        {"w": jnp.ones((3, 2))},
+        {"x": np.ones((5, 3), np.float32), "labels": np.ones(5, np.int32)},
+        0.5,
+        recomputations=1,
+    )
+    assert set(shapes) == {((1, 3), (1,))}
+
+
+PARAMS = {"w": jnp.ones((2, 3))}
+EXAMPLES = {"x": {"w": jnp.ones((6, 2, 3))}}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sparsity": 1.0}, ValueError, "sparsity must be at least 0 and below 1"),
+        ({"sparsity": "0.5"}, TypeError, "sparsity must be a number .* got '0.5'"),
+        ({"scope": "model"}, ValueError, "scope must be 'global' or 'layer', got 'mo"),
+        ({"block_size": 0}, ValueError, "block_size must be at least 1, got 0"),
+        ({"block_size": 5.0}, TypeError, "block_size must be an integer, got 5.0"),
+        ({"recomputations": 0}, ValueError, "recomputations must be at least 1, got 0"),
+        ({"recomputations": True}, TypeError, "recomputations must be an int.* True"),
+        ({"micro_batch": -1}, ValueError, "micro_batch must be at least 1, got -1"),
+        ({"examples_per_gradient": 4}, ValueError, "must divide .* 6, got 4"),
+        ({"damping": 0.0}, ValueError, "damping must be finite and above 0, got 0.0"),
+        ({"damping": np.nan}, ValueError, "damping must be finite and above 0, got na"),
+        ({"damping": None}, TypeError, "damping must be a number above 0, got None"),
+        ({"examples": [1]}, TypeError, "examples must map names .* got list"),
+        ({"examples": {}}, ValueError, "at least one example, got {}"),
+        (
+            {"examples": {"x": {"w": jnp.ones((0, 2, 3))}}},
+            ValueError,
+            "examples must hold at least one example, got {'x/w': 0}",
+        ),
+        (
+            {"examples": {"x": jnp.ones((2, 3)), "y": jnp.ones(3)}},
+            ValueError,
+            "examples must all be of one number, got {'x': 2, 'y': 3}",
+        ),
+        (
+            {"examples": EXAMPLES | {"rate": 0.1}},
+            ValueError,
+            r"examples\['rate'\] must have the examples along axis 0, got a scalar",
+        ),
+        ({"constants": [1]}, TypeError, "constants must map names .* got list"),
+        (
+            {"constants": {"x": 1}},
+            ValueError,
+            r"examples and constants must not both hold \['x'\]",
+        ),
+        (
+            {"examples": {"z": jnp.ones(3)}},
+            TypeError,
+            r"needs the argument 'x', but examples and constants got \['z'\]; pass it "
+            r"by name: examples=\{'x': ...\}",
+        ),
+        ({"loss_fn": 3}, TypeError, "loss_fn must be a function, got 3"),
+        (
+            {"loss_fn": lambda params, x: x["w"].sum(0)},
+            TypeError,
+            r"loss_fn must give a scalar .* got shape \(2, 3\)",
+        ),
+        (
+            {"loss_fn": lambda params, x: (linear(params, x), 1)},
+            TypeError,
+            "loss_fn must give a scalar .* got a tuple",
+        ),
+        (
+            {"has_aux": True},
+            TypeError,
+            "loss_fn must give a scalar and auxiliary data with has_aux=True",
+        ),
+        ({"where": lambda *_: False}, ValueError, "chooses no leaf to prune"),
+        ({"params": {"w": jnp.ones((2, 3), int)}}, TypeError, "has dtype int32"),
+        ({"masks": {"v": True}}, ValueError, "masks must have the structure of params"),
+        (
+            {"masks": {"w": jnp.ones((2, 3))}},
+            ValueError,
+            r"masks\['w'\] must be bool, of the shape .* \(2, 3\), got float32, \(2, 3",
+        ),
+        (
+            {"masks": {"w": jnp.ones(3, bool)}},
+            ValueError,
+            r"masks\['w'\] must be bool, of the shape .* \(2, 3\), got bool, \(3,\)",
+        ),
+    ],
+)
+def test_bad_input_is_refused(options, error, message):
+    arguments = {
+        "loss_fn": linear, "params": PARAMS, "examples": EXAMPLES, "sparsity": 0.5
+    }  # fmt: skip
+    with pytest.raises(error, match=message):
+        second_order_prune(**(arguments | options))
