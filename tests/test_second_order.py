@@ -5,15 +5,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import references
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from sklearn.datasets import load_digits
 
+from benchmarks import second_order_accuracy as digits
 from cram_jax import compress, second_order_prune, top_k
 from cram_jax.sparsity import kept_count
 
@@ -170,7 +169,7 @@ def test_pruned_weights_of_masks_are_zeroed_and_count():
     np.testing.assert_array_equal(result.params["w"], [[3.0, 0.0, 0.0, 2.0]])
 
 
-@pytest.mark.parametrize("micro_batch", [1, 4, 7, 100])
+@pytest.mark.parametrize("micro_batch", [1, 7, 100])
 def test_order_and_micro_batches_change_nothing(micro_batch):
     with jax.enable_x64(True):
         params = small_params()
@@ -222,8 +221,10 @@ def test_only_the_chosen_leaves_change():
     assert int(masks["bias"].sum()) == 2
 
 
-@pytest.mark.parametrize("x64", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("dtype", "x64"),
+    [("float32", False), ("float32", True), ("bfloat16", False), ("float16", True)],
+)
 def test_dtypes_stay_and_statistics_are_single_precision(dtype, x64):
     with jax.enable_x64(x64):
         params = jax.tree.map(lambda p: p.astype(dtype), small_params())
@@ -255,59 +256,20 @@ def test_dtypes_stay_and_statistics_are_single_precision(dtype, x64):
             )
 
 
-def mlp(params, images):
-    hidden = jax.nn.relu(images @ params["hidden"])
-    return hidden @ params["output"] + params["bias"]
-
-
-def classification(params, images, labels):
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        mlp(params, images), labels
-    )
-    return losses.mean()
-
-
-def digits():
-    data = load_digits()
-    order = np.random.default_rng(0).permutation(len(data.target))
-    images = (data.data[order] / 16).astype(np.float32)
-    return images, data.target[order].astype(np.int32)
-
-
-def trained(images, labels, width=64):
-    optimizer = optax.adam(3e-3)
-    keys = jax.random.split(jax.random.key(0), 2)
-    params = {
-        "bias": jnp.zeros(10),
-        "hidden": jax.random.normal(keys[0], (64, width)) * (2 / 64) ** 0.5,
-        "output": jax.random.normal(keys[1], (width, 10)) * (1 / width) ** 0.5,
-    }
-
-    def step(carry, key):
-        params, state = carry
-        batch = jax.random.randint(key, (64,), 0, len(labels))
-        grads = jax.grad(classification)(params, images[batch], labels[batch])
-        updates, state = optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    start = params, optimizer.init(params)
-    return jax.lax.scan(step, start, jax.random.split(jax.random.key(1), 400))[0][0]
-
-
 def test_it_beats_magnitude_on_the_digits():
-    """Test accuracy at 80 %: magnitude 69 to 84 % over three seeds, ours 94 to 97 %."""
-    images, labels = map(jnp.asarray, digits())
-    params = jax.jit(trained)(images[:1200], labels[:1200])
-
-    def accuracy(params):
-        return float((mlp(params, images[1200:]).argmax(-1) == labels[1200:]).mean())
-
+    """At 90 % by 40 points or more: `python -m benchmarks.second_order_accuracy`."""
+    images, labels = digits.digits()
+    params = digits.trained(images[:1200], labels[:1200], 0)
+    test = images[1200:], labels[1200:]
     examples = {"images": images[:1024], "labels": labels[:1024]}
-    ours = second_order_prune(classification, params, examples, 0.8)
-    magnitude = compress(params, top_k(0.8))
-    assert accuracy(params) > 0.95
-    assert accuracy(ours.params) > 0.9
-    assert accuracy(ours.params) > accuracy(magnitude.params) + 0.05
+    ours = second_order_prune(digits.loss_fn, params, examples, 0.9)
+    magnitude = compress(params, top_k(0.9))
+    assert digits.accuracy(params, *test) > 0.95
+    assert digits.accuracy(ours.params, *test) > 0.8
+    assert (
+        digits.accuracy(ours.params, *test)
+        > digits.accuracy(magnitude.params, *test) + 0.2
+    )
     assert sum(m.sum() for m in jax.tree.leaves(ours.masks)) == sum(
         m.sum() for m in jax.tree.leaves(magnitude.masks)
     )
