@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -105,8 +105,27 @@ def _check_subsampled(
             )
 
 
+class Caller(NamedTuple):
+    """What a user who forgot an argument of the loss is told.
+
+    Attributes:
+      name: where the arguments should have come from.
+      example: how to pass the missing one, which stands for ``{}``.
+    """
+
+    name: str
+    example: str
+
+
+_UPDATE = Caller("update(...)", "optimizer.update(grads, state, params, {}=...)")
+
+
 def gradient_of(
-    loss_fn: Callable[..., Any], *, has_aux: bool, axis_name: AxisName | None
+    loss_fn: Callable[..., Any],
+    *,
+    has_aux: bool,
+    axis_name: AxisName | None,
+    caller: Caller = _UPDATE,
 ) -> Gradient:
     """Makes a function that gives the loss and its gradient at any parameters.
 
@@ -115,6 +134,7 @@ def gradient_of(
         ``has_aux``.
       has_aux: whether ``loss_fn`` returns auxiliary data, which is dropped.
       axis_name: mapped axes to average over, under `jax.pmap` or `jax.shard_map`.
+      caller: whose arguments they are, for the error about one that is missing.
 
     Returns:
       The function. It picks from the arguments of ``update`` those that ``loss_fn``
@@ -125,7 +145,7 @@ def gradient_of(
     """
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function, got {loss_fn!r}")
-    pick = _by_name(loss_fn)
+    pick = _by_name(loss_fn, caller)
     value_and_gradient = jax.value_and_grad(_averaged(loss_fn, has_aux, axis_name))
 
     def gradient(
@@ -140,7 +160,7 @@ def gradient_of(
 
 
 def _by_name(
-    loss_fn: Callable[..., Any],
+    loss_fn: Callable[..., Any], caller: Caller
 ) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """Picks from the arguments of ``update`` those that the loss names."""
     signature = inspect.signature(loss_fn)
@@ -161,9 +181,9 @@ def _by_name(
         missing = [n for n, needed in named.items() if needed and n not in extra_args]
         if missing:
             raise TypeError(
-                f"loss_fn needs the argument {missing[0]!r}, but update(...) got "
+                f"loss_fn needs the argument {missing[0]!r}, but {caller.name} got "
                 f"{sorted(extra_args)}; pass it by name: "
-                f"optimizer.update(grads, state, params, {missing[0]}=...)"
+                f"{caller.example.format(missing[0])}"
             )
         return {n: v for n, v in extra_args.items() if takes_all or n in named}
 

@@ -19,10 +19,10 @@ def split_axis(array: jax.Array, axis: int, size: int) -> jax.Array:
     """
     shape = array.shape
     groups = shape[axis] // size
-    sharding = _explicit(array)
+    sharding = explicit_sharding(array)
     if sharding is not None:
         entries = [*sharding.spec, *[None] * (array.ndim - len(sharding.spec))]
-        if groups % _shards(sharding, entries[axis]):
+        if groups % shards(sharding, entries[axis]):
             entries[axis] = None
         entries.insert(axis + 1, None)
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*entries))
@@ -32,14 +32,16 @@ def split_axis(array: jax.Array, axis: int, size: int) -> jax.Array:
 
 def join_axes(array: jax.Array, like: jax.Array) -> jax.Array:
     """Undoes `split_axis`: the shape and sharding of ``like``."""
-    return jax.lax.reshape(array, like.shape, out_sharding=_explicit(like))
+    return jax.lax.reshape(array, like.shape, out_sharding=explicit_sharding(like))
 
 
-def _explicit(array: jax.Array) -> NamedSharding | None:
+def explicit_sharding(array: jax.Array) -> NamedSharding | None:
+    """How an array lies on a mesh, where its type says so."""
     sharding = jax.typeof(array).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
-def _shards(sharding: NamedSharding, entry: str | tuple[str, ...] | None) -> int:
+def shards(sharding: NamedSharding, entry: str | tuple[str, ...] | None) -> int:
+    """Into how many parts an entry of a partition specification cuts an axis."""
     names = entry if isinstance(entry, tuple) else (entry,) if entry else ()
     return math.prod(sharding.mesh.shape[name] for name in names)

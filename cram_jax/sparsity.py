@@ -78,7 +78,7 @@ def top_k(
 
     Reference: Peste et al., CrAM, ICLR 2023, arXiv 2207.14200.
     """
-    _check_sparsity(sparsity)
+    check_sparsity(sparsity)
     if scope not in ("global", "layer"):
         raise ValueError(f"scope must be 'global' or 'layer', got {scope!r}")
     if block is not None:
@@ -234,7 +234,8 @@ def _floor_product(
     return total + numerator * size
 
 
-def _check_sparsity(sparsity: Number) -> None:
+def check_sparsity(sparsity: Number) -> None:
+    """Raises unless 0 <= sparsity < 1; a traced one is trusted."""
     if isinstance(sparsity, jax.core.Tracer):
         return
     if not isinstance(sparsity, float | int | np.number | np.ndarray | jax.Array):

@@ -88,3 +88,21 @@ def least_squares_error(values, bits, symmetric, shares):
         )
         for share in shares
     )
+
+
+def dense_fisher(gradients, damping):
+    """The empirical Fisher matrix of gradients: from (m, b) to (b, b)."""
+    return damping * np.eye(gradients.shape[1]) + gradients.T @ gradients / len(
+        gradients
+    )
+
+
+def constrained_minimum(hessian, optimum, kept):
+    """Where the quadratic around an optimum is least with zeros: by the KKT system."""
+    size, removed = len(optimum), np.flatnonzero(~kept)
+    constraints = np.eye(size)[removed]
+    system = np.block(
+        [[hessian, constraints.T], [constraints, np.zeros((len(removed),) * 2)]]
+    )
+    right = np.concatenate([hessian @ optimum, np.zeros(len(removed))])
+    return np.linalg.solve(system, right)[:size]

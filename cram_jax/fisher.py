@@ -1,0 +1,268 @@
+"""The inverse of an empirical Fisher matrix in blocks, as square roots.
+
+Every block of weights has F = damping I + (1/m) sum g g^T over m gradients, and what is
+kept is a root S with S S^T = F^-1. Single precision holds the root of a matrix that is
+too badly conditioned to be held itself: with a damping of 1e-7 most of them are. The
+diagonal of F^-1 is a sum of squares, never negative.
+
+Arrays have the blocks along axis 0 and nothing crosses them: sharded blocks stay put.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from cram_jax.losses import Gradient
+from cram_jax.projector import Projection
+from cram_jax.reshaping import explicit_sharding, shards
+
+# By default accelerators multiply float32 in less than float32.
+_einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def to_blocks(leaf: jax.Array, block_size: int) -> jax.Array:
+    """Cuts a leaf into blocks of weights of the same output.
+
+    The last axis, the outputs of a Flax kernel, is moved to the front before the leaf
+    is flattened: weights that feed one output unit are neighbours, as in the paper.
+
+    Args:
+      leaf: any shape.
+      block_size: weights in a block, at least 1.
+
+    Returns:
+      Shape (blocks, block_size), where a smaller leaf is one block of its own size. The
+      last block is filled up with zeros.
+
+    Example:
+      >>> to_blocks(jnp.array([[1, 2], [3, 4], [5, 6]]), 4)
+      Array([[1, 3, 5, 2],
+             [4, 6, 0, 0]], dtype=int32)
+    """
+    width = max(1, min(block_size, leaf.size))
+    rows = jnp.moveaxis(jnp.atleast_1d(leaf), -1, 0)
+    sharding = _of_blocks(rows, width)
+    if sharding is not None:
+        rows = jax.sharding.reshard(rows, sharding)
+    flat = jax.lax.reshape(rows, (leaf.size,), out_sharding=sharding)
+    flat = jnp.pad(flat, (0, -leaf.size % width))
+    shape = (flat.size // width, width)
+    return jax.lax.reshape(flat, shape, out_sharding=sharding)
+
+
+def from_blocks(blocks: jax.Array, like: jax.Array) -> jax.Array:
+    """Undoes `to_blocks`: the shape and sharding of ``like``, the dtype of blocks."""
+    rows = jnp.moveaxis(jnp.atleast_1d(like), -1, 0)
+    sharding = _of_blocks(rows, blocks.shape[1])
+    flat = jax.lax.reshape(blocks, (blocks.size,), out_sharding=sharding)
+    rows = jax.lax.reshape(flat[: like.size], rows.shape, out_sharding=sharding)
+    leaf = jnp.moveaxis(rows, 0, -1).reshape(like.shape)
+    explicit = explicit_sharding(like)
+    return leaf if explicit is None else jax.sharding.reshard(leaf, explicit)
+
+
+def _of_blocks(rows: jax.Array, width: int) -> NamedSharding | None:
+    """Over which devices explicit axes spread blocks: along axis 0 of the rows.
+
+    Copies on all devices where a block would lie across two of them.
+    """
+    explicit = explicit_sharding(rows)
+    if explicit is None:
+        return None
+    outputs = explicit.spec[0] if explicit.spec else None
+    if rows.size // shards(explicit, outputs) % width:
+        outputs = None
+    return NamedSharding(explicit.mesh, PartitionSpec(outputs))
+
+
+def damped_root(blocks: jax.Array, damping: float) -> jax.Array:
+    """The root of the inverse before the first gradient: I / sqrt(damping).
+
+    Args:
+      blocks: shape (n, b), floating.
+      damping: above 0.
+
+    Returns:
+      Shape (n, b, b), the dtype of ``blocks``.
+    """
+    one = jnp.eye(blocks.shape[1], dtype=blocks.dtype)
+    # Made from the blocks, so that it is sharded as they are.
+    return jnp.zeros_like(blocks)[:, :, None] + one / damping**0.5
+
+
+def absorb(root: jax.Array, gradient: jax.Array) -> jax.Array:
+    r"""Adds g g^T to every block of the matrix, in the root of its inverse.
+
+    The formula of Sherman and Morrison for a root (Potter, 1963): with
+    :math:`v = S^T g` and :math:`c = \sqrt{1 + v^T v}`
+
+    .. math:: S \gets S - \frac{(S v) v^T}{c (c + 1)}
+
+    Args:
+      root: shape (n, b, b).
+      gradient: shape (n, b), in units in which g g^T is what is added.
+
+    Returns:
+      The new root.
+
+    Example:
+      >>> absorb(jnp.ones((1, 1, 1)), jnp.sqrt(jnp.array([[3.0]])))  # 1 / (1 + 3)
+      Array([[[0.5]]], dtype=float32)
+    """
+    v = _einsum("nij,ni->nj", root, gradient)
+    c = jnp.sqrt(1 + jnp.sum(v**2, axis=-1, keepdims=True))
+    along = _einsum("nij,nj->ni", root, v) / (c * (c + 1))
+    return root - along[:, :, None] * v[:, None, :]
+
+
+def saliency_root(root: jax.Array, weights: jax.Array) -> jax.Array:
+    r"""Roots of the saliencies :math:`\rho_i = w_i^2 / (2 [F^{-1}]_{ii})`.
+
+    A saliency is the least increase of the loss, to second order, at which the weight
+    can be removed. Their roots are in the same order, and do not underflow.
+
+    Args:
+      root: shape (n, b, b).
+      weights: shape (n, b).
+
+    Returns:
+      Shape (n, b).
+    """
+    return jnp.abs(weights) / jnp.sqrt(2 * jnp.sum(root**2, axis=-1))
+
+
+def eliminate(weights: jax.Array, removed: jax.Array, root: jax.Array) -> jax.Array:
+    r"""Removes weights, and moves the others of their blocks where that costs least.
+
+    To second order the loss is least, with the weights Q of a block at zero, after
+
+    .. math:: \delta w = -F^{-1} E_Q (E_Q^T F^{-1} E_Q)^{-1} E_Q^T w_Q
+
+    the solution for all of Q together, and not a sum of updates for one weight each. It
+    is computed weight by weight: each step removes one, and takes it out of the root,
+    so that the next is removed from a problem without it. On the root this is the
+    modified Gram-Schmidt process over the rows of Q.
+
+    Args:
+      weights: shape (n, b).
+      removed: bool, shape (n, b): the weights Q of every block.
+      root: shape (n, b, b).
+
+    Returns:
+      The new weights, exactly zero where removed.
+
+    Example:
+      >>> root = jnp.array([[[1.0, 0.0], [1.0, 1.0]]])  # F^-1 = [[1, 1], [1, 2]]
+      >>> eliminate(jnp.array([[3.0, 5.0]]), jnp.array([[True, False]]), root)
+      Array([[0., 2.]], dtype=float32)
+    """
+
+    def remove(
+        place: jax.Array, carry: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        weights, root = carry
+        row = root[:, place]
+        square = jnp.sum(row**2, axis=-1)
+        active = removed[:, place] & (square > 0)
+        along = _einsum("nij,nj->ni", root, row) / jnp.where(active, square, 1)[:, None]
+        along = jnp.where(active[:, None], along, 0)
+        weights = weights - along * weights[:, place, None]
+        return weights, root - along[:, :, None] * row[:, None, :]
+
+    moved, _ = jax.lax.fori_loop(0, weights.shape[1], remove, (weights, root))
+    return jnp.where(removed, 0, moved)
+
+
+class Inputs(NamedTuple):
+    """What the loss is given: arguments by name, with examples along axis 0 or not."""
+
+    examples: dict[str, Any]
+    constants: dict[str, Any]
+
+
+class Options(NamedTuple):
+    """How the Fisher matrix is computed: see `second_order_prune`.
+
+    Attributes:
+      gradients: how many, m.
+      examples_per_gradient: over how many examples each is averaged.
+      micro_batch: how many are computed at a time.
+      block_size: weights in a block.
+      damping: what the diagonal starts from.
+    """
+
+    gradients: int
+    examples_per_gradient: int
+    micro_batch: int
+    block_size: int
+    damping: float
+
+
+def inverse_roots(
+    gradient: Gradient,
+    projection: Projection,
+    places: list[int],
+    inputs: Inputs,
+    options: Options,
+) -> list[jax.Array]:
+    """The root of the inverse for every block of some leaves.
+
+    What is pruned has no gradient: the others are as if it were not there.
+
+    Args:
+      gradient: of the loss, from `gradient_of`.
+      projection: the parameters, and the masks of what is not pruned.
+      places: which leaves, as indices into ``jax.tree.leaves``.
+      inputs: the arguments of the loss.
+      options: see there.
+
+    Returns:
+      For each leaf shape (n, b, b), float32 or wider.
+    """
+    count, group, micro_batch, block_size, damping = options
+    micro_batch = min(micro_batch, count)
+    kept = jax.tree.leaves(projection.masks)
+    leaves = jax.tree.leaves(projection.params)
+
+    def blocks_of_gradient(examples: jax.Array) -> list[jax.Array]:
+        batch = jax.tree.map(lambda array: array[examples], inputs.examples)
+        _, tree = gradient(projection.params, {**inputs.constants, **batch})
+        gradients = jax.tree.leaves(tree)
+        # Of F, the sum over gradients is divided by their number.
+        return [
+            to_blocks(
+                jnp.where(kept[i], wide(gradients[i]) / count**0.5, 0), block_size
+            )
+            for i in places
+        ]
+
+    def absorb_micro_batch(
+        roots: list[jax.Array], start: jax.Array
+    ) -> tuple[list[jax.Array], None]:
+        numbers = start + jnp.arange(micro_batch)
+        examples = jnp.minimum(numbers, count - 1)[:, None] * group + jnp.arange(group)
+        gradients = jax.vmap(blocks_of_gradient)(examples)
+
+        def absorb_one(number: jax.Array, roots: list[jax.Array]) -> list[jax.Array]:
+            return [
+                absorb(root, g[number])
+                for root, g in zip(roots, gradients, strict=True)
+            ]
+
+        last = jnp.minimum(micro_batch, count - start)
+        return jax.lax.fori_loop(0, last, absorb_one, roots), None
+
+    roots = [
+        damped_root(to_blocks(wide(leaves[i]), block_size), damping) for i in places
+    ]
+    starts = jnp.arange(0, count, micro_batch)
+    roots, _ = jax.lax.scan(absorb_micro_batch, roots, starts)
+    return roots
+
+
+def wide(leaf: jax.Array) -> jax.Array:
+    """In the precision of the statistics: float32, or more where the leaf has more."""
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
