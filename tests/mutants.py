@@ -30,7 +30,7 @@ class Mutant(NamedTuple):
 # Module: the tests that are to kill its mutants, in the order of their speed; mutants.
 MUTANTS = {
     "transforms": (
-        ["derivations", "transforms", "composition"],
+        ["derivations", "transforms", "transforms_refusals", "composition"],
         [
             Mutant("if sparse_gradients:", "if not sparse_gradients:"),
             Mutant("optax.tree.add(updates, gradient)", "gradient"),
@@ -54,7 +54,7 @@ MUTANTS = {
         ],
     ),
     "ascent": (
-        ["derivations", "transforms", "composition"],
+        ["derivations", "transforms", "transforms_refusals", "composition"],
         [
             Mutant("(p + radius * d)", "(p - radius * d)"),
             Mutant("(p + radius * d)", "(p + d)"),

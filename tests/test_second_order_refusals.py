@@ -1,0 +1,98 @@
+"""What second-order pruning refuses, and what it says."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cram_jax import second_order_prune
+
+
+def linear(params, x):
+    return jnp.vdot(params["w"], x["w"].mean(0))
+
+
+PARAMS = {"w": jnp.ones((2, 3))}
+EXAMPLES = {"x": {"w": jnp.ones((6, 2, 3))}}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sparsity": 1.0}, ValueError, "sparsity must be at least 0 and below 1"),
+        ({"sparsity": "0.5"}, TypeError, "sparsity must be a number .* got '0.5'"),
+        ({"scope": "model"}, ValueError, "scope must be 'global' or 'layer', got 'mo"),
+        ({"block_size": 0}, ValueError, "block_size must be at least 1, got 0"),
+        ({"block_size": 5.0}, TypeError, "block_size must be an integer, got 5.0"),
+        ({"recomputations": 0}, ValueError, "recomputations must be at least 1, got 0"),
+        ({"recomputations": True}, TypeError, "recomputations must be an int.* True"),
+        ({"micro_batch": -1}, ValueError, "micro_batch must be at least 1, got -1"),
+        ({"examples_per_gradient": 4}, ValueError, "must divide .* 6, got 4"),
+        ({"damping": 0.0}, ValueError, "damping must be finite and above 0, got 0.0"),
+        ({"damping": np.nan}, ValueError, "damping must be finite and above 0, got na"),
+        ({"damping": None}, TypeError, "damping must be a number above 0, got None"),
+        ({"examples": [1]}, TypeError, "examples must map names .* got list"),
+        ({"examples": {}}, ValueError, "at least one example, got {}"),
+        (
+            {"examples": {"x": {"w": jnp.ones((0, 2, 3))}}},
+            ValueError,
+            "examples must hold at least one example, got {'x/w': 0}",
+        ),
+        (
+            {"examples": {"x": jnp.ones((2, 3)), "y": jnp.ones(3)}},
+            ValueError,
+            "examples must all be of one number, got {'x': 2, 'y': 3}",
+        ),
+        (
+            {"examples": EXAMPLES | {"rate": 0.1}},
+            ValueError,
+            r"examples\['rate'\] must have the examples along axis 0, got a scalar",
+        ),
+        ({"constants": [1]}, TypeError, "constants must map names .* got list"),
+        (
+            {"constants": {"x": 1}},
+            ValueError,
+            r"examples and constants must not both hold \['x'\]",
+        ),
+        (
+            {"examples": {"z": jnp.ones(3)}},
+            TypeError,
+            r"needs the argument 'x', but examples and constants got \['z'\]; pass it "
+            r"by name: examples=\{'x': ...\}",
+        ),
+        ({"loss_fn": 3}, TypeError, "loss_fn must be a function, got 3"),
+        (
+            {"loss_fn": lambda params, x: x["w"].sum(0)},
+            TypeError,
+            r"loss_fn must give a scalar .* got shape \(2, 3\)",
+        ),
+        (
+            {"loss_fn": lambda params, x: (linear(params, x), 1)},
+            TypeError,
+            "loss_fn must give a scalar .* got a tuple",
+        ),
+        (
+            {"has_aux": True},
+            TypeError,
+            "loss_fn must give a scalar and auxiliary data with has_aux=True",
+        ),
+        ({"where": lambda *_: False}, ValueError, "chooses no leaf to prune"),
+        ({"params": {"w": jnp.ones((2, 3), int)}}, TypeError, "has dtype int32"),
+        ({"masks": {"v": True}}, ValueError, "masks must have the structure of params"),
+        (
+            {"masks": {"w": jnp.ones((2, 3))}},
+            ValueError,
+            r"masks\['w'\] must be bool, of the shape .* \(2, 3\), got float32, \(2, 3",
+        ),
+        (
+            {"masks": {"w": jnp.ones(3, bool)}},
+            ValueError,
+            r"masks\['w'\] must be bool, of the shape .* \(2, 3\), got bool, \(3,\)",
+        ),
+    ],
+)
+def test_bad_input_is_refused(options, error, message):
+    arguments = {
+        "loss_fn": linear, "params": PARAMS, "examples": EXAMPLES, "sparsity": 0.5
+    }  # fmt: skip
+    with pytest.raises(error, match=message):
+        second_order_prune(**(arguments | options))
