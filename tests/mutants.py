@@ -268,7 +268,7 @@ def main(modules: list[str]) -> int:
     survivors = tried = 0
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
-        for name in ("cram_jax", "tests"):
+        for name in ("benchmarks", "cram_jax", "tests"):
             shutil.copytree(ROOT / name, tree / name)
         for name in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, tree)
