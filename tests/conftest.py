@@ -13,7 +13,7 @@ hypothesis.settings.register_profile(
     "ci",
     derandomize=True,
     deadline=None,  # the first example of a shape compiles
-    max_examples=40,
+    max_examples=20,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("ci")
@@ -40,3 +40,12 @@ def shared(request):
     if not Path(folder).is_dir():
         pytest.fail(f"--shared must be a folder, got {folder}")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """These tests compile much and compute little."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -10,6 +10,8 @@ import references
 import cram_jax
 from cram_jax import compose, fake_quant, identity, n_m, one_of, top_k
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-12}
 RHO, RATE, STEPS = 0.3, 0.05, 12
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -78,15 +77,6 @@ def with_method(config):
         return dataclasses.replace(config, optimizer=optimizer)
 
     return change
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """These tests compile much and compute little."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from experiments import checkpoints
 from experiments.__main__ import main
 from experiments.errors import ConfigError
 from experiments.metrics import make_console, progress_bar
-from experiments.sharding import make_mesh, state_shardings
+from experiments.sharding import join_processes, make_mesh, state_shardings
 from experiments.training import init_state, make_train_step, train
 
 
@@ -104,3 +104,30 @@ def test_the_command_line_takes_a_mesh(tmp_path, capsys):
     assert checkpoints.load_config(tmp_path / "run").epochs == 1
     assert main([*command.split(), "--mesh", "data=7", "--overwrite"]) == 1
     assert "must divide the global batch_size=64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("host:1", None, None), "coordinator, processes and process together, or"),
+        ((None, 2, 0), "coordinator, processes and process together, or none"),
+        (("host:1", 2, 2), "0 <= process < processes, got .*process=2"),
+        (("host:1", 2, -1), "0 <= process < processes"),
+        (("auto", 2, 0), "neither processes nor process, got coordinator=auto"),
+    ],
+)
+def test_processes_that_do_not_fit_together_are_refused(arguments, expected):
+    with pytest.raises(ConfigError, match=f"expected {expected}"):
+        join_processes(*arguments)
+
+
+def test_a_process_that_works_alone_joins_nothing():
+    join_processes(None, None, None)
+    assert jax.process_count() == 1
+    assert make_mesh(None, 8) is None
+
+
+def test_the_command_line_says_what_does_not_fit(capsys):
+    command = "train digits --coordinator no-such-host:1 --processes 1 --process 7"
+    assert main(command.split()) == 1
+    assert "coordinator=no-such-host:1" in capsys.readouterr().err
