@@ -83,13 +83,15 @@ def _keep_largest(
     if not arrays:
         return ()
     if not _lie_together(arrays):
-        return _select(arrays, k)
+        return _select(arrays, k, together=False)
     groups = _group_small(arrays)
-    masks = _select([_join(group) for group in groups], k)
+    masks = _select([_join(group) for group in groups], k, together=True)
     return tuple(itertools.chain(*map(_split, masks, groups)))
 
 
-def _select(arrays: Arrays, k: int | jax.Array) -> tuple[jax.Array, ...]:
+def _select(
+    arrays: Arrays, k: int | jax.Array, *, together: bool
+) -> tuple[jax.Array, ...]:
     total = sum(array.size for array in arrays)
     integer = jnp.int64 if total > _INT32_ENTRIES else jnp.int32
     k = jnp.clip(k, 0, total).astype(integer)
@@ -115,7 +117,7 @@ def _select(arrays: Arrays, k: int | jax.Array) -> tuple[jax.Array, ...]:
     )
     zero = _Found(jnp.zeros([], integer), count)
     place, _ = _largest_reached(by_place, arrays, k, zero, width=total.bit_length())
-    if _lie_together(arrays):
+    if together:
         return _apart(lambda: tuple(by_place(arrays, place)), place < 0)
     return tuple(by_place(arrays, place))
 

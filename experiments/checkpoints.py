@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 
 from experiments.config import Config, from_dict, to_dict
 from experiments.errors import RunError
-from experiments.files import cannot_write, write_text
+from experiments.files import cannot_write, first_line, write_text
 
 # What Orbax logs as an error it also raises, and we say it in our words.
 for name in ("absl", "asyncio"):
@@ -91,10 +91,9 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> Any:
         return checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
     except Exception as error:  # of json, of tensorstore or of orbax
         path = Path(checkpoints.directory) / str(step)
-        reason = str(error).strip().split("\n")[0]
         earlier = [other for other in checkpoints.all_steps() if other < step]
         advice = f"; remove it to go on from step {max(earlier)}" if earlier else ""
-        raise RunError(f"cannot read {path}: {reason}{advice}") from error
+        raise RunError(f"cannot read {path}: {first_line(error)}{advice}") from error
 
 
 def save_model(run: Path, config: Config, params: Any, batch_stats: Any) -> None:

@@ -23,5 +23,9 @@ def write_text(path: Path, text: str) -> None:
 
 def cannot_write(path: Path, error: Exception) -> RunError:
     """The error that says so, with the system's reason."""
-    reason = str(error).strip().split("\n")[0]
-    return RunError(f"cannot write {path}: {reason}")
+    return RunError(f"cannot write {path}: {first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message: those of tensorstore and orbax are long."""
+    return str(error).strip().split("\n")[0]
