@@ -7,8 +7,10 @@ from pathlib import Path
 import cram_jax
 from experiments import checkpoints, targets
 from experiments import demo as demo_module
+from experiments.comparison import gather, write_report
 from experiments.config import Config
 from experiments.data.images import Dataset, load
+from experiments.errors import ConfigError
 from experiments.evaluation import evaluate_targets, make_evaluation
 from experiments.files import write_text
 from experiments.metrics import make_console, progress_bar
@@ -80,8 +82,12 @@ def compress(run: Path, target: str, out: Path | None, data_dir: Path | None) ->
     )
 
 
-def evaluate(run: Path, names: tuple[str, ...], data_dir: Path | None) -> None:
+def evaluate(
+    run: Path, names: tuple[str, ...], calibrations: int, data_dir: Path | None
+) -> None:
     """Prints the accuracy on every target and stores it in evaluation.json."""
+    if calibrations < 0:
+        raise ConfigError(f"calibrations must be at least 0, got {calibrations}")
     for name in names:
         targets.projector(name)
     config, data, task, params, batch_stats = _load(run, data_dir)
@@ -93,14 +99,23 @@ def evaluate(run: Path, names: tuple[str, ...], data_dir: Path | None) -> None:
     with progress_bar(console) as progress:
         bar = progress.add_task("targets", total=len(names), note="")
         evaluation = make_evaluation(config, data, task)
-        for accuracy in evaluate_targets(evaluation, params, batch_stats, names):
+        for accuracy in evaluate_targets(
+            evaluation, params, batch_stats, names, calibrations
+        ):
             accuracies.append(accuracy)
             progress.update(bar, advance=1, note=accuracy.target)
     seconds = time.perf_counter() - start
     results = new_results(names)
     add_run(results, config.optimizer.method, config, accuracies, seconds)
     save_results(results, run / "evaluation.json")
-    console.print(accuracy_table(results, f"{run}, accuracy (%)"))
+    draws = f", {calibrations} calibrations" if calibrations > 1 else ""
+    console.print(accuracy_table(results, f"{run}, accuracy (%){draws}"))
+
+
+def report(runs: tuple[Path, ...], out: Path) -> None:
+    """Writes tables and pictures of evaluated runs, grouped by method."""
+    files = write_report(gather(runs), out)
+    make_console().print("\n".join(map(str, files)), highlight=False, soft_wrap=True)
 
 
 def demo(run: Path, seeds: int, epochs: int | None, data_dir: Path | None) -> None:
