@@ -13,6 +13,7 @@ from experiments.data.images import Dataset, load
 from experiments.errors import ConfigError
 from experiments.evaluation import evaluate_targets, make_evaluation
 from experiments.files import write_text
+from experiments.initial import check_source
 from experiments.metrics import make_console, progress_bar
 from experiments.report import accuracy_table, add_run, new_results, save_results
 from experiments.sharding import is_first_process, make_mesh
@@ -31,6 +32,7 @@ def train(
 ) -> None:
     """Trains, and says what the directory holds."""
     name = f"{config.name}-{config.optimizer.method}-seed{config.seed}"
+    check_source(config)
     run = run or Path("runs") / name
     console = make_console(quiet=not is_first_process())
     devices = make_mesh(mesh, config.data.batch_size)

@@ -183,6 +183,8 @@ class Config:
             _check(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("evaluate_every", "checkpoint_every", "seed"):
             _check(self, name, getattr(self, name) >= 0, "at least 0")
+        if self.optimizer.keep_pruned and self.init_from is None:
+            raise ConfigError("keep_pruned needs init_from, a compressed model")
         in_range = 0 <= self.label_smoothing < 1
         _check(self, "label_smoothing", in_range, "at least 0 and below 1")
         _check_targets(self)

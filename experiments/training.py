@@ -18,6 +18,7 @@ from experiments import checkpoints
 from experiments.config import Config, differences
 from experiments.data.images import Batch, Dataset, training_batches
 from experiments.errors import NonFiniteLoss, RunError
+from experiments.initial import initial_model
 from experiments.metrics import Metrics
 from experiments.optimizers import learning_rate, make_optimizer
 from experiments.sharding import (
@@ -60,11 +61,23 @@ def steps_per_epoch(config: Config, data: Dataset) -> int:
     return len(data.train.labels) // config.data.batch_size
 
 
-def init_state(config: Config, data: Dataset, task: Task) -> TrainState:
-    """The state before the first step, a function of the configuration's seed."""
+def init_state(
+    config: Config, data: Dataset, task: Task, model: tuple[Any, Any] | None = None
+) -> TrainState:
+    """The state before the first step, a function of the configuration's seed.
+
+    Args:
+      config: the run.
+      data: for the length of the schedule.
+      task: what to learn.
+      model: parameters and batch statistics; by default those of the seed.
+
+    Returns:
+      The state.
+    """
     steps = total_steps(config, data)
     optimizer = make_optimizer(config.optimizer, task.loss_fn, steps, config.seed)
-    params, batch_stats = task.init(config.seed)
+    params, batch_stats = model or task.init(config.seed)
     return TrainState(
         step=jnp.zeros([], jnp.int32),
         params=params,
@@ -149,15 +162,19 @@ def train(
 
     Raises:
       RunError: the directory holds a run, or not the one to resume.
+      WeightsError: what ``init_from`` names does not fit.
       NonFiniteLoss: the loss is infinite or not a number.
     """
+    starts = not resume or checkpoints.latest_step(run) is None
+    # Before the directory is claimed, as it may not fit.
+    model = initial_model(config, task) if starts else None
     on_first_process(lambda: _claim(run, config, resume=resume, overwrite=overwrite))
     steps, epoch = total_steps(config, data), steps_per_epoch(config, data)
     train_step = train_step or make_train_step(config, data, task, mesh)
-    state = _initial_state(config, data, task, mesh)
+    state = _initial_state(config, data, task, mesh, model)
     gather = operator.getitem if mesh is None else partial(rows, mesh)
     with checkpoints.manager(run) as manager:
-        if resume and manager.latest_step() is not None:
+        if not starts:
             state = checkpoints.restore(manager, state)
         start = int(state.step)
         bar = progress.add_task(run.name, total=steps, completed=start, note="")
@@ -188,13 +205,18 @@ def train(
 
 
 def _initial_state(
-    config: Config, data: Dataset, task: Task, mesh: Mesh | None
+    config: Config,
+    data: Dataset,
+    task: Task,
+    mesh: Mesh | None,
+    model: tuple[Any, Any] | None,
 ) -> TrainState:
     init = partial(init_state, config, data, task)
     if mesh is None:
-        return init()
+        return init(model)
     # Every device makes its own part: the whole need not fit on one.
-    return jax.jit(init, out_shardings=state_shardings(mesh, jax.eval_shape(init)))()
+    shardings = state_shardings(mesh, jax.eval_shape(init))
+    return jax.jit(init, out_shardings=shardings)(model)
 
 
 def _due(step: int, every: int, last: int) -> bool:
