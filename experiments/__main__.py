@@ -37,6 +37,8 @@ class Train:
     """How many processes there are."""
     process: int | None = None
     """Which of them this is, from 0."""
+    workers: int = 0
+    """Processes that decode large images; 0: threads. The result is the same."""
     resume: bool = False
     """Go on from the last checkpoint, on any mesh."""
     overwrite: bool = False
@@ -124,6 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
                     command.run,
                     command.data_dir,
                     command.mesh,
+                    command.workers,
                     command.resume,
                     command.overwrite,
                 )

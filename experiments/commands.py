@@ -27,16 +27,19 @@ def train(
     run: Path | None,
     data_dir: Path | None,
     mesh: str | None,
+    workers: int,
     resume: bool,
     overwrite: bool,
 ) -> None:
     """Trains, and says what the directory holds."""
     name = f"{config.name}-{config.optimizer.method}-seed{config.seed}"
+    if workers < 0:
+        raise ConfigError(f"workers must be at least 0, got {workers}")
     check_source(config)
     run = run or Path("runs") / name
     console = make_console(quiet=not is_first_process())
     devices = make_mesh(mesh, config.data.batch_size)
-    data = load(config.data, data_dir)
+    data = load(config.data, data_dir, workers=workers)
     task = classification(config, data)
     with progress_bar(console) as progress:
         state = run_training(

@@ -10,6 +10,7 @@ import numpy as np
 import cram_jax
 from experiments.config import Config
 from experiments.data.images import Batch, Dataset, Images
+from experiments.data.large import LargeImages
 from experiments.targets import projector, sparsity
 from experiments.tasks.classification import Task
 
@@ -127,15 +128,14 @@ def evaluate_targets(
 
 
 def _calibration_batches(
-    config: Config, images: Images, draw: int | None
+    config: Config, images: Images | LargeImages, draw: int | None
 ) -> Iterator[Batch]:
     """Whole batches, as every one counts alike."""
-    available = len(images.labels)
+    available = images.size
     count = min(config.data.calibration, available)
     size = min(config.data.evaluation_batch, count)
     order = np.arange(available)
     if draw is not None:
         order = np.random.default_rng(draw).permutation(available)
     for begin in range(0, count - size + 1, size):
-        chosen = np.sort(order[begin : begin + size])
-        yield {"image": images.images[chosen], "label": images.labels[chosen]}
+        yield images.take(np.sort(order[begin : begin + size]))

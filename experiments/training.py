@@ -3,7 +3,7 @@
 import math
 import operator
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +17,16 @@ from rich.progress import Progress
 from experiments import checkpoints
 from experiments.config import Config, differences
 from experiments.data.images import Batch, Dataset, training_batches
+from experiments.data.large import LargeImages
 from experiments.errors import NonFiniteLoss, RunError
 from experiments.initial import initial_model
 from experiments.metrics import Metrics
 from experiments.optimizers import learning_rate, make_optimizer
 from experiments.sharding import (
+    assemble,
     is_first_process,
     on_first_process,
+    own_rows,
     rows,
     state_shardings,
 )
@@ -58,7 +61,7 @@ def total_steps(config: Config, data: Dataset) -> int:
 
 def steps_per_epoch(config: Config, data: Dataset) -> int:
     """Whole batches among the training images."""
-    return len(data.train.labels) // config.data.batch_size
+    return data.train.size // config.data.batch_size
 
 
 def init_state(
@@ -172,15 +175,12 @@ def train(
     steps, epoch = total_steps(config, data), steps_per_epoch(config, data)
     train_step = train_step or make_train_step(config, data, task, mesh)
     state = _initial_state(config, data, task, mesh, model)
-    gather = operator.getitem if mesh is None else partial(rows, mesh)
     with checkpoints.manager(run) as manager:
         if not starts:
             state = checkpoints.restore(manager, state)
         start = int(state.step)
         bar = progress.add_task(run.name, total=steps, completed=start, note="")
-        batches = training_batches(
-            data.train, config.data.batch_size, config.seed, start, steps, gather
-        )
+        batches = _batches(config, data, start, steps, mesh)
         with Metrics(run, start, enabled=is_first_process()) as metrics:
             pending = []
             for step, batch in enumerate(batches, start + 1):
@@ -217,6 +217,26 @@ def _initial_state(
     # Every device makes its own part: the whole need not fit on one.
     shardings = state_shardings(mesh, jax.eval_shape(init))
     return jax.jit(init, out_shardings=shardings)(model)
+
+
+def _batches(
+    config: Config, data: Dataset, start: int, stop: int, mesh: Mesh | None
+) -> Iterator[Batch]:
+    """The batches of some steps; of large images a process reads only its own."""
+    position = config.data.batch_size, config.seed, start, stop
+    if not isinstance(data.train, LargeImages):
+        gather = operator.getitem if mesh is None else partial(rows, mesh)
+        return training_batches(data.train, *position, gather)
+    if mesh is None:
+        return data.train.training_batches(*position)
+    mine = own_rows(mesh, config.data.batch_size)
+    return (
+        {
+            name: assemble(mesh, array, mine, config.data.batch_size)
+            for name, array in batch.items()
+        }
+        for batch in data.train.training_batches(*position, mine)
+    )
 
 
 def _due(step: int, every: int, last: int) -> bool:
