@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 from PIL import Image
 
@@ -105,6 +104,9 @@ class LargeImages:
     def _ahead(
         self, make: Callable[[int], Batch], start: int, stop: int
     ) -> Iterator[Batch]:
+        # Slow to import, and needed here alone.
+        import grain
+
         # An element is a batch, so that its content is the same however many work.
         batches = grain.MapDataset.range(start, stop).map(make)
         if not self._workers:
