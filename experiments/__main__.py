@@ -1,4 +1,4 @@
-"""The command line: ``python -m experiments train|compress|evaluate|demo``."""
+"""The command line: ``python -m experiments train|compress|evaluate|report|demo``."""
 
 import sys
 from dataclasses import dataclass
@@ -37,6 +37,8 @@ class Train:
     """How many processes there are."""
     process: int | None = None
     """Which of them this is, from 0."""
+    workers: int = 0
+    """Processes that decode large images; 0: threads. The result is the same."""
     resume: bool = False
     """Go on from the last checkpoint, on any mesh."""
     overwrite: bool = False
@@ -50,7 +52,8 @@ class Compress:
     run: tyro.conf.Positional[Path]
     """Directory of the run."""
     projector: str
-    """The target: k90 (90 % zeros), 2:4, 4bit, or several, such as k90+4bit."""
+    """The target: k90 (90 % zeros), u90 (in every layer), 2:4, 4bit, or several, such
+    as k90+4bit."""
     out: Path | None = None
     """Directory of the compressed model; by default RUN/compressed/PROJECTOR."""
     data_dir: Path | None = None
@@ -65,8 +68,21 @@ class Evaluate:
     """Directory of the run, or of a compressed model."""
     targets: tuple[str, ...] = ()
     """What to compress to; by default the targets of the run's configuration."""
+    calibrations: int = 3
+    """Random draws of the images that recalibrate batch norm, of which the table gives
+    mean and standard deviation; 0: the first training images, once."""
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps its data; by default the user's cache."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Tables and pictures of evaluated runs, grouped by method."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Directories of runs, each with what evaluate stored."""
+    out: Path = Path("runs/report")
+    """Where report.md, results.json and the pictures go."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +103,7 @@ Command = tyro.conf.OmitSubcommandPrefixes[
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Compress, tyro.conf.subcommand("compress")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
 ]
 
@@ -109,13 +126,16 @@ def main(arguments: list[str] | None = None) -> int:
                     command.run,
                     command.data_dir,
                     command.mesh,
+                    command.workers,
                     command.resume,
                     command.overwrite,
                 )
             case Compress(run, projector, out, data_dir):
                 commands.compress(run, projector, out, data_dir)
-            case Evaluate(run, targets, data_dir):
-                commands.evaluate(run, targets, data_dir)
+            case Evaluate(run, targets, calibrations, data_dir):
+                commands.evaluate(run, targets, calibrations, data_dir)
+            case Report(runs, out):
+                commands.report(runs, out)
             case Demo(run, seeds, epochs, data_dir):
                 commands.demo(run, seeds, epochs, data_dir)
     except UserError as error:

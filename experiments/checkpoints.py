@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments.config import Config, from_dict, to_dict
@@ -134,3 +135,53 @@ def load_model(run: Path, like: Any) -> tuple[Any, Any]:
     with manager(run) as checkpoints:
         state = restore(checkpoints, like)
     return state.params, state.batch_stats
+
+
+def read_model(run: Path) -> tuple[Any, Any]:
+    """Reads the model of a run whose shapes nobody knows beforehand.
+
+    Args:
+      run: the run's directory.
+
+    Returns:
+      The parameters and the batch statistics, as trees of NumPy arrays.
+
+    Raises:
+      RunError: it holds none, or a damaged one.
+    """
+    load_config(run)  # says what is wrong with a directory that is no run
+    directory = run / "model"
+    if not directory.exists():
+        step = latest_step(run)
+        if step is None:
+            raise RunError(f"{run} holds no checkpoint; train it with --resume")
+        directory = run / "checkpoints" / str(step) / "default"
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            stored = checkpointer.metadata(directory.absolute()).item_metadata.tree
+            model = {
+                name: jax.tree.map(
+                    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                    stored[name],
+                )
+                for name in ("params", "batch_stats")
+            }
+            as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+            model = checkpointer.restore(
+                directory.absolute(),
+                ocp.args.PyTreeRestore(
+                    model,
+                    restore_args=jax.tree.map(lambda _: as_numpy, model),
+                    partial_restore=True,
+                ),
+            )
+    except Exception as error:  # of json, of tensorstore or of orbax
+        reason = str(error).strip().split("\n")[0]
+        raise RunError(f"cannot read {directory}: {reason}") from error
+    return model["params"], model["batch_stats"]
+
+
+def latest_step(run: Path) -> int | None:
+    """The step of the last checkpoint, None where there is none."""
+    names = (path.name for path in (run / "checkpoints").glob("*"))
+    return max((int(name) for name in names if name.isdecimal()), default=None)

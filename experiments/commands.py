@@ -7,10 +7,13 @@ from pathlib import Path
 import cram_jax
 from experiments import checkpoints, targets
 from experiments import demo as demo_module
+from experiments.comparison import gather, write_report
 from experiments.config import Config
 from experiments.data.images import Dataset, load
+from experiments.errors import ConfigError
 from experiments.evaluation import evaluate_targets, make_evaluation
 from experiments.files import write_text
+from experiments.initial import check_source
 from experiments.metrics import make_console, progress_bar
 from experiments.report import accuracy_table, add_run, new_results, save_results
 from experiments.sharding import is_first_process, make_mesh
@@ -24,15 +27,19 @@ def train(
     run: Path | None,
     data_dir: Path | None,
     mesh: str | None,
+    workers: int,
     resume: bool,
     overwrite: bool,
 ) -> None:
     """Trains, and says what the directory holds."""
     name = f"{config.name}-{config.optimizer.method}-seed{config.seed}"
+    if workers < 0:
+        raise ConfigError(f"workers must be at least 0, got {workers}")
+    check_source(config)
     run = run or Path("runs") / name
     console = make_console(quiet=not is_first_process())
     devices = make_mesh(mesh, config.data.batch_size)
-    data = load(config.data, data_dir)
+    data = load(config.data, data_dir, workers=workers)
     task = classification(config, data)
     with progress_bar(console) as progress:
         state = run_training(
@@ -80,8 +87,12 @@ def compress(run: Path, target: str, out: Path | None, data_dir: Path | None) ->
     )
 
 
-def evaluate(run: Path, names: tuple[str, ...], data_dir: Path | None) -> None:
+def evaluate(
+    run: Path, names: tuple[str, ...], calibrations: int, data_dir: Path | None
+) -> None:
     """Prints the accuracy on every target and stores it in evaluation.json."""
+    if calibrations < 0:
+        raise ConfigError(f"calibrations must be at least 0, got {calibrations}")
     for name in names:
         targets.projector(name)
     config, data, task, params, batch_stats = _load(run, data_dir)
@@ -93,14 +104,23 @@ def evaluate(run: Path, names: tuple[str, ...], data_dir: Path | None) -> None:
     with progress_bar(console) as progress:
         bar = progress.add_task("targets", total=len(names), note="")
         evaluation = make_evaluation(config, data, task)
-        for accuracy in evaluate_targets(evaluation, params, batch_stats, names):
+        for accuracy in evaluate_targets(
+            evaluation, params, batch_stats, names, calibrations
+        ):
             accuracies.append(accuracy)
             progress.update(bar, advance=1, note=accuracy.target)
     seconds = time.perf_counter() - start
     results = new_results(names)
     add_run(results, config.optimizer.method, config, accuracies, seconds)
     save_results(results, run / "evaluation.json")
-    console.print(accuracy_table(results, f"{run}, accuracy (%)"))
+    draws = f", {calibrations} calibrations" if calibrations > 1 else ""
+    console.print(accuracy_table(results, f"{run}, accuracy (%){draws}"))
+
+
+def report(runs: tuple[Path, ...], out: Path) -> None:
+    """Writes tables and pictures of evaluated runs, grouped by method."""
+    files = write_report(gather(runs), out)
+    make_console().print("\n".join(map(str, files)), highlight=False, soft_wrap=True)
 
 
 def demo(run: Path, seeds: int, epochs: int | None, data_dir: Path | None) -> None:

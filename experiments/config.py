@@ -101,6 +101,7 @@ class OptimizerConfig:
     Attributes:
       method: sgd, sam, cram (equation 2), cram_plus (equation 4), topk_plus (rho 0).
       targets: what to compress to, drawn at every step where there are several.
+      masks_every: steps for which the masks of a target serve (appendix C.6).
       rho: radius of the ascent step.
       subsample: the compressed gradient on every so-manieth image of the batch; 1: all.
       sparse_gradients: the compressed gradient of kept weights alone.
@@ -110,10 +111,13 @@ class OptimizerConfig:
       momentum: of SGD.
       nesterov: whether the momentum is Nesterov's.
       weight_decay: of all parameters.
+      keep_pruned: weights that are zero at the start stay zero, as those of a
+        compressed model that `Config.init_from` names.
     """
 
     method: Method = "cram_plus"
     targets: tuple[str, ...] = ("k50", "k70", "k80", "k90", "k95")
+    masks_every: int = 1
     rho: float = 0.05
     subsample: int = 1
     sparse_gradients: bool = True
@@ -123,12 +127,14 @@ class OptimizerConfig:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
+    keep_pruned: bool = False
 
     def __post_init__(self) -> None:
         methods = typing.get_args(Method)
         _check(self, "method", self.method in methods, f"one of {', '.join(methods)}")
         _check(self, "rho", self.rho >= 0, "at least 0")
-        _check(self, "subsample", self.subsample >= 1, "at least 1")
+        for name in ("masks_every", "subsample"):
+            _check(self, name, getattr(self, name) >= 1, "at least 1")
         _check(self, "learning_rate", self.learning_rate > 0, "above 0")
         _check(self, "warmup", 0 <= self.warmup < 1, "at least 0 and below 1")
         _check(self, "momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
@@ -149,6 +155,9 @@ class Config:
       epochs: passes over the training images.
       label_smoothing: share of the label spread over all classes.
       seed: initial weights, order of the data, augmentation, drawn targets.
+      init_from: the directory of a run, or a file of torchvision's weights, to start
+        from; None: the initial weights of the seed; empty: has to be named to train.
+      new_head: a new classification layer in place of the one of ``init_from``.
       targets: what the trained network is compressed to when it is evaluated.
       evaluate_every: epochs between evaluations of the dense network; 0: at the end.
       checkpoint_every: epochs between checkpoints; 0: at the end.
@@ -162,6 +171,8 @@ class Config:
     epochs: int = 20
     label_smoothing: float = 0.0
     seed: int = 0
+    init_from: str | None = None
+    new_head: bool = False
     targets: tuple[str, ...] = ("dense", "k50", "k70", "k80", "k90", "k95")
     evaluate_every: int = 5
     checkpoint_every: int = 5
@@ -172,9 +183,40 @@ class Config:
             _check(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("evaluate_every", "checkpoint_every", "seed"):
             _check(self, name, getattr(self, name) >= 0, "at least 0")
+        if self.optimizer.keep_pruned and self.init_from is None:
+            raise ConfigError("keep_pruned needs init_from, a compressed model")
         in_range = 0 <= self.label_smoothing < 1
         _check(self, "label_smoothing", in_range, "at least 0 and below 1")
         _check_targets(self)
+
+
+def variant(
+    config: Config,
+    name: str,
+    *,
+    epochs: int | None = None,
+    evaluate: tuple[str, ...] | None = None,
+    **optimizer: Any,
+) -> Config:
+    """A configuration that differs in a few things, for runs to compare.
+
+    Args:
+      config: what it is a variant of.
+      name: of the new run.
+      epochs: of the new run; by default the same.
+      evaluate: the targets to evaluate on; by default the same.
+      **optimizer: changes to the fields of `OptimizerConfig`.
+
+    Returns:
+      The new configuration.
+    """
+    return dataclasses.replace(
+        config,
+        name=name,
+        epochs=epochs or config.epochs,
+        targets=evaluate or config.targets,
+        optimizer=dataclasses.replace(config.optimizer, **optimizer),
+    )
 
 
 def to_dict(config: Config) -> dict[str, Any]:

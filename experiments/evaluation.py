@@ -5,10 +5,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 import cram_jax
 from experiments.config import Config
 from experiments.data.images import Batch, Dataset, Images
+from experiments.data.large import LargeImages
 from experiments.targets import projector, sparsity
 from experiments.tasks.classification import Task
 
@@ -19,12 +21,15 @@ class Accuracy(NamedTuple):
     Attributes:
       target: its name, such as ``k90``.
       pruned: with the statistics of the dense model.
-      recalibrated: with batch-norm statistics of the compressed one.
+      recalibrated: with batch-norm statistics of the compressed one; the mean, where
+        there are several draws of calibration images.
+      draws: recalibrated, for every draw.
     """
 
     target: str
     pruned: float
     recalibrated: float
+    draws: tuple[float, ...] = ()
 
 
 class Evaluation(NamedTuple):
@@ -32,12 +37,13 @@ class Evaluation(NamedTuple):
 
     Attributes:
       compress: ``(params, target) -> Projection``, in one shot.
-      recalibrate: ``(params, batch_stats) -> batch_stats``.
+      recalibrate: ``(params, batch_stats, draw=None) -> batch_stats``, on the first
+        training images, or on those of a random draw by its number.
       accuracy: ``(params, batch_stats) -> float``, in per cent.
     """
 
     compress: Callable[[Any, str], cram_jax.Projection]
-    recalibrate: Callable[[Any, Any], Any]
+    recalibrate: Callable[..., Any]
     accuracy: Callable[[Any, Any], float]
 
 
@@ -46,7 +52,7 @@ def make_evaluation(config: Config, data: Dataset, task: Task) -> Evaluation:
 
     Args:
       config: sizes of the batches, number of calibration images.
-      data: calibration images are the first of ``train``; ``evaluation`` is judged.
+      data: calibration images are of ``train``; ``evaluation`` is judged.
       task: the model.
 
     Returns:
@@ -72,11 +78,11 @@ def make_evaluation(config: Config, data: Dataset, task: Task) -> Evaluation:
     def training_pass(params: Any, batch_stats: Any, batch: Batch) -> Any:
         return task.loss_fn(params, batch_stats, batch)[1]
 
-    def recalibrate(params: Any, batch_stats: Any) -> Any:
+    def recalibrate(params: Any, batch_stats: Any, draw: int | None = None) -> Any:
         return cram_jax.recalibrate(
             partial(training_pass, params),
             batch_stats,
-            _calibration_batches(config, data.train),
+            _calibration_batches(config, data.train, draw),
         )
 
     def accuracy(params: Any, batch_stats: Any) -> float:
@@ -86,7 +92,11 @@ def make_evaluation(config: Config, data: Dataset, task: Task) -> Evaluation:
 
 
 def evaluate_targets(
-    evaluation: Evaluation, params: Any, batch_stats: Any, targets: Sequence[str]
+    evaluation: Evaluation,
+    params: Any,
+    batch_stats: Any,
+    targets: Sequence[str],
+    calibrations: int = 0,
 ) -> Iterator[Accuracy]:
     """Compresses one model to every target and judges it, before and after.
 
@@ -95,24 +105,37 @@ def evaluate_targets(
       params: of the dense model.
       batch_stats: of the dense model.
       targets: their names.
+      calibrations: random draws of calibration images, the same for every model; 0:
+        the first training images, once.
 
     Yields:
       One entry a target, in order.
     """
     for target in targets:
         compressed = evaluation.compress(params, target).params
-        statistics = evaluation.recalibrate(compressed, batch_stats)
+        draws = [
+            evaluation.accuracy(
+                compressed, evaluation.recalibrate(compressed, batch_stats, draw)
+            )
+            for draw in (range(calibrations) if calibrations else [None])
+        ]
         yield Accuracy(
             target,
             evaluation.accuracy(compressed, batch_stats),
-            evaluation.accuracy(compressed, statistics),
+            float(np.mean(draws)),
+            tuple(draws) if calibrations else (),
         )
 
 
-def _calibration_batches(config: Config, images: Images) -> Iterator[Batch]:
+def _calibration_batches(
+    config: Config, images: Images | LargeImages, draw: int | None
+) -> Iterator[Batch]:
     """Whole batches, as every one counts alike."""
-    count = min(config.data.calibration, len(images.labels))
+    available = images.size
+    count = min(config.data.calibration, available)
     size = min(config.data.evaluation_batch, count)
+    order = np.arange(available)
+    if draw is not None:
+        order = np.random.default_rng(draw).permutation(available)
     for begin in range(0, count - size + 1, size):
-        chosen = slice(begin, begin + size)
-        yield {"image": images.images[chosen], "label": images.labels[chosen]}
+        yield images.take(np.sort(order[begin : begin + size]))

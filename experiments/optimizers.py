@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 import cram_jax
@@ -32,8 +33,23 @@ def make_optimizer(
             optax.sgd(
                 learning_rate(config, steps), config.momentum, nesterov=config.nesterov
             ),
+            *([keep_zeros()] if config.keep_pruned else []),
         )
     )
+
+
+def keep_zeros() -> optax.GradientTransformationExtraArgs:
+    """`cram_jax.keep_pruned` with the masks of a model that is pruned already.
+
+    Returns:
+      A transformation; the masks that its ``init`` finds live in its state.
+    """
+
+    def init(params: Any) -> cram_jax.pruning.KeepPrunedState:
+        masks = jax.tree.map(lambda leaf: (leaf != 0) | (leaf.ndim < 2), params)
+        return cram_jax.keep_pruned(masks).init(params)
+
+    return optax.GradientTransformationExtraArgs(init, cram_jax.keep_pruned(()).update)
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -71,5 +87,8 @@ def _update_rule(
 
 
 def _projector(config: OptimizerConfig) -> Projector:
-    projectors = [targets.projector(target) for target in config.targets]
+    projectors = [
+        targets.projector(target, masks_every=config.masks_every)
+        for target in config.targets
+    ]
     return projectors[0] if len(projectors) == 1 else cram_jax.one_of(*projectors)

@@ -2,11 +2,12 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -56,6 +57,7 @@ def add_run(
             "seconds": round(seconds, 2),
             "pruned": {a.target: a.pruned for a in accuracies},
             "recalibrated": {a.target: a.recalibrated for a in accuracies},
+            "draws": {a.target: list(a.draws) for a in accuracies if a.draws},
             "config": to_dict(config),
         }
     )
@@ -83,18 +85,24 @@ def summarize(
       target: a target.
 
     Returns:
-      Mean and sample standard deviation, in per cent; the latter is 0 for one run.
+      Mean and sample standard deviation, in per cent. The deviation is that over the
+      draws of calibration images where there is one run, and 0 where it has one draw;
+      both are NaN where no run has the target.
     """
-    values = [run[kind][target] for run in results["methods"][method]["runs"]]
+    values = _values(results, method, kind, target)
+    if not values:
+        return math.nan, math.nan
     spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
     return float(np.mean(values)), float(spread)
 
 
 def cell(results: Results, method: str, kind: str, target: str) -> str:
-    """Mean and standard deviation as text: ``98.2 ± 0.3``."""
+    """Mean and standard deviation as text: ``98.2 ± 0.3``; empty where unknown."""
     mean, spread = summarize(results, method, kind, target)
-    several = len(results["methods"][method]["runs"]) > 1
-    return f"{mean:.1f} ± {spread:.1f}" if several else f"{mean:.1f}"
+    count = len(_values(results, method, kind, target))
+    if not count:
+        return ""
+    return f"{mean:.1f} ± {spread:.1f}" if count > 1 else f"{mean:.1f}"
 
 
 def accuracy_table(results: Results, title: str) -> Table:
@@ -117,16 +125,24 @@ def accuracy_table(results: Results, title: str) -> Table:
     return table
 
 
-def plot_accuracy(results: Results, path: Path, title: str) -> None:
+def plot_accuracy(
+    results: Results,
+    path: Path,
+    title: str,
+    scope: Literal["global", "layer"] = "global",
+) -> None:
     """Draws accuracy against sparsity: a line a method, a band for the deviation.
 
     Args:
       results: the results; targets that are not sparsity alone are left out.
       path: the image, PNG by its ending.
       title: of the picture.
+      scope: sparsity of the whole network, or of every layer.
     """
-    names = [n for n in results["targets"] if targets.sparsity(n) is not None]
-    sparsities = [100 * targets.sparsity(name) for name in names]
+    shares = {name: targets.sparsity(name, scope) for name in results["targets"]}
+    known = {name: share for name, share in shares.items() if share is not None}
+    names = sorted(known, key=known.get)
+    sparsities = [100 * known[name] for name in names]
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     for index, method in enumerate(results["methods"]):
@@ -157,11 +173,21 @@ def plot_accuracy(results: Results, path: Path, title: str) -> None:
     figure.savefig(path, dpi=150)
 
 
+def _values(results: Results, method: str, kind: str, target: str) -> list[float]:
+    runs = [run for run in results["methods"][method]["runs"] if target in run[kind]]
+    if len(runs) == 1 and kind == "recalibrated":
+        draws = runs[0].get("draws", {}).get(target)
+        if draws:
+            return draws
+    return [run[kind][target] for run in runs]
+
+
 def _best(results: Mapping[str, Any], target: str) -> str:
-    return max(
-        results["methods"],
-        key=lambda method: summarize(results, method, "recalibrated", target)[0],
-    )
+    def mean(method: str) -> float:
+        value, _ = summarize(results, method, "recalibrated", target)
+        return -math.inf if math.isnan(value) else value
+
+    return max(results["methods"], key=mean)
 
 
 def _versions() -> dict[str, str]:

@@ -148,6 +148,22 @@ def rows(mesh: Mesh, array: np.ndarray, chosen: np.ndarray) -> jax.Array:
     )
 
 
+def own_rows(mesh: Mesh, count: int) -> np.ndarray:
+    """The rows of a batch that the devices of this process need, in order."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((count,))
+    rows = np.arange(count)
+    return np.unique(np.concatenate([rows[index] for index in places.values()]))
+
+
+def assemble(mesh: Mesh, array: np.ndarray, own: np.ndarray, count: int) -> jax.Array:
+    """A batch of so many rows over a mesh, from this process's `own_rows`."""
+    return jax.make_array_from_callback(
+        (count, *array.shape[1:]),
+        batch_sharding(mesh),
+        lambda index: array[np.searchsorted(own, np.arange(count)[index[0]])],
+    )
+
+
 def state_shardings(mesh: Mesh, state: Any) -> Any:
     """For each leaf of a state: along ``fsdp``, its longest axis that this divides.
 

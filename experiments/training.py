@@ -3,7 +3,7 @@
 import math
 import operator
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +17,16 @@ from rich.progress import Progress
 from experiments import checkpoints
 from experiments.config import Config, differences
 from experiments.data.images import Batch, Dataset, training_batches
+from experiments.data.large import LargeImages
 from experiments.errors import NonFiniteLoss, RunError
+from experiments.initial import initial_model
 from experiments.metrics import Metrics
 from experiments.optimizers import learning_rate, make_optimizer
 from experiments.sharding import (
+    assemble,
     is_first_process,
     on_first_process,
+    own_rows,
     rows,
     state_shardings,
 )
@@ -57,14 +61,26 @@ def total_steps(config: Config, data: Dataset) -> int:
 
 def steps_per_epoch(config: Config, data: Dataset) -> int:
     """Whole batches among the training images."""
-    return len(data.train.labels) // config.data.batch_size
+    return data.train.size // config.data.batch_size
 
 
-def init_state(config: Config, data: Dataset, task: Task) -> TrainState:
-    """The state before the first step, a function of the configuration's seed."""
+def init_state(
+    config: Config, data: Dataset, task: Task, model: tuple[Any, Any] | None = None
+) -> TrainState:
+    """The state before the first step, a function of the configuration's seed.
+
+    Args:
+      config: the run.
+      data: for the length of the schedule.
+      task: what to learn.
+      model: parameters and batch statistics; by default those of the seed.
+
+    Returns:
+      The state.
+    """
     steps = total_steps(config, data)
     optimizer = make_optimizer(config.optimizer, task.loss_fn, steps, config.seed)
-    params, batch_stats = task.init(config.seed)
+    params, batch_stats = model or task.init(config.seed)
     return TrainState(
         step=jnp.zeros([], jnp.int32),
         params=params,
@@ -149,21 +165,22 @@ def train(
 
     Raises:
       RunError: the directory holds a run, or not the one to resume.
+      WeightsError: what ``init_from`` names does not fit.
       NonFiniteLoss: the loss is infinite or not a number.
     """
+    starts = not resume or checkpoints.latest_step(run) is None
+    # Before the directory is claimed, as it may not fit.
+    model = initial_model(config, task) if starts else None
     on_first_process(lambda: _claim(run, config, resume=resume, overwrite=overwrite))
     steps, epoch = total_steps(config, data), steps_per_epoch(config, data)
     train_step = train_step or make_train_step(config, data, task, mesh)
-    state = _initial_state(config, data, task, mesh)
-    gather = operator.getitem if mesh is None else partial(rows, mesh)
+    state = _initial_state(config, data, task, mesh, model)
     with checkpoints.manager(run) as manager:
-        if resume and manager.latest_step() is not None:
+        if not starts:
             state = checkpoints.restore(manager, state)
         start = int(state.step)
         bar = progress.add_task(run.name, total=steps, completed=start, note="")
-        batches = training_batches(
-            data.train, config.data.batch_size, config.seed, start, steps, gather
-        )
+        batches = _batches(config, data, start, steps, mesh)
         with Metrics(run, start, enabled=is_first_process()) as metrics:
             pending = []
             for step, batch in enumerate(batches, start + 1):
@@ -188,13 +205,38 @@ def train(
 
 
 def _initial_state(
-    config: Config, data: Dataset, task: Task, mesh: Mesh | None
+    config: Config,
+    data: Dataset,
+    task: Task,
+    mesh: Mesh | None,
+    model: tuple[Any, Any] | None,
 ) -> TrainState:
     init = partial(init_state, config, data, task)
     if mesh is None:
-        return init()
+        return init(model)
     # Every device makes its own part: the whole need not fit on one.
-    return jax.jit(init, out_shardings=state_shardings(mesh, jax.eval_shape(init)))()
+    shardings = state_shardings(mesh, jax.eval_shape(init))
+    return jax.jit(init, out_shardings=shardings)(model)
+
+
+def _batches(
+    config: Config, data: Dataset, start: int, stop: int, mesh: Mesh | None
+) -> Iterator[Batch]:
+    """The batches of some steps; of large images a process reads only its own."""
+    position = config.data.batch_size, config.seed, start, stop
+    if not isinstance(data.train, LargeImages):
+        gather = operator.getitem if mesh is None else partial(rows, mesh)
+        return training_batches(data.train, *position, gather)
+    if mesh is None:
+        return data.train.training_batches(*position)
+    mine = own_rows(mesh, config.data.batch_size)
+    return (
+        {
+            name: assemble(mesh, array, mine, config.data.batch_size)
+            for name, array in batch.items()
+        }
+        for batch in data.train.training_batches(*position, mine)
+    )
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -26,7 +26,13 @@ it is stronger than either.
 
 import dataclasses
 
-from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from experiments.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    variant,
+)
 
 config = Config(
     name="digits",
@@ -43,6 +49,8 @@ config = Config(
     targets=("dense", "k50", "k70", "k80", "k90", "k95", "2:4", "4bit"),
 )
 
+configs = (config,)
+
 
 def methods(epochs: int | None = None) -> dict[str, Config]:
     """What the demo compares: the same network, data and initial weights.
@@ -58,13 +66,10 @@ def methods(epochs: int | None = None) -> dict[str, Config]:
         config, epochs=epochs or config.epochs, evaluate_every=0, checkpoint_every=0
     )
 
-    def variant(name: str, epochs: int, **changes: object) -> Config:
-        optimizer = dataclasses.replace(base.optimizer, **changes)
-        return dataclasses.replace(base, name=name, epochs=epochs, optimizer=optimizer)
-
+    sgd = variant(base, "sgd", epochs=2 * base.epochs, method="sgd")
     return {
-        "SGD": variant("sgd", 2 * base.epochs, method="sgd"),
-        "SGD*": variant("sgd_decay", 2 * base.epochs, method="sgd", weight_decay=2e-2),
-        "SAM": variant("sam", base.epochs, method="sam", rho=0.2),
-        "CrAM+": variant("cram_plus", base.epochs),
+        "SGD": sgd,
+        "SGD*": variant(sgd, "sgd_decay", weight_decay=2e-2),
+        "SAM": variant(base, "sam", method="sam", rho=0.2),
+        "CrAM+": variant(base, "cram_plus"),
     }

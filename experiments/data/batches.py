@@ -1,5 +1,6 @@
 """Batches of arrays in memory, and the order in which a run sees them."""
 
+import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -47,9 +48,17 @@ def training_batches(
     for step in range(start, stop):
         epoch, position = divmod(step, steps)
         if position == 0 or step == start:
-            order = np.random.default_rng((seed, epoch)).permutation(count)
+            order = epoch_order(count, seed, epoch)
         chosen = order[position * batch_size : (position + 1) * batch_size]
         yield {name: rows(array, chosen) for name, array in arrays.items()}
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order in which an epoch of a run sees the examples."""
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    order.flags.writeable = False
+    return order
 
 
 def evaluation_batches(arrays: Arrays, batch_size: int) -> Iterator[Batch]:

@@ -1,9 +1,9 @@
-"""Labelled images in memory."""
+"""Labelled images, in memory where they are small."""
 
 import contextlib
 import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from experiments.data import (
     digits,  # noqa: F401  registers the builder
 )
 from experiments.data.batches import Batch
+from experiments.data.catalogue import CATALOGUE, Entry
+from experiments.data.large import MEAN, STD, LargeImages
 from experiments.errors import ConfigError, DatasetMissing
 
 
@@ -30,9 +32,24 @@ class Images(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(height, width, channels)."""
+        return self.images.shape[1:]
+
+    def take(self, chosen: Sequence[int]) -> Batch:
+        """Some images and their labels."""
+        rows = np.asarray(chosen)
+        return {"image": self.images[rows], "label": self.labels[rows]}
+
 
 class Dataset(NamedTuple):
-    """A data set in memory.
+    """A data set, in memory where its images are small.
 
     Attributes:
       train: the images to train on.
@@ -42,8 +59,8 @@ class Dataset(NamedTuple):
       std: float32, (channels,), of the training images.
     """
 
-    train: Images
-    evaluation: Images
+    train: Images | LargeImages
+    evaluation: Images | LargeImages
     classes: int
     mean: np.ndarray
     std: np.ndarray
@@ -56,35 +73,52 @@ def default_data_dir() -> Path:
     )
 
 
-def load(config: DataConfig, data_dir: Path | None = None) -> Dataset:
-    """Reads a data set; the digits are prepared at first use.
+def load(
+    config: DataConfig, data_dir: Path | None = None, *, workers: int = 0
+) -> Dataset:
+    """Reads a data set, or opens it where its images are large.
+
+    The digits are prepared at first use.
 
     Args:
       config: which data set, and how many of its training images to hold out.
       data_dir: where tensorflow-datasets keeps it; by default the user's cache.
+      workers: processes that decode large images; 0: threads.
 
     Returns:
-      The images, decoded.
+      The images.
 
     Raises:
       DatasetMissing: it is not there and cannot be made from nothing.
       ConfigError: the configuration asks for more images than there are.
     """
-    builder = open_dataset(config.name, data_dir or default_data_dir())
-    size = builder.info.splits["train"].num_examples
+    entry = CATALOGUE.get(config.name, Entry(config.name, size=()))
+    builder = open_dataset(entry.dataset, data_dir or default_data_dir())
+    size = _size(builder, entry.train)
     left = size - config.validation
     if left < config.batch_size:
         raise ConfigError(
             f"validation={config.validation} leaves {left} of {size} training images, "
             f"fewer than batch_size={config.batch_size}"
         )
-    train = read(builder, f"train[:{left}]")
-    split = f"train[{left}:]" if config.validation else "test"
+    classes = builder.info.features["label"].num_classes
+    if entry.size is None:
+        source = builder.as_data_source(split=entry.train)
+        train = LargeImages(source, range(left), workers)
+        if config.validation:
+            evaluation = LargeImages(source, range(left, size), workers)
+        else:
+            source = builder.as_data_source(split=entry.test)
+            evaluation = LargeImages(source, range(len(source)), workers)
+        return Dataset(train, evaluation, classes, MEAN, STD)
+    images = read(builder, entry.train)
+    train = Images(*(array[:left] for array in images))
+    held = Images(*(array[left:] for array in images))
     pixels = train.images.reshape(-1, train.images.shape[-1])
     return Dataset(
         train=train,
-        evaluation=read(builder, split),
-        classes=builder.info.features["label"].num_classes,
+        evaluation=held if config.validation else read(builder, entry.test),
+        classes=classes,
         mean=pixels.mean(axis=0, dtype=np.float64).astype(np.float32),
         std=pixels.std(axis=0, dtype=np.float64).astype(np.float32),
     )
@@ -103,10 +137,23 @@ def training_batches(
     return batches.training_batches(arrays, batch_size, seed, start, stop, rows)
 
 
-def evaluation_batches(data: Images, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(data: Images | LargeImages, batch_size: int) -> Iterator[Batch]:
     """``image``, ``label`` and ``weight``, see `batches.evaluation_batches`."""
+    if isinstance(data, LargeImages):
+        return data.evaluation_batches(batch_size)
     arrays = {"image": data.images, "label": data.labels}
     return batches.evaluation_batches(arrays, batch_size)
+
+
+def _size(builder: tfds.core.DatasetBuilder, split: str) -> int:
+    splits = builder.info.splits
+    names = split.split("+")
+    if missing := [name for name in names if name not in splits]:
+        raise ConfigError(
+            f"{builder.name} must have the split {missing[0]}, it has "
+            f"{', '.join(splits)}"
+        )
+    return sum(splits[name].num_examples for name in names)
 
 
 def open_dataset(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
@@ -119,6 +166,11 @@ def open_dataset(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(name, data_dir=where, file_format="array_record")
     except tfds.core.registered.DatasetNotFoundError as error:
+        if any(e.dataset == name for e in CATALOGUE.values()):
+            raise DatasetMissing(
+                f"{name} is not in {where}, and tensorflow-datasets has no builder for "
+                f"it: store it there in its form, with image and label"
+            ) from error
         raise DatasetMissing(f"no data set is called {name!r}") from error
     if name == "digits":
         tfds.disable_progress_bar()

@@ -10,7 +10,13 @@ from flax import nnx
 
 from experiments.config import Config
 from experiments.data.augment import augment
-from experiments.data.images import Batch, Dataset, Images, evaluation_batches
+from experiments.data.images import (
+    Batch,
+    Dataset,
+    Images,
+    evaluation_batches,
+)
+from experiments.data.large import LargeImages
 from experiments.models import check_images, make_model
 
 
@@ -28,7 +34,7 @@ class Task(NamedTuple):
     init: Callable[[int], tuple[Any, Any]]
     augment: Callable[[jax.Array, Batch], Batch]
     loss_fn: Callable[..., tuple[jax.Array, Any]]
-    evaluate: Callable[[Any, Any, Images], dict[str, float]]
+    evaluate: Callable[[Any, Any, Images | LargeImages], dict[str, float]]
 
 
 def classification(config: Config, data: Dataset) -> Task:
@@ -44,7 +50,7 @@ def classification(config: Config, data: Dataset) -> Task:
     Raises:
       ConfigError: the model does not suit the size of the images.
     """
-    check_images(config.model, data.train.images.shape[1:3])
+    check_images(config.model, data.train.shape[:2])
     graph = nnx.graphdef(nnx.eval_shape(lambda: _network(config, data, 0)))
 
     @jax.jit
@@ -78,10 +84,12 @@ def classification(config: Config, data: Dataset) -> Task:
             "loss": jnp.sum(losses * batch["weight"]),
         }
 
-    def evaluate(params: Any, batch_stats: Any, images: Images) -> dict[str, float]:
+    def evaluate(
+        params: Any, batch_stats: Any, images: Images | LargeImages
+    ) -> dict[str, float]:
         batches = evaluation_batches(images, config.data.evaluation_batch)
         sums = [totals(params, batch_stats, batch) for batch in batches]
-        count = len(images.labels)
+        count = images.size
         return {name: float(sum(s[name] for s in sums)) / count for name in sums[0]}
 
     def augment_batch(key: jax.Array, batch: Batch) -> Batch:
@@ -96,7 +104,7 @@ def classification(config: Config, data: Dataset) -> Task:
 def _network(config: Config, data: Dataset, seed: int) -> nnx.Module:
     return make_model(
         config.model,
-        channels=data.train.images.shape[-1],
+        channels=data.train.shape[-1],
         classes=data.classes,
         rngs=nnx.Rngs(jax.random.key(seed)),
     )

@@ -100,7 +100,7 @@ def store_rows():
         class Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             name = dataset
             VERSION = tfds.core.Version(release)
-            BUILDER_CONFIGS = (tfds.core.BuilderConfig(name=config),)
+            BUILDER_CONFIGS = (tfds.core.BuilderConfig(name=config),) if config else ()
 
             def _info(self):
                 return tfds.core.DatasetInfo(

@@ -60,6 +60,16 @@ def test_evaluate_prints_a_table(run, data_dir, capsys):
     text = capsys.readouterr().out
     assert "recalib." in text
     assert "50 %" in text
+    assert "3 calibrations" in text
+
+
+def test_report_reads_what_evaluate_stored(run, data_dir, tmp_path, capsys):
+    command = f"evaluate {run} --targets dense k50 k90 --data-dir {data_dir}"
+    assert main([*command.split(), "--calibrations", "2"]) == 0
+    assert main(["report", str(run), "--out", str(tmp_path)]) == 0
+    assert "report.md" in capsys.readouterr().out
+    assert "| CrAM+-k50 |" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "digits-resnet.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -69,6 +79,7 @@ def test_evaluate_prints_a_table(run, data_dir, capsys):
         ("compress nowhere --projector 90", "target '90' is unknown"),
         ("train cifar10 --data-dir nowhere", "cifar10 is not in nowhere"),
         ("demo --seeds 0", "seeds must be at least 1, got 0"),
+        ("evaluate nowhere --calibrations -1", "calibrations must be at least 0"),
     ],
 )
 def test_what_the_user_can_put_right_is_one_message(

@@ -1,7 +1,9 @@
 import json
 
+import jax
 import pytest
 
+import cram_jax
 from experiments.config import (
     Config,
     DataConfig,
@@ -10,6 +12,7 @@ from experiments.config import (
     differences,
     from_dict,
     to_dict,
+    variant,
 )
 from experiments.configs import CONFIGS
 from experiments.errors import ConfigError
@@ -34,6 +37,8 @@ def test_a_configuration_survives_json(config):
         (lambda: ModelConfig(widths=(4, 8), blocks=(1,)), "blocks must be one a stage"),
         (lambda: OptimizerConfig(method="adam"), "method must be one of sgd, sam"),
         (lambda: OptimizerConfig(rho=-0.1), "rho must be at least 0, got -0.1"),
+        (lambda: OptimizerConfig(masks_every=0), "masks_every must be at least 1"),
+        (lambda: OptimizerConfig(targets=("u100",)), "target 'u100': sparsity"),
         (lambda: OptimizerConfig(subsample=0), "subsample must be at least 1, got 0"),
         (lambda: ModelConfig(patch=0), "patch must be at least 1, got 0"),
         (lambda: OptimizerConfig(momentum=1.0), "momentum must be"),
@@ -62,6 +67,12 @@ def test_differences_are_named_by_their_path():
         ("k90", "top_k(0.9)", "90 %", 0.9),
         ("k97.5", "top_k(0.975)", "97.5 %", 0.975),
         ("k7", "top_k(0.07)", "7 %", 0.07),
+        (
+            "u90",
+            "top_k(0.9, scope='layer')",
+            "90 % uniform",
+            None,
+        ),
         ("2:4", "n_m(2, 4)", "2:4", None),
         ("4bit", "fake_quant(4)", "4-bit", None),
         (
@@ -76,3 +87,38 @@ def test_targets_read_as_the_paper_writes_them(target, projector_label, text, sh
     assert projector(target).label == projector_label
     assert label(target) == text
     assert sparsity(target) == share
+
+
+def test_masks_can_serve_for_many_steps_but_not_levels():
+    assert projector("k90+4bit", masks_every=20).label == (
+        "compose(cached(top_k(0.9), every=20), fake_quant(4))"
+    )
+
+
+def test_uniform_sparsity_is_of_a_scope_of_its_own():
+    assert sparsity("u90", "layer") == 0.9
+    assert sparsity("k90", "layer") is None
+    assert sparsity("dense", "layer") == 0.0
+
+
+def test_uniform_pruning_leaves_the_first_and_the_last_layer_dense(config, task):
+    params, _ = task.init(0)
+    _, masks = cram_jax.compress(params, projector("u50"))
+    shares = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): float(mask.mean())
+        for path, mask in jax.tree.leaves_with_path(masks)
+        if mask.ndim > 1
+    }
+    dense = {path for path, share in shares.items() if share == 1}
+    assert dense == {"stem/conv/kernel", "head/kernel"}
+    assert {share for path, share in shares.items() if path not in dense} == {0.5}
+
+
+def test_a_variant_differs_in_what_is_named():
+    other = variant(Config(), "other", epochs=3, evaluate=("dense",), rho=0.5)
+    assert differences(Config(), other) == [
+        "name",
+        "optimizer.rho",
+        "epochs",
+        "targets",
+    ]

@@ -66,3 +66,19 @@ def test_recalibration_averages_the_statistics_of_the_first_images(config, data,
     stem = statistics["stem"]["norm"]
     np.testing.assert_allclose(stem["mean"], halves.mean(1).mean(0), atol=1e-4)
     np.testing.assert_allclose(stem["var"], halves.var(1).mean(0), rtol=1e-3)
+
+
+def test_draws_of_calibration_images_are_random_and_repeatable(config, data, task):
+    params, batch_stats = task.init(0)
+    evaluation = make_evaluation(config, data, task)
+
+    def mean(draw):
+        statistics = evaluation.recalibrate(params, batch_stats, draw)
+        return statistics["stem"]["norm"]["mean"]
+
+    np.testing.assert_array_equal(mean(0), mean(0))
+    assert not np.array_equal(mean(0), mean(1))
+    assert not np.array_equal(mean(0), mean(None))
+    (row,) = evaluate_targets(evaluation, params, batch_stats, ["k50"], 3)
+    assert len(row.draws) == 3
+    assert row.recalibrated == np.mean(row.draws)

@@ -68,3 +68,21 @@ def test_the_plot_is_a_picture(results, tmp_path):
     plot_accuracy(results, path, "Title")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 10_000
+
+
+def test_one_run_has_the_deviation_of_its_draws():
+    results = new_results(["k90"])
+    drawn = Accuracy("k90", 10.0, 98.0, (97.0, 98.0, 99.0))
+    add_run(results, "SGD", Config(), [drawn], 1.0)
+    assert cell(results, "SGD", "recalibrated", "k90") == "98.0 ± 1.0"
+    assert cell(results, "SGD", "pruned", "k90") == "10.0"
+    # Of two runs it is the deviation over the runs: 96 and 98 are sqrt(2) apart.
+    add_run(results, "SGD", Config(seed=1), [Accuracy("k90", 10.0, 96.0)], 1.0)
+    assert cell(results, "SGD", "recalibrated", "k90") == "97.0 ± 1.4"
+
+
+def test_an_unknown_figure_is_an_empty_cell():
+    results = new_results(["dense", "k90"])
+    add_run(results, "SGD", Config(), [Accuracy("dense", 98.0, 99.0)], 1.0)
+    assert cell(results, "SGD", "pruned", "k90") == ""
+    accuracy_table(results, "Title")

@@ -1,0 +1,212 @@
+"""Evaluated runs side by side: tables in Markdown, pictures, the paper's figures."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments import paper, targets
+from experiments.checkpoints import load_config
+from experiments.config import Config, OptimizerConfig
+from experiments.errors import RunError
+from experiments.files import write_text
+from experiments.report import (
+    Results,
+    cell,
+    load_results,
+    new_results,
+    plot_accuracy,
+    save_results,
+    summarize,
+)
+
+
+class Section(NamedTuple):
+    """Runs on one data set with one network.
+
+    Attributes:
+      name: of the data set and the network.
+      results: the runs, by the label of their method.
+      configs: one configuration a method, with the seed of its first run.
+    """
+
+    name: str
+    results: Results
+    configs: dict[str, Config]
+
+
+def gather(runs: Sequence[Path]) -> list[Section]:
+    """Reads what ``evaluate`` stored, and puts together what belongs together.
+
+    Args:
+      runs: their directories. Runs that differ in nothing but the seed are runs of one
+        method.
+
+    Returns:
+      A section for every data set and network, in the order of the runs.
+
+    Raises:
+      RunError: a directory is not a run, or was not evaluated; or one is there twice.
+    """
+    if not runs:
+        raise RunError("report needs the directory of at least one run")
+    sections: dict[object, Section] = {}
+    for run in runs:
+        config = load_config(run)
+        stored = _stored(run)
+        key = (config.data.name, config.model)
+        if key not in sections:
+            name = f"{config.data.name}-{config.model.name}"
+            same = sum(other.name.startswith(name) for other in sections.values())
+            name += f"-{same + 1}" if same else ""
+            sections[key] = Section(name, new_results(()), {})
+        _add(sections[key], run, config, stored)
+    return list(sections.values())
+
+
+def method_label(config: OptimizerConfig) -> str:
+    """The method as the paper calls it: ``CrAM+-k95``, ``CrAM+-Multi``, ``SAM``."""
+    names = {"cram": "CrAM", "cram_plus": "CrAM+", "topk_plus": "Top-K+"}
+    if config.method not in names:
+        return config.method.upper()
+    if len(config.targets) == 1:
+        suffix = config.targets[0]
+    else:
+        suffix = "N:M" if all(":" in t for t in config.targets) else "Multi"
+    return f"{names[config.method]}-{suffix}"
+
+
+def write_report(sections: Sequence[Section], out: Path) -> list[Path]:
+    """Writes report.md, and for every section its numbers and its pictures.
+
+    Args:
+      sections: from `gather`.
+      out: the directory; files of an earlier report are replaced.
+
+    Returns:
+      The files.
+    """
+    files = [out / "report.md"]
+    text = []
+    for name, results, configs in sections:
+        save_results(results, out / f"{name}.json")
+        files.append(out / f"{name}.json")
+        text += [f"# {name}", "", *_runs(results, configs), "", *_accuracies(results)]
+        text += ["", *_differences(results, configs)]
+        for scope, words in (("global", ""), ("layer", "-uniform")):
+            shares = [targets.sparsity(t, scope) for t in results["targets"]]
+            if sum(bool(share) for share in shares) < 2:
+                continue
+            path = out / f"{name}{words}.png"
+            plot_accuracy(results, path, f"{name}{words}, accuracy (%)", scope)
+            text += [f"![Accuracy over sparsity]({path.name})", ""]
+            files.append(path)
+    write_text(files[0], "\n".join(text))
+    return files
+
+
+def _stored(run: Path) -> Results:
+    path = run / "evaluation.json"
+    if not path.exists():
+        raise RunError(f"{run} was not evaluated: python -m experiments evaluate {run}")
+    try:
+        return load_results(path)
+    except ValueError as error:
+        raise RunError(f"cannot read {path}: {error}") from error
+
+
+def _add(section: Section, run: Path, config: Config, stored: Results) -> None:
+    results = section.results
+    for key in ("versions", "machine"):
+        results[key] = stored[key]
+    results["targets"] += [t for t in stored["targets"] if t not in results["targets"]]
+    (entry,) = (entry for m in stored["methods"].values() for entry in m["runs"])
+    label = _label(section, config)
+    section.configs.setdefault(label, config)
+    others = results["methods"].setdefault(label, {"runs": []})["runs"]
+    if any(other["seed"] == config.seed for other in others):
+        raise RunError(f"{run}: there are two runs of {label} with seed {config.seed}")
+    others.append(entry)
+
+
+def _label(section: Section, config: Config) -> str:
+    """The method's label, with the run's name where another method has it too."""
+    short = method_label(config.optimizer)
+    for label in (short, f"{short} ({config.name})"):
+        known = section.configs.get(label)
+        if known is None or _but_for_seed(known) == _but_for_seed(config):
+            return label
+    raise RunError(
+        f"{config.name} names runs of {short} that differ in more than their seed; "
+        f"report them apart"
+    )
+
+
+def _but_for_seed(config: Config) -> Config:
+    """The configuration of all seeds; each may have its own model to start from."""
+    return dataclasses.replace(config, seed=0, init_from=None)
+
+
+def _runs(results: Results, configs: dict[str, Config]) -> list[str]:
+    rows = []
+    for label, config in configs.items():
+        runs = results["methods"][label]["runs"]
+        draws = [d for run in runs for d in run.get("draws", {}).values()]
+        drawn = max(map(len, draws), default=1)
+        seeds = ", ".join(str(run["seed"]) for run in runs)
+        rows.append([label, config.name, str(config.epochs), seeds, str(drawn)])
+    header = ["method", "configuration", "epochs", "seeds", "calibrations"]
+    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+    machine = ", ".join(f"{k} {v}" for k, v in results["machine"].items())
+    return [*_table(header, rows), "", f"Evaluated on {machine}, with {versions}."]
+
+
+def _accuracies(results: Results) -> list[str]:
+    header = ["accuracy (%)"]
+    for method in results["methods"]:
+        header += [f"{method}, pruned", f"{method}, recalibrated"]
+    rows = [
+        [targets.label(target)]
+        + [
+            cell(results, method, kind, target)
+            for method in results["methods"]
+            for kind in ("pruned", "recalibrated")
+        ]
+        for target in results["targets"]
+    ]
+    deviation = (
+        "± is the standard deviation over seeds; for one seed, over its calibrations."
+    )
+    return [*_table(header, rows), "", deviation]
+
+
+def _differences(results: Results, configs: dict[str, Config]) -> list[str]:
+    """Points above dense SGD, ours and the paper's; nothing where there is no SGD."""
+    ours = summarize(results, "SGD", "pruned", "dense")[0] if "SGD" in configs else None
+    if ours is None or math.isnan(ours):
+        return []
+    header = ["points above dense SGD"]
+    for method in configs:
+        header += [method, "the paper"]
+    rows = []
+    for target in results["targets"]:
+        row = [targets.label(target)]
+        for method, config in configs.items():
+            # A dense network needs no recalibration.
+            kind = "pruned" if target == "dense" else "recalibrated"
+            mean, _ = summarize(results, method, kind, target)
+            row.append("" if math.isnan(mean) else f"{mean - ours:+.1f}")
+            published = paper.difference(config, target)
+            row.append("" if published is None else f"{published:+.1f}")
+        rows.append(row)
+    text = f"Dense SGD: {ours:.1f} %"
+    published = paper.baseline(configs["SGD"])
+    if published is not None:
+        text += f"; the paper: {published:.1f} %, on the official images"
+    return [*_table(header, rows), "", f"{text}.", ""]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]

@@ -1,0 +1,148 @@
+"""Reports of stored runs."""
+
+import dataclasses
+
+import pytest
+
+from experiments import paper
+from experiments.__main__ import main
+from experiments.checkpoints import save_config
+from experiments.comparison import gather, method_label, write_report
+from experiments.config import OptimizerConfig, variant
+from experiments.configs import cifar10, cifar10_ablations
+from experiments.errors import RunError
+from experiments.evaluation import Accuracy
+from experiments.report import add_run, load_results, new_results, save_results
+
+NAMES = ("dense", "k70", "k90", "u50", "u90", "2:4")
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Stores a run as training and evaluation leave it, with chosen accuracies."""
+
+    def save(config, seed, accuracies, calibrations=2):
+        config = dataclasses.replace(config, seed=seed)
+        run = tmp_path / f"{config.name}-{seed}"
+        save_config(run, config)
+        results = new_results(list(accuracies))
+        rows = [
+            Accuracy(target, value - 1, value, (value,) * calibrations)
+            for target, value in accuracies.items()
+        ]
+        add_run(results, config.optimizer.method, config, rows, 1.0)
+        save_results(results, run / "evaluation.json")
+        return run
+
+    return save
+
+
+@pytest.fixture
+def runs(store):
+    sgd = dict(zip(NAMES, (91.0, 88.0, 40.0, 89.0, 60.0, 80.0), strict=True))
+    multi = dict(zip(NAMES, (91.5, 91.0, 89.0, 90.0, 88.0, 85.0), strict=True))
+    return [
+        *(store(cifar10.sgd, seed, sgd) for seed in (0, 1)),
+        *(store(cifar10.multi, seed, multi) for seed in (0, 1)),
+    ]
+
+
+def row(text, start):
+    """The cells of the first line of a table that starts so."""
+    (line, *_) = [line for line in text.splitlines() if line.startswith(start)]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_runs_that_differ_in_their_seed_are_one_method(runs):
+    (section,) = gather(runs)
+    assert section.name == "cifar10-resnet20"
+    assert list(section.results["methods"]) == ["SGD", "CrAM+-Multi"]
+    entries = section.results["methods"]["SGD"]["runs"]
+    assert [entry["seed"] for entry in entries] == [0, 1]
+
+
+def test_the_report_has_our_figures_beside_the_papers(runs, tmp_path):
+    out = tmp_path / "out"
+    files = write_report(gather(runs), out)
+    assert {path.name for path in files} == {
+        "report.md",
+        "cifar10-resnet20.json",
+        "cifar10-resnet20.png",
+        "cifar10-resnet20-uniform.png",
+    }
+    assert all(path.stat().st_size for path in files)
+    text = (out / "report.md").read_text()
+    assert row(text, "| SGD") == ["SGD", "cifar10_sgd", "400", "0, 1", "2"]
+    assert row(text, "| 90 % |") == (
+        ["90 %", "39.0 ± 0.0", "40.0 ± 0.0", "88.0 ± 0.0", "89.0 ± 0.0"]
+    )
+    differences = text[text.index("| points above dense SGD") :]
+    # The dense network as it is, 90.0, for ours; tables 6 and 17 for the paper's.
+    assert row(differences, "| 90 % |") == ["90 %", "-50.0", "", "-1.0", "-2.7"]
+    assert row(differences, "| 2:4") == ["2:4", "-10.0", "", "-5.0", ""]
+    assert "Dense SGD: 90.0 %; the paper: 93.0 %" in text
+    stored = load_results(out / "cifar10-resnet20.json")
+    assert len(stored["methods"]["CrAM+-Multi"]["runs"]) == 2
+
+
+def test_the_papers_figures_are_those_of_its_runs_alone():
+    assert paper.difference(cifar10.config, "k95") == -3.8
+    assert paper.difference(variant(cifar10.config, "x", rho=1.0), "k95") is None
+    assert paper.difference(cifar10.multi, "2:4") is None
+    assert paper.baseline(cifar10.sgd) == 93.0
+
+
+def test_methods_of_one_kind_are_told_apart_by_name(store, tmp_path):
+    accuracies = {"dense": 90.0, "k90": 80.0}
+    names = [cifar10.multi, cifar10_ablations.configs[4]]
+    (section,) = gather([store(config, 0, accuracies) for config in names])
+    assert list(section.configs) == [
+        "CrAM+-Multi",
+        "CrAM+-Multi (cifar10_multi_dense_gradients)",
+    ]
+    files = write_report([section], tmp_path / "out")
+    assert "above dense SGD" not in files[0].read_text()  # there is none
+
+
+def test_a_run_on_another_network_has_its_own_section(store):
+    other = dataclasses.replace(
+        cifar10.config,
+        name="other",
+        model=dataclasses.replace(cifar10.config.model, name="resnet32"),
+    )
+    accuracies = {"dense": 90.0}
+    sections = gather([store(c, 0, accuracies, 0) for c in (cifar10.config, other)])
+    assert [s.name for s in sections] == ["cifar10-resnet20", "cifar10-resnet32"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({"method": "sgd"}, "SGD"),
+        ({"method": "cram_plus", "targets": ("k95",)}, "CrAM+-k95"),
+        ({"method": "cram", "targets": ("2:4", "4:8")}, "CrAM-N:M"),
+        ({"method": "topk_plus"}, "Top-K+-Multi"),
+    ],
+)
+def test_methods_are_called_as_in_the_paper(changes, label):
+    assert method_label(OptimizerConfig(**changes)) == label
+
+
+def test_what_is_not_there_is_named(store, tmp_path, capsys):
+    run = store(cifar10.sgd, 0, {"dense": 90.0})
+    with pytest.raises(RunError, match="two runs of SGD with seed 0"):
+        gather([run, run])
+    with pytest.raises(RunError, match="at least one run"):
+        gather([])
+    changed = dataclasses.replace(cifar10.sgd, epochs=3)
+    again = dataclasses.replace(cifar10.sgd, epochs=4)
+    others = [store(changed, 1, {"dense": 90.0}), store(again, 2, {"dense": 90.0})]
+    with pytest.raises(RunError, match="cifar10_sgd names runs of SGD that differ"):
+        gather([run, *others])
+    (run / "evaluation.json").write_text("{")
+    with pytest.raises(RunError, match="cannot read .*evaluation.json"):
+        gather([run])
+    (run / "evaluation.json").unlink()
+    assert main(["report", str(run), "--out", str(tmp_path / "out")]) == 1
+    message = f"error: {run} was not evaluated: python -m experiments evaluate {run}"
+    assert message in capsys.readouterr().err

@@ -1,0 +1,46 @@
+"""One epoch on real images, from the stored data set to the evaluated network."""
+
+import dataclasses
+import json
+
+import numpy as np
+
+from experiments.config import variant
+from experiments.configs import cifar10_small
+from experiments.data.images import Dataset, Images, open_dataset, read
+from experiments.evaluation import evaluate_targets, make_evaluation
+from experiments.tasks.classification import classification
+from experiments.training import train
+
+
+def test_an_epoch_on_512_images_of_cifar10_lowers_the_loss(shared, progress, tmp_path):
+    builder = open_dataset("cifar10", shared / "datasets" / "tfds")
+    images = read(builder, "train[:512]")
+    pixels = images.images.reshape(-1, 3)
+    data = Dataset(
+        train=images,
+        evaluation=Images(images.images[:200], images.labels[:200]),
+        classes=10,
+        mean=pixels.mean(axis=0).astype(np.float32),
+        std=pixels.std(axis=0).astype(np.float32),
+    )
+    config = variant(cifar10_small.config, "smoke", epochs=1, learning_rate=0.05)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            config.data, batch_size=32, calibration=128, evaluation_batch=64
+        ),
+        log_every=4,
+    )
+    task = classification(config, data)
+    state = train(config, tmp_path / "run", data, task, progress)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines if '"loss"' in line]
+    assert len(losses) == 4
+    # Chance is log(10) = 2.30.
+    assert losses[-1] < 2.2
+    evaluation = make_evaluation(config, data, task)
+    rows = evaluate_targets(
+        evaluation, state.params, state.batch_stats, ("dense", "k50"), 2
+    )
+    assert all(row.recalibrated > 15 for row in rows)  # chance is 10 %
