@@ -35,6 +35,7 @@ bench: $(READY)
 	mkdir -p benchmarks/results
 	$(RUN) -m benchmarks.selection | tee benchmarks/results/selection.txt
 	$(RUN) -m benchmarks.step | tee benchmarks/results/step.txt
+	$(RUN) -m benchmarks.loop | tee benchmarks/results/loop.txt
 	$(RUN) -m benchmarks.scaling | tee benchmarks/results/scaling.txt
 	$(RUN) -m benchmarks.cost_model | tee benchmarks/results/cost_model.txt
 	@if $(RUN) -c 'import torch' 2> /dev/null; \

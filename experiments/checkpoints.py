@@ -1,7 +1,9 @@
 """Save, restore, resume: a run directory's checkpoints, by orbax."""
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +90,10 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> Any:
     if step is None:
         raise RunError(f"{checkpoints.directory} holds no checkpoint")
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    try:
+    earlier = [other for other in checkpoints.all_steps() if other < step]
+    advice = f"; remove it to go on from step {max(earlier)}" if earlier else ""
+    with _reading(Path(checkpoints.directory) / str(step), advice):
         return checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
-    except Exception as error:  # of json, of tensorstore or of orbax
-        path = Path(checkpoints.directory) / str(step)
-        earlier = [other for other in checkpoints.all_steps() if other < step]
-        advice = f"; remove it to go on from step {max(earlier)}" if earlier else ""
-        raise RunError(f"cannot read {path}: {first_line(error)}{advice}") from error
 
 
 def save_model(run: Path, config: Config, params: Any, batch_stats: Any) -> None:
@@ -123,11 +122,11 @@ def load_model(run: Path, like: Any) -> tuple[Any, Any]:
       The parameters and the batch statistics.
 
     Raises:
-      RunError: there is neither.
+      RunError: there is neither, or what there is is damaged.
     """
     if (run / "model").exists():
         abstract = {"params": like.params, "batch_stats": like.batch_stats}
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _reading(run / "model"), ocp.StandardCheckpointer() as checkpointer:
             model = checkpointer.restore((run / "model").absolute(), abstract)
         return model["params"], model["batch_stats"]
     if not (run / "checkpoints").exists():
@@ -156,28 +155,24 @@ def read_model(run: Path) -> tuple[Any, Any]:
         if step is None:
             raise RunError(f"{run} holds no checkpoint; train it with --resume")
         directory = run / "checkpoints" / str(step) / "default"
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            stored = checkpointer.metadata(directory.absolute()).item_metadata.tree
-            model = {
-                name: jax.tree.map(
-                    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-                    stored[name],
-                )
-                for name in ("params", "batch_stats")
-            }
-            as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-            model = checkpointer.restore(
-                directory.absolute(),
-                ocp.args.PyTreeRestore(
-                    model,
-                    restore_args=jax.tree.map(lambda _: as_numpy, model),
-                    partial_restore=True,
-                ),
+    handler = ocp.PyTreeCheckpointHandler()
+    with _reading(directory), ocp.Checkpointer(handler) as checkpointer:
+        stored = checkpointer.metadata(directory.absolute()).item_metadata.tree
+        abstract = {
+            name: jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), stored[name]
             )
-    except Exception as error:  # of json, of tensorstore or of orbax
-        reason = str(error).strip().split("\n")[0]
-        raise RunError(f"cannot read {directory}: {reason}") from error
+            for name in ("params", "batch_stats")
+        }
+        as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+        model = checkpointer.restore(
+            directory.absolute(),
+            ocp.args.PyTreeRestore(
+                abstract,
+                restore_args=jax.tree.map(lambda _: as_numpy, abstract),
+                partial_restore=True,
+            ),
+        )
     return model["params"], model["batch_stats"]
 
 
@@ -185,3 +180,11 @@ def latest_step(run: Path) -> int | None:
     """The step of the last checkpoint, None where there is none."""
     names = (path.name for path in (run / "checkpoints").glob("*"))
     return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
+@contextlib.contextmanager
+def _reading(path: Path, advice: str = "") -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of json, of tensorstore or of orbax
+        raise RunError(f"cannot read {path}: {first_line(error)}{advice}") from error

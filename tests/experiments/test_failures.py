@@ -141,6 +141,15 @@ def test_a_damaged_configuration_is_named(tmp_path):
         checkpoints.load_config(tmp_path)
 
 
+def test_a_damaged_model_is_named(tmp_path, setting):
+    config, data, task, *_ = setting
+    state = init_state(config, data, task)
+    checkpoints.save_model(tmp_path, config, state.params, state.batch_stats)
+    (tmp_path / "model" / "_METADATA").write_text("{")
+    with pytest.raises(RunError, match=r"cannot read .*model: "):
+        checkpoints.load_model(tmp_path, state)
+
+
 def test_a_directory_that_cannot_be_written_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("here")
     command = f"train digits --data-dir {tmp_path} --run {tmp_path / 'file' / 'run'}"

@@ -131,7 +131,6 @@ def test_another_number_of_classes_is_named(finetuning, data):
     )
     with pytest.raises(WeightsError, match=message):
         initial_model(config, task)
-    # What has no place yet is not claimed.
 
 
 def test_another_network_is_named_and_the_directory_not_claimed(
