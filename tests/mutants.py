@@ -97,7 +97,9 @@ MUTANTS = {
             Mutant("else jax.lax.pmean(loss, axis_name)", "else loss"),
             Mutant("if takes_all or n in named", "if takes_all"),
             Mutant("            loss, _ = loss", "            _, loss = loss"),
-            Mutant("every, *rest))[:, 0]", "every, *rest))[:, -1]"),
+            Mutant(
+                "split_axis(leaf, 0, every)[:, 0]", "split_axis(leaf, 0, every)[:, -1]"
+            ),
             Mutant("return leaf[::every]", "return leaf[: size // every]"),
             Mutant("            if name in arguments", "            if name"),
         ],
@@ -150,7 +152,7 @@ MUTANTS = {
             ),
             Mutant("(other > own)", "(other >= own)"),
             Mutant("k=-1, dtype=bool", "k=0, dtype=bool"),
-            Mutant("return (ahead < n)", "return (ahead <= n)"),
+            Mutant("join_axes(ahead < n", "join_axes(ahead <= n"),
             Mutant("jnp.shape(leaf)[-2] % m == 0", "jnp.shape(leaf)[-1] % m == 0"),
             Mutant("3, 2 * 10**7) + 1) // 2", "3, 2 * 10**7)) // 2"),
         ],
@@ -239,6 +241,40 @@ MUTANTS = {
             Mutant(
                 "lambda one, zero: 1 - (one - zero)", "lambda one, zero: one - zero"
             ),
+        ],
+    ),
+    "fisher": (
+        ["fisher", "second_order"],
+        [
+            Mutant("width = max(1, min(block_size, leaf.size))", "width = block_size"),
+            Mutant("jnp.moveaxis(rows, 0, -1)", "rows"),
+            Mutant("one / damping**0.5", "one / damping"),
+            Mutant("jnp.sqrt(1 + jnp.sum(v**2", "jnp.sqrt(2 + jnp.sum(v**2"),
+            Mutant("(c * (c + 1))", "(c * c)"),
+            Mutant(
+                "jnp.sqrt(2 * jnp.sum(root**2, axis=-1))", "jnp.sqrt(2 * root[..., 0])"
+            ),
+            Mutant("weights - along * weights", "weights + along * weights"),
+            Mutant("root - along[:, :, None] * row[:, None, :]", "root"),
+            Mutant("wide(gradients[i]) / count**0.5", "wide(gradients[i])"),
+            Mutant("jnp.where(kept[i], wide", "jnp.where(True, wide"),
+            Mutant("jnp.minimum(micro_batch, count - start)", "micro_batch"),
+            Mutant("* group + jnp.arange(group)", "* group"),
+            Mutant("leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))", "leaf"),
+        ],
+    ),
+    "second_order": (
+        ["second_order", "second_order_refusals"],
+        [
+            Mutant("jnp.maximum(ranks, jnp.finfo(ranks.dtype).tiny)", "ranks"),
+            Mutant("1 - (1 - sparsity) ** (step / steps)", "sparsity * step / steps"),
+            Mutant("kept[i] = kept[i] & mask", "kept[i] = mask"),
+            Mutant(
+                "Projection(keep(masks, params), masks)", "Projection(params, masks)"
+            ),
+            Mutant("moved.astype(leaves[i].dtype)", "moved"),
+            Mutant("kept_count(size, share)", "kept_count(size, sparsity)"),
+            Mutant("if size % examples_per_gradient:", "if False:"),
         ],
     ),
 }
