@@ -2,15 +2,28 @@
 
 import dataclasses
 import functools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from experiments.config import (
+    BertModelConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TextConfig,
+    TextDataConfig,
+)
 from experiments.data.images import Dataset, Images
+from experiments.data.squad import read_json
+from experiments.data.text import load_text
 from experiments.metrics import make_console, progress_bar
 from experiments.tasks.classification import classification
+from experiments.tasks.question_answering import question_answering
 from experiments.training import make_train_step
 
 
@@ -118,3 +131,80 @@ def store_rows():
         builder.download_and_prepare()
 
     return store
+
+
+@pytest.fixture(scope="session")
+def facts():
+    """Sixteen questions of our own making about four paragraphs, as SQuAD has them."""
+    return Path(__file__).parents[1] / "data" / "language" / "facts.json"
+
+
+@pytest.fixture(scope="session")
+def make_vocabulary():
+    """Writes the words of questions and their contexts as a vocabulary."""
+
+    def make(folder, questions):
+        words = sorted(
+            {
+                word
+                for question in questions
+                for text in (question.question, question.context)
+                for word in re.findall(r"\w+|[^\w\s]", text.lower())
+            }
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+        (folder / "vocab.txt").write_text("\n".join(special + words))
+        return len(special + words)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text_config(facts, make_vocabulary, tmp_path_factory):
+    """A BERT of two layers, small enough to compile in a second."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    size = make_vocabulary(folder, read_json(facts))
+    return TextConfig(
+        name="facts",
+        data=TextDataConfig(
+            max_length=48, stride=8, question_limit=12, batch_size=8, evaluation_batch=6
+        ),
+        model=BertModelConfig(
+            vocab_size=size,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        ),
+        train_file=str(facts),
+        eval_file=str(facts),
+        vocabulary=str(folder),
+        optimizer=OptimizerConfig(
+            targets=("u50",),
+            rho=0.005,
+            base="adam",
+            learning_rate=5e-3,
+            schedule="linear",
+            warmup=0.0,
+            weight_decay=0.0,
+            frozen="^bert/embeddings/",
+        ),
+        epochs=2,
+        label_smoothing=0.1,
+        targets=("dense", "u50", "k50"),
+        evaluate_every=1,
+        checkpoint_every=1,
+        log_every=2,
+    )
+
+
+@pytest.fixture(scope="session")
+def text_data(text_config):
+    return load_text(text_config)
+
+
+@pytest.fixture(scope="session")
+def text_task(text_config):
+    return question_answering(text_config)

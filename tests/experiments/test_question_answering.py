@@ -1,0 +1,167 @@
+"""The task of SQuAD: its loss, its dropout, its scores, and that it learns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cram_jax
+from experiments.data.images import training_batches
+from experiments.data.squad import read_json
+from experiments.data.text import load_text
+from experiments.tasks.language import network
+from experiments.tasks.question_answering import question_answering
+from experiments.training import init_state, make_train_step
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def first_batches(config, data, steps):
+    return training_batches(data.train, config.data.batch_size, 0, 0, steps)
+
+
+def losses_of(config, data, task, steps):
+    """The losses of some training steps from the initial weights."""
+    state, step = init_state(config, data, task), make_train_step(config, data, task)
+    losses = []
+    for batch in first_batches(config, data, steps):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+@pytest.fixture(scope="module")
+def params(text_task):
+    return text_task.init(0)[0]
+
+
+@pytest.fixture(scope="module")
+def batch(text_config, text_data):
+    return next(first_batches(text_config, text_data, 1))
+
+
+@pytest.fixture(scope="module")
+def logits(text_config, params, batch):
+    """Start and end logits, without dropout, as float64."""
+    model = network(text_config).module(params)
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    found = model(*(jnp.asarray(batch[name]) for name in names), training=False)
+    return [np.asarray(scores, np.float64) for scores in found]
+
+
+def cross_entropy(logits, batch, smoothing):
+    """By the definition, a row at a time."""
+    rows = []
+    for row, mask in enumerate(batch["attention_mask"]):
+        for scores, place in zip(logits, (batch["start"], batch["end"]), strict=True):
+            wanted = smoothing * mask / mask.sum()
+            wanted[place[row]] += 1 - smoothing
+            log_total = np.log(np.exp(scores[row]).sum())
+            rows.append(np.sum(wanted * (log_total - scores[row])))
+    return np.mean(rows)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_loss_is_the_mean_cross_entropy_of_start_and_end(
+    smoothing, text_config, params, batch, logits
+):
+    still = dataclasses.replace(
+        text_config.model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    config = dataclasses.replace(
+        text_config, model=still, label_smoothing=smoothing
+    )
+    loss, statistics = question_answering(config).loss_fn(params, {}, batch)
+    # float32 against float64
+    assert loss == pytest.approx(cross_entropy(logits, batch, smoothing), rel=1e-5)
+    assert statistics == {}
+
+
+def test_the_evaluation_loss_has_neither_dropout_nor_smoothing(
+    text_task, params, batch, logits
+):
+    loss = text_task.evaluation_loss(params, {}, batch)
+    assert loss == pytest.approx(cross_entropy(logits, batch, 0.0), rel=1e-5)
+    one = {name: array[:1] for name, array in batch.items()}
+    first = cross_entropy([scores[:1] for scores in logits], one, 0.0)
+    assert text_task.evaluation_loss(params, {}, one) == pytest.approx(first, rel=1e-5)
+
+
+def test_dropout_is_a_function_of_its_key(text_task, params, batch):
+    loss = jax.jit(lambda key: text_task.loss_fn(params, {}, batch, key)[0])
+    keys = [jax.random.key(0), jax.random.key(0), jax.random.key(1)]
+    one, again, other = map(loss, keys)
+    assert one == again
+    assert one != other
+
+
+def test_both_gradients_of_a_step_have_the_same_dropout(text_config, text_data):
+    """At rho 0 and no compression, equation 2 gives the dense gradient again."""
+    config = dataclasses.replace(
+        text_config,
+        optimizer=dataclasses.replace(
+            text_config.optimizer, method="cram", targets=("dense",), rho=0.0
+        ),
+    )
+    task = question_answering(config)
+    batch = next(first_batches(config, text_data, 1))
+    _, metrics = make_train_step(config, text_data, task)(
+        init_state(config, text_data, task), batch
+    )
+    assert metrics["compressed_loss"] == metrics["loss"]
+
+
+def test_a_part_of_the_batch_serves_for_the_compressed_gradient(
+    text_task, params, batch
+):
+    key = jax.random.key(0)
+    part = cram_jax.subsampled(text_task.loss_fn, "batch", every=4)
+    loss, _ = part(params, batch_stats={}, batch=batch, dropout_key=key)
+    chosen = {name: array[::4] for name, array in batch.items()}
+    assert loss == text_task.loss_fn(params, {}, chosen, key)[0]
+
+
+def test_filling_of_the_last_batch_does_not_count(text_config, text_data, params):
+    count = len(text_data.evaluation.windows.example)
+    assert count % text_config.data.evaluation_batch
+    results = []
+    for size in (text_config.data.evaluation_batch, count):
+        sized = dataclasses.replace(text_config.data, evaluation_batch=size)
+        task = question_answering(dataclasses.replace(text_config, data=sized))
+        results.append(task.evaluate(params, {}, text_data.evaluation))
+    assert list(results[0]) == ["f1", "exact_match", "loss"]
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+def test_a_few_questions_are_learnt_by_heart(text_config, text_data, text_task):
+    """All of it: windows, loss, both gradients, Adam, logits to answers, scores."""
+    config = dataclasses.replace(text_config, epochs=60)
+    losses, state = losses_of(config, text_data, text_task, 120)
+    result = text_task.evaluate(state.params, {}, text_data.evaluation)
+    assert np.mean(losses[-5:]) < 2.0
+    assert result["exact_match"] > 80
+    assert result["f1"] >= result["exact_match"]
+
+
+def test_twenty_steps_on_real_questions_lower_the_loss(
+    shared, text_config, make_vocabulary, tmp_path
+):
+    file = shared / "datasets" / "squad" / "squad-dev-articles-train.json"
+    size = make_vocabulary(tmp_path, read_json(file)[:2000])
+    data = dataclasses.replace(
+        text_config.data, examples=16, evaluation_examples=16, max_length=64
+    )
+    config = dataclasses.replace(
+        text_config,
+        data=data,
+        model=dataclasses.replace(text_config.model, vocab_size=size),
+        train_file=str(file),
+        eval_file=str(file),
+        vocabulary=str(tmp_path),
+        epochs=20,
+    )
+    losses, _ = losses_of(config, load_text(config), question_answering(config), 20)
+    assert losses[0] == pytest.approx(np.log(64), abs=0.3)  # evenly over the tokens
+    assert np.mean(losses[-3:]) < 3.0
