@@ -1,5 +1,6 @@
 """Small data and small runs."""
 
+import collections
 import dataclasses
 import functools
 import re
@@ -24,7 +25,9 @@ from experiments.data.text import load_text
 from experiments.metrics import make_console, progress_bar
 from experiments.tasks.classification import classification
 from experiments.tasks.question_answering import question_answering
-from experiments.training import make_train_step
+from experiments.training import make_train_step, train
+
+VOCABULARY = 128
 
 
 def some_images(count, seed=0, shape=(8, 8, 1)):
@@ -141,42 +144,41 @@ def facts():
 
 @pytest.fixture(scope="session")
 def make_vocabulary():
-    """Writes the words of questions and their contexts as a vocabulary."""
+    """Writes the commonest words of questions and their contexts as a vocabulary."""
 
-    def make(folder, questions):
-        words = sorted(
-            {
-                word
-                for question in questions
-                for text in (question.question, question.context)
-                for word in re.findall(r"\w+|[^\w\s]", text.lower())
-            }
+    def make(folder, questions, size=VOCABULARY):
+        counts = collections.Counter(
+            word
+            for question in questions
+            for text in (question.question, question.context)
+            for word in re.findall(r"\w+|[^\w\s]", text.lower())
         )
+        entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *counts][:size]
+        entries += [f"[unused{i}]" for i in range(size - len(entries))]
         folder.mkdir(parents=True, exist_ok=True)
-        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-        (folder / "vocab.txt").write_text("\n".join(special + words))
-        return len(special + words)
+        (folder / "vocab.txt").write_text("\n".join(entries))
+        return folder
 
     return make
 
 
 @pytest.fixture(scope="session")
 def text_config(facts, make_vocabulary, tmp_path_factory):
-    """A BERT of two layers, small enough to compile in a second."""
-    folder = tmp_path_factory.mktemp("vocabulary")
-    size = make_vocabulary(folder, read_json(facts))
+    """A BERT of one layer, which learns sixteen questions by heart."""
+    folder = make_vocabulary(tmp_path_factory.mktemp("words"), read_json(facts))
     return TextConfig(
         name="facts",
         data=TextDataConfig(
             max_length=48, stride=8, question_limit=12, batch_size=8, evaluation_batch=6
         ),
         model=BertModelConfig(
-            vocab_size=size,
+            vocab_size=VOCABULARY,
             hidden_size=32,
-            num_hidden_layers=2,
+            num_hidden_layers=1,
             num_attention_heads=2,
             intermediate_size=64,
             max_position_embeddings=64,
+            initializer_range=0.1,
         ),
         train_file=str(facts),
         eval_file=str(facts),
@@ -185,18 +187,18 @@ def text_config(facts, make_vocabulary, tmp_path_factory):
             targets=("u50",),
             rho=0.005,
             base="adam",
-            learning_rate=5e-3,
+            learning_rate=1e-2,
             schedule="linear",
             warmup=0.0,
             weight_decay=0.0,
             frozen="^bert/embeddings/",
         ),
-        epochs=2,
+        epochs=40,
         label_smoothing=0.1,
         targets=("dense", "u50", "k50"),
-        evaluate_every=1,
-        checkpoint_every=1,
-        log_every=2,
+        evaluate_every=20,
+        checkpoint_every=20,
+        log_every=5,
     )
 
 
@@ -208,3 +210,18 @@ def text_data(text_config):
 @pytest.fixture(scope="session")
 def text_task(text_config):
     return question_answering(text_config)
+
+
+@pytest.fixture(scope="session")
+def text_step(text_config, text_data, text_task):
+    """The compiled step, once a session."""
+    return make_train_step(text_config, text_data, text_task)
+
+
+@pytest.fixture(scope="session")
+def text_run(text_config, text_data, text_task, text_step, tmp_path_factory):
+    """The directory of a run that has learnt the facts, and its last state."""
+    run = tmp_path_factory.mktemp("runs") / "facts"
+    with progress_bar(make_console()) as bar:
+        state = train(text_config, run, text_data, text_task, bar, train_step=text_step)
+    return run, state

@@ -1,35 +1,28 @@
 """The task of SQuAD: its loss, its dropout, its scores, and that it learns."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import cram_jax
 from experiments.data.images import training_batches
 from experiments.data.squad import read_json
 from experiments.data.text import load_text
+from experiments.targets import ENCODER, projector
 from experiments.tasks.language import network
 from experiments.tasks.question_answering import question_answering
-from experiments.training import init_state, make_train_step
+from experiments.training import init_state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def first_batches(config, data, steps):
     return training_batches(data.train, config.data.batch_size, 0, 0, steps)
-
-
-def losses_of(config, data, task, steps):
-    """The losses of some training steps from the initial weights."""
-    state, step = init_state(config, data, task), make_train_step(config, data, task)
-    losses = []
-    for batch in first_batches(config, data, steps):
-        state, metrics = step(state, batch)
-        losses.append(float(metrics["loss"]))
-    return losses, state
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +63,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_start_and_end(
     still = dataclasses.replace(
         text_config.model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
-    config = dataclasses.replace(
-        text_config, model=still, label_smoothing=smoothing
-    )
+    config = dataclasses.replace(text_config, model=still, label_smoothing=smoothing)
     loss, statistics = question_answering(config).loss_fn(params, {}, batch)
     # float32 against float64
     assert loss == pytest.approx(cross_entropy(logits, batch, smoothing), rel=1e-5)
@@ -97,20 +88,30 @@ def test_dropout_is_a_function_of_its_key(text_task, params, batch):
     assert one != other
 
 
-def test_both_gradients_of_a_step_have_the_same_dropout(text_config, text_data):
-    """At rho 0 and no compression, equation 2 gives the dense gradient again."""
-    config = dataclasses.replace(
-        text_config,
-        optimizer=dataclasses.replace(
-            text_config.optimizer, method="cram", targets=("dense",), rho=0.0
-        ),
+def test_the_compressed_pass_has_the_dropout_of_the_dense_one(
+    text_config, text_data, text_task, text_step, params, batch
+):
+    """The loss at the perturbed and pruned parameters, with the key of the first."""
+    state = init_state(text_config, text_data, text_task)
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 0), 0)
+
+    @jax.jit
+    def loss_and_gradient(params):
+        return jax.value_and_grad(text_task.loss_fn, has_aux=True)(
+            params, {}, batch, key
+        )
+
+    (dense, _), gradient = loss_and_gradient(params)
+    gradient["bert"]["embeddings"] = jax.tree.map(
+        jnp.zeros_like, gradient["bert"]["embeddings"]
     )
-    task = question_answering(config)
-    batch = next(first_batches(config, text_data, 1))
-    _, metrics = make_train_step(config, text_data, task)(
-        init_state(config, text_data, task), batch
-    )
-    assert metrics["compressed_loss"] == metrics["loss"]
+    perturbed = optax.tree.add_scale(params, text_config.optimizer.rho, gradient)
+    pruned, _ = cram_jax.compress(perturbed, projector("u50", layers=ENCODER))
+    (compressed, _), _ = loss_and_gradient(pruned)
+    _, metrics = text_step(state, batch)
+    # float32, and two compilations
+    assert metrics["loss"] == pytest.approx(float(dense), rel=1e-4)
+    assert metrics["compressed_loss"] == pytest.approx(float(compressed), rel=1e-4)
 
 
 def test_a_part_of_the_batch_serves_for_the_compressed_gradient(
@@ -135,33 +136,36 @@ def test_filling_of_the_last_batch_does_not_count(text_config, text_data, params
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
-def test_a_few_questions_are_learnt_by_heart(text_config, text_data, text_task):
+def test_a_few_questions_are_learnt_by_heart(text_run, text_data, text_task):
     """All of it: windows, loss, both gradients, Adam, logits to answers, scores."""
-    config = dataclasses.replace(text_config, epochs=60)
-    losses, state = losses_of(config, text_data, text_task, 120)
+    run, state = text_run
+    text = (run / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert lines[0]["loss"] > 3.5  # at first evenly over 48 tokens: log 48 is 3.9
     result = text_task.evaluate(state.params, {}, text_data.evaluation)
-    assert np.mean(losses[-5:]) < 2.0
-    assert result["exact_match"] > 80
-    assert result["f1"] >= result["exact_match"]
+    # 81 and 91 when it was written.
+    assert result["exact_match"] > 60
+    assert result["f1"] > 75
+    assert lines[-1]["eval_f1"] == result["f1"]
 
 
 def test_twenty_steps_on_real_questions_lower_the_loss(
-    shared, text_config, make_vocabulary, tmp_path
+    shared, text_config, text_task, text_step, make_vocabulary, tmp_path
 ):
     file = shared / "datasets" / "squad" / "squad-dev-articles-train.json"
-    size = make_vocabulary(tmp_path, read_json(file)[:2000])
-    data = dataclasses.replace(
-        text_config.data, examples=16, evaluation_examples=16, max_length=64
-    )
+    make_vocabulary(tmp_path, read_json(file)[:500])
+    data = dataclasses.replace(text_config.data, examples=8, evaluation_examples=8)
     config = dataclasses.replace(
         text_config,
         data=data,
-        model=dataclasses.replace(text_config.model, vocab_size=size),
         train_file=str(file),
         eval_file=str(file),
         vocabulary=str(tmp_path),
-        epochs=20,
     )
-    losses, _ = losses_of(config, load_text(config), question_answering(config), 20)
-    assert losses[0] == pytest.approx(np.log(64), abs=0.3)  # evenly over the tokens
-    assert np.mean(losses[-3:]) < 3.0
+    loaded = load_text(config)
+    state, losses = init_state(config, loaded, text_task), []
+    for batch in first_batches(config, loaded, 20):
+        state, metrics = text_step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == pytest.approx(np.log(48), abs=0.5)  # evenly over the tokens
+    assert np.mean(losses[-3:]) < 2.8

@@ -91,5 +91,3 @@ def test_a_regression_has_a_squared_error_and_correlations(config, texts):
 def test_numbers_are_not_smoothed(config):
     with pytest.raises(ConfigError, match="label_smoothing must be 0 for stsb"):
         text_classification(config("stsb", 0.1))
-
-
