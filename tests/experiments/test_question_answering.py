@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,11 @@ import cram_jax
 from experiments.data.images import training_batches
 from experiments.data.squad import read_json
 from experiments.data.text import load_text
+from experiments.sharding import make_mesh, rows, state_shardings
 from experiments.targets import ENCODER, projector
 from experiments.tasks.language import network
 from experiments.tasks.question_answering import question_answering
-from experiments.training import init_state
+from experiments.training import init_state, make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -80,12 +82,15 @@ def test_the_evaluation_loss_has_neither_dropout_nor_smoothing(
     assert text_task.evaluation_loss(params, {}, one) == pytest.approx(first, rel=1e-5)
 
 
-def test_dropout_is_a_function_of_its_key(text_task, params, batch):
-    loss = jax.jit(lambda key: text_task.loss_fn(params, {}, batch, key)[0])
-    keys = [jax.random.key(0), jax.random.key(0), jax.random.key(1)]
-    one, again, other = map(loss, keys)
-    assert one == again
-    assert one != other
+def test_dropout_is_a_function_of_the_runs_key(
+    text_config, text_data, text_task, text_step, batch
+):
+    losses = []
+    for seed in (0, 0, 1):
+        state = init_state(text_config, text_data, text_task)
+        _, metrics = text_step(state._replace(key=jax.random.key(seed)), batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_the_compressed_pass_has_the_dropout_of_the_dense_one(
@@ -169,3 +174,26 @@ def test_twenty_steps_on_real_questions_lower_the_loss(
         losses.append(float(metrics["loss"]))
     assert losses[0] == pytest.approx(np.log(48), abs=0.5)  # evenly over the tokens
     assert np.mean(losses[-3:]) < 2.8
+
+
+def test_steps_on_a_mesh_are_those_of_one_device(
+    text_config, text_data, text_task, text_step
+):
+    mesh = make_mesh("data=2,fsdp=2", text_config.data.batch_size)
+    one = init_state(text_config, text_data, text_task)
+    other = jax.device_put(one, state_shardings(mesh, one))
+    one = jax.tree.map(jnp.copy, one)
+    step = make_train_step(text_config, text_data, text_task, mesh)
+    size = text_config.data.batch_size
+    on_mesh = training_batches(text_data.train, size, 0, 0, 2, partial(rows, mesh))
+    batches = first_batches(text_config, text_data, 2)
+    for batch, cut in zip(batches, on_mesh, strict=True):
+        one, here = text_step(one, batch)
+        other, there = step(other, cut)
+        # Sums over devices round otherwise.
+        assert here["loss"] == pytest.approx(float(there["loss"]), rel=1e-3)
+    kernel = other.params["bert"]["layer0"]["output"]["kernel"]
+    assert kernel.sharding.spec[0] == "fsdp"
+    found = text_task.evaluate(other.params, {}, text_data.evaluation)
+    expected = text_task.evaluate(one.params, {}, text_data.evaluation)
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-2)
