@@ -28,7 +28,7 @@ import cram_jax
 from benchmarks import timing
 from benchmarks.communication import collectives
 from benchmarks.workloads import bert
-from experiments.models.bert_config import TINY
+from experiments.config.bert import TINY
 from experiments.sharding import make_mesh, state_shardings
 
 STEPS = 5

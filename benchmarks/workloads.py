@@ -9,9 +9,9 @@ import optax
 from flax import nnx
 
 from experiments.config import ModelConfig
+from experiments.config.bert import BASE, SMALL, BertConfig
 from experiments.models import make_model
 from experiments.models.bert import BertForQuestionAnswering
-from experiments.models.bert_config import BASE, SMALL, BertConfig
 
 
 class Workload(NamedTuple):

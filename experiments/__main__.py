@@ -1,18 +1,19 @@
-"""The command line: ``python -m experiments train|compress|evaluate|report|demo``."""
+"""The command line: ``python -m experiments train|compress|evaluate|report|...``."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from experiments import commands
-from experiments.configs import CONFIGS
+from experiments.configs import CONFIGS, TEXT_CONFIGS
 from experiments.errors import UserError
+from experiments.second_order import SecondOrder
 from experiments.sharding import join_processes
 
-ChosenConfig = tyro.extras.subcommand_type_from_defaults(CONFIGS)
+ChosenConfig = tyro.extras.subcommand_type_from_defaults(CONFIGS | TEXT_CONFIGS)
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,14 @@ class Compress:
     run: tyro.conf.Positional[Path]
     """Directory of the run."""
     projector: str
-    """The target: k90 (90 % zeros), u90 (in every layer), 2:4, 4bit, or several, such
-    as k90+4bit."""
+    """The target: k90 (90 % zeros), u90 (in every layer), 2:4, 4bit, several, such as
+    k90+4bit, or o90 (second order: oBERT, WoodFisher)."""
     out: Path | None = None
     """Directory of the compressed model; by default RUN/compressed/PROJECTOR."""
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps its data; by default the user's cache."""
+    second_order: SecondOrder = field(default_factory=SecondOrder)
+    """How o90 goes about it."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Evaluate:
     mean and standard deviation; 0: the first training images, once."""
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps its data; by default the user's cache."""
+    second_order: SecondOrder = field(default_factory=SecondOrder)
+    """How targets such as o90 go about it."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,16 @@ class Report:
     """Directories of runs, each with what evaluate stored."""
     out: Path = Path("runs/report")
     """Where report.md, results.json and the pictures go."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the model of a run on text as Hugging Face stores it."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of the run, or of a compressed model."""
+    out: Path
+    """The directory for config.json, model.safetensors and the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +119,7 @@ Command = tyro.conf.OmitSubcommandPrefixes[
     | Annotated[Compress, tyro.conf.subcommand("compress")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
 ]
 
@@ -130,12 +146,14 @@ def main(arguments: list[str] | None = None) -> int:
                     command.resume,
                     command.overwrite,
                 )
-            case Compress(run, projector, out, data_dir):
-                commands.compress(run, projector, out, data_dir)
-            case Evaluate(run, targets, calibrations, data_dir):
-                commands.evaluate(run, targets, calibrations, data_dir)
+            case Compress(run, projector, out, data_dir, second_order):
+                commands.compress(run, projector, out, data_dir, second_order)
+            case Evaluate(run, targets, calibrations, data_dir, second_order):
+                commands.evaluate(run, targets, calibrations, data_dir, second_order)
             case Report(runs, out):
                 commands.report(runs, out)
+            case Export(run, out):
+                commands.export(run, out)
             case Demo(run, seeds, epochs, data_dir):
                 commands.demo(run, seeds, epochs, data_dir)
     except UserError as error:

@@ -1,29 +1,36 @@
 """What the subcommands do."""
 
 import json
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import cram_jax
 from experiments import checkpoints, targets
 from experiments import demo as demo_module
 from experiments.comparison import gather, write_report
-from experiments.config import Config
-from experiments.data.images import Dataset, load
+from experiments.config import RunConfig, TextConfig
+from experiments.data.text import vocabulary
+from experiments.data.tokenization import vocabulary_files
 from experiments.errors import ConfigError
-from experiments.evaluation import evaluate_targets, make_evaluation
-from experiments.files import write_text
+from experiments.evaluation import evaluate_targets, has_statistics, make_evaluation
+from experiments.files import cannot_write, write_text
 from experiments.initial import check_source
 from experiments.metrics import make_console, progress_bar
+from experiments.models.bert_weights import save_bert
+from experiments.preparation import prepare
 from experiments.report import accuracy_table, add_run, new_results, save_results
+from experiments.second_order import SecondOrder
 from experiments.sharding import is_first_process, make_mesh
-from experiments.tasks.classification import Task, classification
+from experiments.tasks.base import Task, describe
+from experiments.tasks.language import network
 from experiments.training import init_state
 from experiments.training import train as run_training
 
 
 def train(
-    config: Config,
+    config: RunConfig,
     run: Path | None,
     data_dir: Path | None,
     mesh: str | None,
@@ -32,15 +39,14 @@ def train(
     overwrite: bool,
 ) -> None:
     """Trains, and says what the directory holds."""
-    name = f"{config.name}-{config.optimizer.method}-seed{config.seed}"
+    name = f"{config.name}-{config.optimizer.method_name}-seed{config.seed}"
     if workers < 0:
         raise ConfigError(f"workers must be at least 0, got {workers}")
     check_source(config)
     run = run or Path("runs") / name
     console = make_console(quiet=not is_first_process())
     devices = make_mesh(mesh, config.data.batch_size)
-    data = load(config.data, data_dir, workers=workers)
-    task = classification(config, data)
+    data, task = prepare(config, data_dir, workers=workers)
     with progress_bar(console) as progress:
         state = run_training(
             config,
@@ -52,49 +58,62 @@ def train(
             resume=resume,
             overwrite=overwrite,
         )
-    result = task.evaluate(state.params, state.batch_stats, data.evaluation)
+    model, best = (state.params, state.batch_stats), ""
+    if config.patience:
+        model, best = checkpoints.load_model(run, state), "; the best model: "
+    result = task.evaluate(*model, data.evaluation)
     console.print(
-        f"{run}: {int(state.step)} steps, accuracy {result['accuracy']:.2f} %, "
-        f"loss {result['loss']:.4f}\n"
+        f"{run}: {int(state.step)} steps{best or ', '}{describe(result)}\n"
         f"Next: python -m experiments evaluate {run}",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def compress(run: Path, target: str, out: Path | None, data_dir: Path | None) -> None:
+def compress(
+    run: Path,
+    target: str,
+    out: Path | None,
+    data_dir: Path | None,
+    second_order: SecondOrder,
+) -> None:
     """Compresses, recalibrates batch norm, stores the model, prints what is left."""
-    targets.projector(target)
+    targets.check(target)
     config, data, task, params, batch_stats = _load(run, data_dir)
-    evaluation = make_evaluation(config, data, task)
+    evaluation = make_evaluation(config, data, task, second_order)
     before = evaluation.accuracy(params, batch_stats)
-    compressed, masks = evaluation.compress(params, target)
+    compressed, masks = evaluation.compress(params, target, batch_stats)
     statistics = evaluation.recalibrate(compressed, batch_stats)
     after = evaluation.accuracy(compressed, statistics)
 
     out = out or run / "compressed" / target
     checkpoints.save_model(out, config, compressed, statistics)
-    facts = {"source": str(run), "projector": target, "accuracy": after}
+    facts = {"source": str(run), "projector": target, task.metric: after}
     write_text(out / "compression.json", json.dumps(facts, indent=2) + "\n")
     console = make_console()
     report = cram_jax.sparsity_report(compressed, masks)
     console.print(str(report), highlight=False, soft_wrap=True)
+    recalibrated = " with batch norm recalibrated" if has_statistics(statistics) else ""
     console.print(
-        f"\nAccuracy {before:.2f} % dense, {after:.2f} % as {targets.label(target)} "
-        f"with batch norm recalibrated. Stored in {out}",
+        f"\n{task.metric.capitalize()} {before:.2f} % dense, {after:.2f} % as "
+        f"{targets.label(target)}{recalibrated}. Stored in {out}",
         highlight=False,
         soft_wrap=True,
     )
 
 
 def evaluate(
-    run: Path, names: tuple[str, ...], calibrations: int, data_dir: Path | None
+    run: Path,
+    names: tuple[str, ...],
+    calibrations: int,
+    data_dir: Path | None,
+    second_order: SecondOrder,
 ) -> None:
     """Prints the accuracy on every target and stores it in evaluation.json."""
     if calibrations < 0:
         raise ConfigError(f"calibrations must be at least 0, got {calibrations}")
     for name in names:
-        targets.projector(name)
+        targets.check(name)
     config, data, task, params, batch_stats = _load(run, data_dir)
     compressed = (run / "compression.json").exists()
     names = names or (("dense",) if compressed else config.targets)
@@ -103,18 +122,19 @@ def evaluate(
     accuracies = []
     with progress_bar(console) as progress:
         bar = progress.add_task("targets", total=len(names), note="")
-        evaluation = make_evaluation(config, data, task)
+        evaluation = make_evaluation(config, data, task, second_order)
         for accuracy in evaluate_targets(
             evaluation, params, batch_stats, names, calibrations
         ):
             accuracies.append(accuracy)
             progress.update(bar, advance=1, note=accuracy.target)
     seconds = time.perf_counter() - start
-    results = new_results(names)
-    add_run(results, config.optimizer.method, config, accuracies, seconds)
+    results = new_results(names, task.metric)
+    add_run(results, config.optimizer.method_name, config, accuracies, seconds)
     save_results(results, run / "evaluation.json")
-    draws = f", {calibrations} calibrations" if calibrations > 1 else ""
-    console.print(accuracy_table(results, f"{run}, accuracy (%){draws}"))
+    drawn = calibrations > 1 and has_statistics(batch_stats)
+    draws = f", {calibrations} calibrations" if drawn else ""
+    console.print(accuracy_table(results, f"{run}, {task.metric} (%){draws}"))
 
 
 def report(runs: tuple[Path, ...], out: Path) -> None:
@@ -128,11 +148,25 @@ def demo(run: Path, seeds: int, epochs: int | None, data_dir: Path | None) -> No
     demo_module.demo(run, seeds, make_console(), epochs=epochs, data_dir=data_dir)
 
 
-def _load(
-    run: Path, data_dir: Path | None
-) -> tuple[Config, Dataset, Task, object, object]:
+def export(run: Path, out: Path) -> None:
+    """Writes the model of a run on text as Hugging Face stores it."""
     config = checkpoints.load_config(run)
-    data = load(config.data, data_dir)
-    task = classification(config, data)
+    if not isinstance(config, TextConfig):
+        raise ConfigError(f"{run} is a run on images; export writes those on text")
+    files = vocabulary_files(vocabulary(config))
+    params, _ = checkpoints.read_model(run)
+    try:
+        save_bert(out, network(config).module(params))
+        for file in files:
+            shutil.copy(file, out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    names = sorted(path.name for path in out.iterdir())
+    make_console().print(f"{out}: {', '.join(names)}", soft_wrap=True)
+
+
+def _load(run: Path, data_dir: Path | None) -> tuple[RunConfig, Any, Task, Any, Any]:
+    config = checkpoints.load_config(run)
+    data, task = prepare(config, data_dir)
     like = init_state(config, data, task)
     return config, data, task, *checkpoints.load_model(run, like)

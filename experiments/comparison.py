@@ -8,13 +8,15 @@ from typing import NamedTuple
 
 from experiments import paper, targets
 from experiments.checkpoints import load_config
-from experiments.config import Config, OptimizerConfig
+from experiments.config import OptimizerConfig, RunConfig
 from experiments.errors import RunError
 from experiments.files import write_text
 from experiments.report import (
     Results,
     cell,
+    kinds,
     load_results,
+    metric,
     new_results,
     plot_accuracy,
     save_results,
@@ -33,7 +35,7 @@ class Section(NamedTuple):
 
     name: str
     results: Results
-    configs: dict[str, Config]
+    configs: dict[str, RunConfig]
 
 
 def gather(runs: Sequence[Path]) -> list[Section]:
@@ -60,7 +62,7 @@ def gather(runs: Sequence[Path]) -> list[Section]:
             name = f"{config.data.name}-{config.model.name}"
             same = sum(other.name.startswith(name) for other in sections.values())
             name += f"-{same + 1}" if same else ""
-            sections[key] = Section(name, new_results(()), {})
+            sections[key] = Section(name, new_results((), metric(stored)), {})
         _add(sections[key], run, config, stored)
     return list(sections.values())
 
@@ -69,7 +71,7 @@ def method_label(config: OptimizerConfig) -> str:
     """The method as the paper calls it: ``CrAM+-k95``, ``CrAM+-Multi``, ``SAM``."""
     names = {"cram": "CrAM", "cram_plus": "CrAM+", "topk_plus": "Top-K+"}
     if config.method not in names:
-        return config.method.upper()
+        return {"adam": "Adam"}.get(config.method_name, config.method_name.upper())
     if len(config.targets) == 1:
         suffix = config.targets[0]
     else:
@@ -99,7 +101,8 @@ def write_report(sections: Sequence[Section], out: Path) -> list[Path]:
             if sum(bool(share) for share in shares) < 2:
                 continue
             path = out / f"{name}{words}.png"
-            plot_accuracy(results, path, f"{name}{words}, accuracy (%)", scope)
+            title = f"{name}{words}, {metric(results)} (%)"
+            plot_accuracy(results, path, title, scope)
             text += [f"![Accuracy over sparsity]({path.name})", ""]
             files.append(path)
     write_text(files[0], "\n".join(text))
@@ -116,7 +119,7 @@ def _stored(run: Path) -> Results:
         raise RunError(f"cannot read {path}: {error}") from error
 
 
-def _add(section: Section, run: Path, config: Config, stored: Results) -> None:
+def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> None:
     results = section.results
     for key in ("versions", "machine"):
         results[key] = stored[key]
@@ -130,7 +133,7 @@ def _add(section: Section, run: Path, config: Config, stored: Results) -> None:
     others.append(entry)
 
 
-def _label(section: Section, config: Config) -> str:
+def _label(section: Section, config: RunConfig) -> str:
     """The method's label, with the run's name where another method has it too."""
     short = method_label(config.optimizer)
     for label in (short, f"{short} ({config.name})"):
@@ -143,12 +146,12 @@ def _label(section: Section, config: Config) -> str:
     )
 
 
-def _but_for_seed(config: Config) -> Config:
+def _but_for_seed(config: RunConfig) -> RunConfig:
     """The configuration of all seeds; each may have its own model to start from."""
     return dataclasses.replace(config, seed=0, init_from=None)
 
 
-def _runs(results: Results, configs: dict[str, Config]) -> list[str]:
+def _runs(results: Results, configs: dict[str, RunConfig]) -> list[str]:
     rows = []
     for label, config in configs.items():
         runs = results["methods"][label]["runs"]
@@ -163,15 +166,15 @@ def _runs(results: Results, configs: dict[str, Config]) -> list[str]:
 
 
 def _accuracies(results: Results) -> list[str]:
-    header = ["accuracy (%)"]
+    header = [f"{metric(results)} (%)"]
     for method in results["methods"]:
-        header += [f"{method}, pruned", f"{method}, recalibrated"]
+        header += [f"{method}, {kind}" for kind in kinds(results)]
     rows = [
         [targets.label(target)]
         + [
             cell(results, method, kind, target)
             for method in results["methods"]
-            for kind in ("pruned", "recalibrated")
+            for kind in kinds(results)
         ]
         for target in results["targets"]
     ]
@@ -181,7 +184,7 @@ def _accuracies(results: Results) -> list[str]:
     return [*_table(header, rows), "", deviation]
 
 
-def _differences(results: Results, configs: dict[str, Config]) -> list[str]:
+def _differences(results: Results, configs: dict[str, RunConfig]) -> list[str]:
     """Points above dense SGD, ours and the paper's; nothing where there is no SGD."""
     ours = summarize(results, "SGD", "pruned", "dense")[0] if "SGD" in configs else None
     if ours is None or math.isnan(ours):

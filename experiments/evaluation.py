@@ -1,6 +1,6 @@
 """One model, many targets: accuracy as pruned and after recalibration."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,70 +8,99 @@ import jax
 import numpy as np
 
 import cram_jax
-from experiments.config import Config
+from experiments.config import RunConfig
 from experiments.data.images import Batch, Dataset, Images
 from experiments.data.large import LargeImages
+from experiments.second_order import SecondOrder, second_order_prune
 from experiments.targets import projector, sparsity
-from experiments.tasks.classification import Task
+from experiments.tasks.base import Task
 
 
 class Accuracy(NamedTuple):
-    """Accuracy of one model on one target, in per cent.
+    """Accuracy of one model on one target, in per cent, or what its task has instead.
 
     Attributes:
       target: its name, such as ``k90``.
       pruned: with the statistics of the dense model.
       recalibrated: with batch-norm statistics of the compressed one; the mean, where
-        there are several draws of calibration images.
+        there are several draws of calibration images. None without batch norm.
       draws: recalibrated, for every draw.
+      metrics: all that the task measures, pruned.
     """
 
     target: str
     pruned: float
-    recalibrated: float
+    recalibrated: float | None
     draws: tuple[float, ...] = ()
+    metrics: Mapping[str, float] | None = None
 
 
 class Evaluation(NamedTuple):
     """Compiled functions, shared by all the models of one shape.
 
     Attributes:
-      compress: ``(params, target) -> Projection``, in one shot.
+      compress: ``(params, target, batch_stats=None) -> Projection``, in one shot;
+        second-order pruning needs the statistics, where there are some.
       recalibrate: ``(params, batch_stats, draw=None) -> batch_stats``, on the first
         training images, or on those of a random draw by its number.
-      accuracy: ``(params, batch_stats) -> float``, in per cent.
+      metrics: ``(params, batch_stats) -> {...}``, all that the task measures.
+      metric: the one that counts.
     """
 
-    compress: Callable[[Any, str], cram_jax.Projection]
+    compress: Callable[..., cram_jax.Projection]
     recalibrate: Callable[..., Any]
-    accuracy: Callable[[Any, Any], float]
+    metrics: Callable[[Any, Any], dict[str, float]]
+    metric: str
+
+    def accuracy(self, params: Any, batch_stats: Any) -> float:
+        """The metric that counts, in per cent."""
+        return self.metrics(params, batch_stats)[self.metric]
 
 
-def make_evaluation(config: Config, data: Dataset, task: Task) -> Evaluation:
+def make_evaluation(
+    config: RunConfig,
+    data: Dataset,
+    task: Task,
+    second_order: SecondOrder | None = None,
+) -> Evaluation:
     """Prepares an evaluation.
 
     Args:
       config: sizes of the batches, number of calibration images.
-      data: calibration images are of ``train``; ``evaluation`` is judged.
+      data: calibration images, and the examples of second-order pruning, are of
+        ``train``; ``evaluation`` is judged.
       task: the model.
+      second_order: how second-order pruning goes about it.
 
     Returns:
       The functions; each compiles at first use.
     """
     compressors: dict[str, Callable[[Any], cram_jax.Projection]] = {}
 
-    @jax.jit
-    def prune(params: Any, share: float) -> cram_jax.Projection:
+    @partial(jax.jit, static_argnames="scope")
+    def prune(params: Any, share: float, scope: str) -> cram_jax.Projection:
         """One compilation for every sparsity."""
-        return cram_jax.compress(params, cram_jax.top_k(share))
+        layers = task.layers
+        where = layers.prunable if scope == "global" else layers.uniform
+        chosen = cram_jax.top_k(share, scope=scope, where=where)
+        return cram_jax.compress(params, chosen)
 
-    def compress(params: Any, target: str) -> cram_jax.Projection:
-        share = sparsity(target)
+    def compress(
+        params: Any, target: str, batch_stats: Any = None
+    ) -> cram_jax.Projection:
+        for scope in ("global", "layer"):
+            share = sparsity(target, scope)
+            if share is not None:
+                return prune(params, share, scope)
+        share = sparsity(target, "second order")
         if share is not None:
-            return prune(params, share)
+            options = second_order or SecondOrder()
+            return second_order_prune(
+                task, data.train, (params, batch_stats), share, options
+            )
         if target not in compressors:
-            chosen = partial(cram_jax.compress, projector=projector(target))
-            compressors[target] = jax.jit(chosen)
+            chosen = projector(target, layers=task.layers)
+            compressors[target] = jax.jit(partial(cram_jax.compress, projector=chosen))
         return compressors[target](params)
 
     @jax.jit
@@ -79,16 +108,18 @@ def make_evaluation(config: Config, data: Dataset, task: Task) -> Evaluation:
         return task.loss_fn(params, batch_stats, batch)[1]
 
     def recalibrate(params: Any, batch_stats: Any, draw: int | None = None) -> Any:
+        if not has_statistics(batch_stats):
+            return batch_stats
         return cram_jax.recalibrate(
             partial(training_pass, params),
             batch_stats,
             _calibration_batches(config, data.train, draw),
         )
 
-    def accuracy(params: Any, batch_stats: Any) -> float:
-        return task.evaluate(params, batch_stats, data.evaluation)["accuracy"]
+    def metrics(params: Any, batch_stats: Any) -> dict[str, float]:
+        return task.evaluate(params, batch_stats, data.evaluation)
 
-    return Evaluation(compress, recalibrate, accuracy)
+    return Evaluation(compress, recalibrate, metrics, task.metric)
 
 
 def evaluate_targets(
@@ -112,7 +143,12 @@ def evaluate_targets(
       One entry a target, in order.
     """
     for target in targets:
-        compressed = evaluation.compress(params, target).params
+        compressed = evaluation.compress(params, target, batch_stats).params
+        metrics = evaluation.metrics(compressed, batch_stats)
+        pruned = metrics[evaluation.metric]
+        if not has_statistics(batch_stats):
+            yield Accuracy(target, pruned, None, metrics=metrics)
+            continue
         draws = [
             evaluation.accuracy(
                 compressed, evaluation.recalibrate(compressed, batch_stats, draw)
@@ -121,14 +157,20 @@ def evaluate_targets(
         ]
         yield Accuracy(
             target,
-            evaluation.accuracy(compressed, batch_stats),
+            pruned,
             float(np.mean(draws)),
             tuple(draws) if calibrations else (),
+            metrics,
         )
 
 
+def has_statistics(batch_stats: Any) -> bool:
+    """Whether there is batch norm to recalibrate."""
+    return bool(jax.tree.leaves(batch_stats))
+
+
 def _calibration_batches(
-    config: Config, images: Images | LargeImages, draw: int | None
+    config: RunConfig, images: Images | LargeImages, draw: int | None
 ) -> Iterator[Batch]:
     """Whole batches, as every one counts alike."""
     available = images.size

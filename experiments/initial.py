@@ -1,47 +1,50 @@
-"""Where a run starts from: another run's model, or torchvision's weights."""
+"""Where a run starts from: another run's model, or published weights."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from experiments import checkpoints
-from experiments.config import Config
+from experiments.config import Config, RunConfig, TextConfig
 from experiments.errors import ConfigError, WeightsError
 from experiments.models.torchvision_weights import load_torchvision
-from experiments.tasks.classification import Task
+from experiments.tasks.base import Model, Task
+from experiments.tasks.language import check_weights
 
 FILES = (".safetensors", ".pth", ".pt")
 
 
-def check_source(config: Config) -> None:
-    """Raises where ``init_from`` cannot be what a run starts from.
+def check_source(config: RunConfig) -> None:
+    """Raises where a configuration does not name what a run can start from.
 
     Raises:
       ConfigError: it has to be named, or is neither a directory nor a file of weights.
+      WeightsError: the weights of a text run are not those of its network.
     """
-    source = config.init_from
+    source, has_files = config.init_from, isinstance(config, Config)
     if source is None:
+        if isinstance(config, TextConfig):
+            check_weights(config)
         return
     if not source:
+        file = " or a file of torchvision's weights" if has_files else ""
         raise ConfigError(
-            f"{config.name} starts from trained weights: name a run's directory or a "
-            f"file of torchvision's weights with --init-from"
+            f"{config.name} starts from trained weights: name a run's directory{file} "
+            f"with --init-from"
         )
-    if not Path(source).is_dir() and Path(source).suffix not in FILES:
-        raise ConfigError(
-            f"init_from must be a run's directory or a file ending in "
-            f"{', '.join(FILES)}, got {source!r}"
-        )
+    if Path(source).is_dir() or (has_files and Path(source).suffix in FILES):
+        return
+    file = f" or a file ending in {', '.join(FILES)}" if has_files else ""
+    raise ConfigError(f"init_from must be a run's directory{file}, got {source!r}")
 
 
-def initial_model(config: Config, task: Task) -> tuple[Any, Any] | None:
+def initial_model(config: RunConfig, task: Task) -> Model | None:
     """Reads the parameters and batch statistics that a run starts from.
 
     Args:
-      config: ``init_from`` says from where, ``new_head`` whether the classification
-        layer is drawn anew, with the initial weights of the seed.
+      config: ``init_from`` says from where, or of a text run ``weights``; ``new_head``
+        whether the last layer is drawn anew, with the initial weights of the seed.
       task: for the shapes.
 
     Returns:
@@ -55,7 +58,7 @@ def initial_model(config: Config, task: Task) -> tuple[Any, Any] | None:
     """
     check_source(config)
     if config.init_from is None:
-        return None
+        return task.pretrained(config.seed)
     source = Path(config.init_from)
     ours = task.init(config.seed)
     if source.is_dir():
@@ -65,12 +68,14 @@ def initial_model(config: Config, task: Task) -> tuple[Any, Any] | None:
         name = config.model.name
         params, batch_stats = load_torchvision(source, name, classes=classes)
     if config.new_head:
-        params = params | {"head": ours[0]["head"]}
-    _check_shapes((params, batch_stats), ours, config)
+        params = params | {name: ours[0][name] for name in task.head}
+    _check_shapes((params, batch_stats), ours, config, task.head)
     return jax.tree.map(jnp.asarray, (params, batch_stats))
 
 
-def _check_shapes(theirs: Any, ours: Any, config: Config) -> None:
+def _check_shapes(
+    theirs: Model, ours: Model, config: RunConfig, head: tuple[str, ...]
+) -> None:
     there, here = _shapes(theirs), _shapes(ours)
     wrong = [path for path in here if here[path] != there.get(path)]
     wrong += [path for path in there if path not in here]
@@ -78,7 +83,7 @@ def _check_shapes(theirs: Any, ours: Any, config: Config) -> None:
         return
     path = wrong[0]
     advice = ""
-    if all(other.startswith("head/") for other in wrong):
+    if all(other.split("/")[0] in head for other in wrong):
         advice = "; --new-head True draws a new classification layer"
     raise WeightsError(
         f"{config.init_from} does not fit {config.model.name} here: {path} is "
@@ -87,7 +92,7 @@ def _check_shapes(theirs: Any, ours: Any, config: Config) -> None:
     )
 
 
-def _shapes(model: tuple[Any, Any]) -> dict[str, tuple[int, ...]]:
+def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
         for tree in model

@@ -38,7 +38,7 @@ class Metrics:
         if not enabled:
             return
         self._path = run / "metrics.jsonl"
-        write_text(self._path, "".join(_lines(self._path, step)))
+        write_text(self._path, "".join(lines(self._path, step)))
         try:
             self._file = self._path.open("a")
             self._events = SummaryWriter(
@@ -82,14 +82,6 @@ class Metrics:
             self._events.close()
 
 
-def _lines(path: Path, last: int) -> Iterator[str]:
-    """The lines up to a step; one that was cut off when the disk was full is not."""
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            if json.loads(line)["step"] <= last:
-                yield line
-
-
 def progress_bar(console: Console) -> Progress:
     """A bar with counts and times; silent where the output is not a terminal."""
     return Progress(
@@ -108,3 +100,11 @@ def progress_bar(console: Console) -> Progress:
 def make_console(*, quiet: bool = False) -> Console:
     """A console that is wide enough for our tables where there is no terminal."""
     return Console(width=None if sys.stdout.isatty() else 100, quiet=quiet)
+
+
+def lines(path: Path, last: int) -> Iterator[str]:
+    """The lines up to a step; one that was cut off when the disk was full is not."""
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            if json.loads(line)["step"] <= last:
+                yield line

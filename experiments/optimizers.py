@@ -1,19 +1,28 @@
 """From a configuration to an optax chain: the only place that spells one."""
 
+import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import cram_jax
 from cram_jax import Projector
 from experiments import targets
 from experiments.config import OptimizerConfig
+from experiments.errors import ConfigError
+from experiments.targets import IMAGES, Layers
 
 
 def make_optimizer(
-    config: OptimizerConfig, loss_fn: Callable[..., Any], steps: int, seed: int = 0
+    config: OptimizerConfig,
+    loss_fn: Callable[..., Any],
+    steps: int,
+    seed: int = 0,
+    layers: Layers = IMAGES,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimiser of a run.
 
@@ -22,45 +31,116 @@ def make_optimizer(
       loss_fn: ``loss_fn(params, ..., batch) -> (loss, auxiliary data)``.
       steps: length of the learning-rate schedule.
       seed: for the targets drawn.
+      layers: which leaves the targets are about.
 
     Returns:
-      The chain; its ``update`` takes the arguments of ``loss_fn`` by name.
+      The chain; its ``update`` takes the arguments of ``loss_fn`` by name, and where
+      there are plain steps ``dropout_key``, a new one at every step.
     """
-    return optax.with_extra_args_support(
-        optax.chain(
-            _update_rule(config, loss_fn, seed),
-            optax.add_decayed_weights(config.weight_decay),
-            optax.sgd(
-                learning_rate(config, steps), config.momentum, nesterov=config.nesterov
-            ),
-            *([keep_zeros()] if config.keep_pruned else []),
-        )
-    )
+    rule = _update_rule(config, loss_fn, seed, layers)
+    if config.plain_steps:
+        rule = _at_some_steps(rule, 1 - config.plain_steps)
+    base = _base_optimizer(config, steps)
+    if config.frozen:
+        frozen = _matching(config.frozen)
+        freeze = optax.masked(optax.set_to_zero(), frozen)
+        trained = optax.masked(optax.chain(*base), _negated(frozen))
+        # Before the rule too: a frozen leaf takes no part in the ascent.
+        chain = [freeze, rule, trained, freeze]
+    else:
+        chain = [rule, *base]
+    if config.keep_pruned:
+        chain.append(keep_zeros(layers))
+    return optax.with_extra_args_support(optax.chain(*chain))
 
 
-def keep_zeros() -> optax.GradientTransformationExtraArgs:
+def keep_zeros(layers: Layers = IMAGES) -> optax.GradientTransformationExtraArgs:
     """`cram_jax.keep_pruned` with the masks of a model that is pruned already.
+
+    Args:
+      layers: whose zeros stay; a zero elsewhere is a weight like others.
 
     Returns:
       A transformation; the masks that its ``init`` finds live in its state.
     """
 
     def init(params: Any) -> cram_jax.pruning.KeepPrunedState:
-        masks = jax.tree.map(lambda leaf: (leaf != 0) | (leaf.ndim < 2), params)
-        return cram_jax.keep_pruned(masks).init(params)
+        chosen = cram_jax.prunable(params, layers.prunable)
+        leaves, structure = jax.tree.flatten(params)
+        masks = [
+            leaf != 0 if is_chosen else jnp.ones_like(leaf, dtype=bool)
+            for leaf, is_chosen in zip(leaves, chosen, strict=True)
+        ]
+        return cram_jax.keep_pruned(structure.unflatten(masks)).init(params)
 
     return optax.GradientTransformationExtraArgs(init, cram_jax.keep_pruned(()).update)
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then cosine decay to zero."""
-    return optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, round(config.warmup * steps), steps
-    )
+    """Linear warm-up, then decay to zero, along a cosine or a line."""
+    peak, warmup = config.learning_rate, round(config.warmup * steps)
+    if config.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
+    decay = optax.linear_schedule(peak, 0.0, steps - warmup)
+    if not warmup:
+        return decay
+    rise = optax.linear_schedule(0.0, peak, warmup)
+    return optax.join_schedules([rise, decay], [warmup])
+
+
+def _base_optimizer(
+    config: OptimizerConfig, steps: int
+) -> list[optax.GradientTransformation]:
+    """Weight decay and the base optimiser."""
+    decay = optax.add_decayed_weights(config.weight_decay)
+    schedule = learning_rate(config, steps)
+    if config.base == "sgd":
+        return [
+            decay,
+            optax.sgd(schedule, config.momentum, nesterov=config.nesterov),
+        ]
+    return [optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule)]
+
+
+def _at_some_steps(
+    rule: optax.GradientTransformation, share: float
+) -> optax.GradientTransformationExtraArgs:
+    """The rule at a random share of the steps; the gradient as it is at the others."""
+
+    def applies(step: jax.Array, *, dropout_key: jax.Array, **others: Any) -> jax.Array:
+        del step, others
+        # Another draw than those of dropout.
+        return jax.random.bernoulli(jax.random.fold_in(dropout_key, 1), share)
+
+    return optax.conditionally_transform(rule, applies, forward_extra_args=True)
+
+
+def _matching(pattern: str) -> Callable[[Any], Any]:
+    """From a tree to whether the path of each leaf matches."""
+    expression = re.compile(pattern)
+
+    def matches(path: Any, leaf: Any) -> bool:
+        del leaf
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return expression.search(name) is not None
+
+    def mask(tree: Any) -> Any:
+        found = jax.tree.map_with_path(matches, tree)
+        if len(set(jax.tree.leaves(found))) != 2:
+            raise ConfigError(
+                f"frozen must match some parameters and not all, got {pattern!r}"
+            )
+        return found
+
+    return mask
+
+
+def _negated(mask: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda tree: jax.tree.map(operator.not_, mask(tree))
 
 
 def _update_rule(
-    config: OptimizerConfig, loss_fn: Callable[..., Any], seed: int
+    config: OptimizerConfig, loss_fn: Callable[..., Any], seed: int, layers: Layers
 ) -> optax.GradientTransformation:
     options: dict[str, Any] = {
         "sparse_gradients": config.sparse_gradients,
@@ -76,19 +156,20 @@ def _update_rule(
         case "sam":
             return cram_jax.sam(loss_fn, config.rho, has_aux=True)
         case "cram":
-            return cram_jax.cram(loss_fn, _projector(config), config.rho, **options)
+            projector = _projector(config, layers)
+            return cram_jax.cram(loss_fn, projector, config.rho, **options)
         case "cram_plus":
-            return cram_jax.cram_plus(
-                loss_fn, _projector(config), config.rho, **options
-            )
+            projector = _projector(config, layers)
+            return cram_jax.cram_plus(loss_fn, projector, config.rho, **options)
         case "topk_plus":
-            return cram_jax.cram_plus(loss_fn, _projector(config), 0.0, **options)
+            projector = _projector(config, layers)
+            return cram_jax.cram_plus(loss_fn, projector, 0.0, **options)
     raise ValueError(f"method must be a known one, got {config.method!r}")
 
 
-def _projector(config: OptimizerConfig) -> Projector:
+def _projector(config: OptimizerConfig, layers: Layers) -> Projector:
     projectors = [
-        targets.projector(target, masks_every=config.masks_every)
+        targets.projector(target, masks_every=config.masks_every, layers=layers)
         for target in config.targets
     ]
     return projectors[0] if len(projectors) == 1 else cram_jax.one_of(*projectors)

@@ -16,19 +16,22 @@ from rich import box
 from rich.table import Table
 
 from experiments import targets
-from experiments.config import Config, to_dict
+from experiments.config import RunConfig, to_dict
 from experiments.evaluation import Accuracy
 from experiments.files import write_text
 
 Results = dict[str, Any]
 """What ``results.json`` holds; `new_results` and `add_run` say what that is."""
 
+HEADERS = {"pruned": "pruned", "recalibrated": "recalib."}
+
 PACKAGES = ("cram-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def new_results(names: Sequence[str]) -> Results:
-    """Results without runs: the targets, the versions and the machine."""
+def new_results(names: Sequence[str], metric: str = "accuracy") -> Results:
+    """Results without runs: the metric, the targets, the versions and the machine."""
     return {
+        "metric": metric,
         "targets": list(names),
         "versions": {"python": platform.python_version()} | _versions(),
         "machine": {
@@ -45,19 +48,21 @@ def new_results(names: Sequence[str]) -> Results:
 def add_run(
     results: Results,
     method: str,
-    config: Config,
+    config: RunConfig,
     accuracies: Sequence[Accuracy],
     seconds: float,
 ) -> None:
     """Adds one run: its configuration, its accuracies (per cent) and its time."""
+    recalibrated = [a for a in accuracies if a.recalibrated is not None]
     entry = results["methods"].setdefault(method, {"runs": []})
     entry["runs"].append(
         {
             "seed": config.seed,
             "seconds": round(seconds, 2),
             "pruned": {a.target: a.pruned for a in accuracies},
-            "recalibrated": {a.target: a.recalibrated for a in accuracies},
+            "recalibrated": {a.target: a.recalibrated for a in recalibrated},
             "draws": {a.target: list(a.draws) for a in accuracies if a.draws},
+            "metrics": {a.target: dict(a.metrics) for a in accuracies if a.metrics},
             "config": to_dict(config),
         }
     )
@@ -71,6 +76,21 @@ def save_results(results: Results, path: Path) -> None:
 def load_results(path: Path) -> Results:
     """Reads what `save_results` wrote."""
     return json.loads(path.read_text())
+
+
+def metric(results: Results) -> str:
+    """What the results measure; earlier ones do not say that it is accuracy."""
+    return results.get("metric", "accuracy")
+
+
+def kinds(results: Results) -> tuple[str, ...]:
+    """``pruned``, and ``recalibrated`` where a network has batch norm; see `Accuracy`.
+
+    The last one is what a user of the compressed model gets.
+    """
+    runs = [run for entry in results["methods"].values() for run in entry["runs"]]
+    has_statistics = any(run["recalibrated"] for run in runs)
+    return ("pruned", "recalibrated") if has_statistics else ("pruned",)
 
 
 def summarize(
@@ -106,19 +126,22 @@ def cell(results: Results, method: str, kind: str, target: str) -> str:
 
 
 def accuracy_table(results: Results, title: str) -> Table:
-    """One row a target; every method as pruned and after recalibration."""
+    """One row a target; every method as pruned and, with batch norm, recalibrated."""
     methods = list(results["methods"])
     best = {target: _best(results, target) for target in results["targets"]}
+    *before, last = kinds(results)
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("target", no_wrap=True)
     for method in methods:
-        table.add_column(f"{method}\npruned", justify="right", style="dim")
-        table.add_column(f"{method}\nrecalib.", justify="right")
+        for kind in before:
+            table.add_column(f"{method}\n{HEADERS[kind]}", justify="right", style="dim")
+        table.add_column(f"{method}\n{HEADERS[last]}", justify="right")
     for target in results["targets"]:
         row = [targets.label(target)]
         for method in methods:
-            row.append(cell(results, method, "pruned", target).replace(" ", ""))
-            text = cell(results, method, "recalibrated", target).replace(" ", "")
+            for kind in before:
+                row.append(cell(results, method, kind, target).replace(" ", ""))
+            text = cell(results, method, last, target).replace(" ", "")
             wins = len(methods) > 1 and method == best[target]
             row.append(f"[bold]{text}[/]" if wins else text)
         table.add_row(*row)
@@ -145,16 +168,17 @@ def plot_accuracy(
     sparsities = [100 * known[name] for name in names]
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
+    last = kinds(results)[-1]
     for index, method in enumerate(results["methods"]):
-        for kind, line in (("recalibrated", "-o"), ("pruned", ":")):
+        for kind in reversed(kinds(results)):
             mean, spread = np.transpose(
                 [summarize(results, method, kind, name) for name in names]
             )
-            after = kind == "recalibrated"
+            after = kind == last
             axes.plot(
                 sparsities,
                 mean,
-                line,
+                "-o" if after else ":",
                 color=f"C{index}",
                 alpha=1.0 if after else 0.6,
                 label=method if after else f"{method}, no recalibration",
@@ -164,7 +188,9 @@ def plot_accuracy(
                 axes.fill_between(
                     sparsities, low, high, color=f"C{index}", alpha=0.15, linewidth=0
                 )
-    axes.set(xlabel="weights set to zero (%)", ylabel="accuracy (%)", title=title)
+    axes.set(
+        xlabel="weights set to zero (%)", ylabel=f"{metric(results)} (%)", title=title
+    )
     axes.set_xticks(sparsities)
     axes.set_ylim(0, 102)
     axes.grid(alpha=0.3)
@@ -184,7 +210,7 @@ def _values(results: Results, method: str, kind: str, target: str) -> list[float
 
 def _best(results: Mapping[str, Any], target: str) -> str:
     def mean(method: str) -> float:
-        value, _ = summarize(results, method, "recalibrated", target)
+        value, _ = summarize(results, method, kinds(results)[-1], target)
         return -math.inf if math.isnan(value) else value
 
     return max(results["methods"], key=mean)

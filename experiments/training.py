@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from rich.progress import Progress
 
 from experiments import checkpoints
-from experiments.config import Config, differences
+from experiments.config import RunConfig, differences
 from experiments.data.images import Batch, Dataset, training_batches
 from experiments.data.large import LargeImages
 from experiments.errors import NonFiniteLoss, RunError
@@ -30,7 +30,8 @@ from experiments.sharding import (
     rows,
     state_shardings,
 )
-from experiments.tasks.classification import Task
+from experiments.stopping import Stopping
+from experiments.tasks.base import Task
 
 
 class TrainState(NamedTuple):
@@ -41,7 +42,7 @@ class TrainState(NamedTuple):
       params: the parameters.
       batch_stats: running statistics of batch normalisation.
       opt_state: state of the optimiser.
-      key: PRNG key of the run, for augmentation; it stays the same.
+      key: PRNG key of the run, for augmentation and dropout; it stays the same.
     """
 
     step: jax.Array
@@ -54,18 +55,18 @@ class TrainState(NamedTuple):
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def total_steps(config: Config, data: Dataset) -> int:
+def total_steps(config: RunConfig, data: Dataset) -> int:
     """Steps of a whole run."""
     return config.epochs * steps_per_epoch(config, data)
 
 
-def steps_per_epoch(config: Config, data: Dataset) -> int:
+def steps_per_epoch(config: RunConfig, data: Dataset) -> int:
     """Whole batches among the training images."""
     return data.train.size // config.data.batch_size
 
 
 def init_state(
-    config: Config, data: Dataset, task: Task, model: tuple[Any, Any] | None = None
+    config: RunConfig, data: Dataset, task: Task, model: tuple[Any, Any] | None = None
 ) -> TrainState:
     """The state before the first step, a function of the configuration's seed.
 
@@ -79,7 +80,9 @@ def init_state(
       The state.
     """
     steps = total_steps(config, data)
-    optimizer = make_optimizer(config.optimizer, task.loss_fn, steps, config.seed)
+    optimizer = make_optimizer(
+        config.optimizer, task.loss_fn, steps, config.seed, task.layers
+    )
     params, batch_stats = model or task.init(config.seed)
     return TrainState(
         step=jnp.zeros([], jnp.int32),
@@ -91,7 +94,7 @@ def init_state(
 
 
 def make_train_step(
-    config: Config, data: Dataset, task: Task, mesh: Mesh | None = None
+    config: RunConfig, data: Dataset, task: Task, mesh: Mesh | None = None
 ) -> TrainStep:
     """Compiles the training step. It serves every seed, and reuses the state's memory.
 
@@ -105,15 +108,21 @@ def make_train_step(
       ``(state, batch) -> (state, metrics)``.
     """
     steps = total_steps(config, data)
-    optimizer = make_optimizer(config.optimizer, task.loss_fn, steps)
+    optimizer = make_optimizer(
+        config.optimizer, task.loss_fn, steps, layers=task.layers
+    )
     schedule = learning_rate(config.optimizer, steps)
     gradient_fn = jax.value_and_grad(task.loss_fn, has_aux=True)
 
     def train_step(
         state: TrainState, batch: Batch
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        batch = task.augment(jax.random.fold_in(state.key, state.step), batch)
-        inputs = {"batch_stats": state.batch_stats, "batch": batch}
+        key = jax.random.fold_in(state.key, state.step)
+        inputs = {
+            "batch_stats": state.batch_stats,
+            "batch": task.augment(key, batch),
+            "dropout_key": jax.random.fold_in(key, 0),
+        }
         (loss, batch_stats), grads = gradient_fn(state.params, **inputs)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, **inputs
@@ -135,7 +144,7 @@ def make_train_step(
 
 
 def train(
-    config: Config,
+    config: RunConfig,
     run: Path,
     data: Dataset,
     task: Task,
@@ -151,7 +160,7 @@ def train(
     Args:
       config: the run.
       run: its directory: config.json, metrics.jsonl, TensorBoard events, checkpoints.
-      data: the images.
+      data: the examples.
       task: what to learn.
       progress: where to show progress.
       mesh: the devices to share the work, see `experiments.sharding`.
@@ -161,7 +170,7 @@ def train(
       overwrite: remove what the directory holds.
 
     Returns:
-      The last state.
+      The last state; with ``patience`` the best model is stored beside it.
 
     Raises:
       RunError: the directory holds a run, or not the one to resume.
@@ -173,6 +182,7 @@ def train(
     model = initial_model(config, task) if starts else None
     on_first_process(lambda: _claim(run, config, resume=resume, overwrite=overwrite))
     steps, epoch = total_steps(config, data), steps_per_epoch(config, data)
+    evaluate_every = math.ceil(round(config.evaluate_every * epoch, 6))
     train_step = train_step or make_train_step(config, data, task, mesh)
     state = _initial_state(config, data, task, mesh, model)
     with checkpoints.manager(run) as manager:
@@ -180,7 +190,9 @@ def train(
             state = checkpoints.restore(manager, state)
         start = int(state.step)
         bar = progress.add_task(run.name, total=steps, completed=start, note="")
-        batches = _batches(config, data, start, steps, mesh)
+        stopping = Stopping(config, run, task.metric, start)
+        stop = start if stopping.is_due else steps
+        batches = _batches(config, data, start, stop, mesh)
         with Metrics(run, start, enabled=is_first_process()) as metrics:
             pending = []
             for step, batch in enumerate(batches, start + 1):
@@ -193,19 +205,24 @@ def train(
                     note = f"loss {averages['loss']:.3f}"
                     progress.update(bar, completed=step, note=note)
                     pending = []
-                if _due(step, config.evaluate_every * epoch, steps):
+                if _due(step, evaluate_every, steps):
                     result = task.evaluate(
                         state.params, state.batch_stats, data.evaluation
                     )
                     metrics.write(step, {f"eval_{k}": v for k, v in result.items()})
-                if _due(step, config.checkpoint_every * epoch, steps):
+                    stopping.judge(result, state.params, state.batch_stats)
+                if stopping.is_due or _due(
+                    step, config.checkpoint_every * epoch, steps
+                ):
                     checkpoints.save(manager, state)
+                if stopping.is_due:
+                    break
         progress.remove_task(bar)
     return state
 
 
 def _initial_state(
-    config: Config,
+    config: RunConfig,
     data: Dataset,
     task: Task,
     mesh: Mesh | None,
@@ -220,7 +237,7 @@ def _initial_state(
 
 
 def _batches(
-    config: Config, data: Dataset, start: int, stop: int, mesh: Mesh | None
+    config: RunConfig, data: Dataset, start: int, stop: int, mesh: Mesh | None
 ) -> Iterator[Batch]:
     """The batches of some steps; of large images a process reads only its own."""
     position = config.data.batch_size, config.seed, start, stop
@@ -258,7 +275,7 @@ def _fetch(pending: list[dict[str, jax.Array]], step: int) -> dict[str, float]:
     }
 
 
-def _claim(run: Path, config: Config, *, resume: bool, overwrite: bool) -> None:
+def _claim(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
     if resume:
         changed = differences(config, checkpoints.load_config(run))
         if changed:

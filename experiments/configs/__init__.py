@@ -1,6 +1,6 @@
 """The runs we publish, one table or figure a file."""
 
-from experiments.config import Config
+from experiments.config import Config, TextConfig
 from experiments.configs import (
     cifar10,
     cifar10_ablations,
@@ -13,6 +13,9 @@ from experiments.configs import (
     imagenet_infrequent,
     imagenet_nm,
     imagenet_uniform,
+    squad,
+    squad_small,
+    sst2,
     transfer,
 )
 
@@ -34,3 +37,11 @@ CONFIGS: dict[str, Config] = {
     )
     for config in module.configs
 }
+"""Runs on images."""
+
+TEXT_CONFIGS: dict[str, TextConfig] = {
+    config.name: config
+    for module in (squad, squad_small, sst2)
+    for config in module.configs
+}
+"""Runs on text."""

@@ -2,8 +2,8 @@
 
 import functools
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,26 @@ from experiments.errors import ConfigError
 
 Arrays = Mapping[str, np.ndarray]  # with a common leading axis, one row an example
 Batch = dict[str, Any]  # arrays of numpy, or of jax over a mesh
+
+
+class Examples(NamedTuple):
+    """Examples in memory.
+
+    Attributes:
+      arrays: with a common leading axis, one row an example.
+    """
+
+    arrays: Arrays
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return _count(self.arrays)
+
+    def take(self, chosen: Sequence[int]) -> Batch:
+        """Some of them."""
+        rows = np.asarray(chosen)
+        return {name: array[rows] for name, array in self.arrays.items()}
 
 
 def training_batches(

@@ -15,7 +15,7 @@ from experiments.data import (
     batches,
     digits,  # noqa: F401  registers the builder
 )
-from experiments.data.batches import Batch
+from experiments.data.batches import Arrays, Batch, Examples
 from experiments.data.catalogue import CATALOGUE, Entry
 from experiments.data.large import MEAN, STD, LargeImages
 from experiments.errors import ConfigError, DatasetMissing
@@ -42,10 +42,15 @@ class Images(NamedTuple):
         """(height, width, channels)."""
         return self.images.shape[1:]
 
+    @property
+    def arrays(self) -> Arrays:
+        """``image`` and ``label``."""
+        return {"image": self.images, "label": self.labels}
+
     def take(self, chosen: Sequence[int]) -> Batch:
         """Some images and their labels."""
         rows = np.asarray(chosen)
-        return {"image": self.images[rows], "label": self.labels[rows]}
+        return {name: array[rows] for name, array in self.arrays.items()}
 
 
 class Dataset(NamedTuple):
@@ -125,24 +130,22 @@ def load(
 
 
 def training_batches(
-    data: Images,
+    data: Images | Examples,
     batch_size: int,
     seed: int,
     start: int,
     stop: int,
     rows: Callable[[np.ndarray, np.ndarray], Any] = operator.getitem,
 ) -> Iterator[Batch]:
-    """Batches of ``image`` and ``label``, see `batches.training_batches`."""
-    arrays = {"image": data.images, "label": data.labels}
-    return batches.training_batches(arrays, batch_size, seed, start, stop, rows)
+    """Batches of what is in memory, see `batches.training_batches`."""
+    return batches.training_batches(data.arrays, batch_size, seed, start, stop, rows)
 
 
 def evaluation_batches(data: Images | LargeImages, batch_size: int) -> Iterator[Batch]:
     """``image``, ``label`` and ``weight``, see `batches.evaluation_batches`."""
     if isinstance(data, LargeImages):
         return data.evaluation_batches(batch_size)
-    arrays = {"image": data.images, "label": data.labels}
-    return batches.evaluation_batches(arrays, batch_size)
+    return batches.evaluation_batches(data.arrays, batch_size)
 
 
 def _size(builder: tfds.core.DatasetBuilder, split: str) -> int:

@@ -107,14 +107,7 @@ def load_wordpiece(path: str | Path, vocab_size: int | None = None) -> WordPiece
       VocabularyError: there is no such file, it is malformed, or it does not have
         ``vocab_size`` entries.
     """
-    path = Path(path)
-    if path.is_dir():
-        there = [path / name for name in FILES if (path / name).is_file()]
-        if not there:
-            raise VocabularyError(f"{path} holds none of {', '.join(FILES)}")
-        path = there[0]
-    if not path.is_file():
-        raise VocabularyError(f"{path} is missing; it is the vocabulary of the weights")
+    path = vocabulary_files(path)[0]
     read = _read_json if path.suffix == ".json" else _read_vocabulary
     wordpiece = WordPiece(read(path), path)
     if vocab_size is not None and len(wordpiece) != vocab_size:
@@ -123,6 +116,26 @@ def load_wordpiece(path: str | Path, vocab_size: int | None = None) -> WordPiece
             f"vocab_size={vocab_size}: take the vocabulary that came with them"
         )
     return wordpiece
+
+
+def vocabulary_files(path: str | Path) -> list[Path]:
+    """The files of a vocabulary, the one to read first.
+
+    Args:
+      path: one of them, or a directory that holds some.
+
+    Raises:
+      VocabularyError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        there = [path / name for name in FILES if (path / name).is_file()]
+        if not there:
+            raise VocabularyError(f"{path} holds none of {', '.join(FILES)}")
+        return there
+    if not path.is_file():
+        raise VocabularyError(f"{path} is missing; it is the vocabulary of the weights")
+    return [path]
 
 
 def _read_json(file: Path) -> tokenizers.Tokenizer:

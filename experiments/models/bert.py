@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.config.bert import BertConfig
 from experiments.errors import ConfigError
-from experiments.models.bert_config import BertConfig
 
 
 class Encoded(NamedTuple):

@@ -18,13 +18,13 @@ from flax import nnx, traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from experiments.config.bert import BertConfig
 from experiments.errors import ConfigError, WeightsError
 from experiments.models.bert import (
     Bert,
     BertForQuestionAnswering,
     BertForSequenceClassification,
 )
-from experiments.models.bert_config import BertConfig
 
 Model = Bert | BertForQuestionAnswering | BertForSequenceClassification
 
@@ -110,7 +110,7 @@ def load_bert(
             f'labels must be positive and needs head="classification", got {labels} '
             f"with head={head!r}"
         )
-    config = _read_config(Path(directory) / "config.json")
+    config = read_config(directory)
     tensors, file = _read_tensors(Path(directory))
     options = {"dtype": dtype}
     if head == "classification":
@@ -215,7 +215,14 @@ def _take(
     return params, fresh
 
 
-def _read_config(path: Path) -> BertConfig:
+def read_config(directory: str | Path) -> BertConfig:
+    """Reads ``config.json``.
+
+    Raises:
+      ConfigError: it asks for what there is not.
+      WeightsError: it is missing or damaged.
+    """
+    path = Path(directory) / "config.json"
     if not path.is_file():
         raise WeightsError(f"{path} is missing; a directory of a BERT model has one")
     try:

@@ -1,7 +1,6 @@
 """Image classification."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +17,7 @@ from experiments.data.images import (
 )
 from experiments.data.large import LargeImages
 from experiments.models import check_images, make_model
-
-
-class Task(NamedTuple):
-    """What a network learns, as pure functions of plain trees.
-
-    Attributes:
-      init: ``seed -> (params, batch_stats)``.
-      augment: ``(key, batch) -> batch``, the random part of a training step.
-      loss_fn: ``(params, batch_stats, batch) -> (loss, batch_stats)``, training mode.
-      evaluate: ``(params, batch_stats, images) -> {"accuracy", "loss"}``; the accuracy
-        is in per cent, over every image.
-    """
-
-    init: Callable[[int], tuple[Any, Any]]
-    augment: Callable[[jax.Array, Batch], Batch]
-    loss_fn: Callable[..., tuple[jax.Array, Any]]
-    evaluate: Callable[[Any, Any, Images | LargeImages], dict[str, float]]
+from experiments.tasks.base import Task
 
 
 def classification(config: Config, data: Dataset) -> Task:
@@ -68,16 +51,28 @@ def classification(config: Config, data: Dataset) -> Task:
         logits = model(images, training=training)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-    def loss_fn(params: Any, batch_stats: Any, batch: Batch) -> tuple[jax.Array, Any]:
+    def loss_fn(
+        params: Any, batch_stats: Any, batch: Batch, dropout_key: Any = None
+    ) -> tuple[jax.Array, Any]:
+        del dropout_key
         logits, batch_stats = forward(params, batch_stats, batch["image"], True)
         labels = jax.nn.one_hot(batch["label"], data.classes)
         labels = optax.smooth_labels(labels, config.label_smoothing)
         return optax.softmax_cross_entropy(logits, labels).mean(), batch_stats
 
-    @jax.jit
-    def totals(params: Any, batch_stats: Any, batch: Batch) -> dict[str, jax.Array]:
+    def judge(
+        params: Any, batch_stats: Any, batch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
         logits, _ = forward(params, batch_stats, batch["image"], False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return logits, losses
+
+    def evaluation_loss(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
+        return judge(params, batch_stats, batch)[1].mean()
+
+    @jax.jit
+    def totals(params: Any, batch_stats: Any, batch: Batch) -> dict[str, jax.Array]:
+        logits, losses = judge(params, batch_stats, batch)
         correct = logits.argmax(axis=-1) == batch["label"]
         return {
             "accuracy": jnp.sum(100 * correct * batch["weight"]),
@@ -98,7 +93,7 @@ def classification(config: Config, data: Dataset) -> Task:
         )
         return batch | {"image": images}
 
-    return Task(init, augment_batch, loss_fn, evaluate)
+    return Task(init, augment_batch, loss_fn, evaluate, evaluation_loss)
 
 
 def _network(config: Config, data: Dataset, seed: int) -> nnx.Module:

@@ -1,17 +1,33 @@
 """Small data and small runs."""
 
+import collections
 import dataclasses
 import functools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from experiments.config import (
+    BertModelConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TextConfig,
+    TextDataConfig,
+)
 from experiments.data.images import Dataset, Images
+from experiments.data.squad import read_json
+from experiments.data.text import load_text
 from experiments.metrics import make_console, progress_bar
 from experiments.tasks.classification import classification
-from experiments.training import make_train_step
+from experiments.tasks.question_answering import question_answering
+from experiments.training import make_train_step, train
+
+VOCABULARY = 128
 
 
 def some_images(count, seed=0, shape=(8, 8, 1)):
@@ -118,3 +134,94 @@ def store_rows():
         builder.download_and_prepare()
 
     return store
+
+
+@pytest.fixture(scope="session")
+def facts():
+    """Sixteen questions of our own making about four paragraphs, as SQuAD has them."""
+    return Path(__file__).parents[1] / "data" / "language" / "facts.json"
+
+
+@pytest.fixture(scope="session")
+def make_vocabulary():
+    """Writes the commonest words of questions and their contexts as a vocabulary."""
+
+    def make(folder, questions, size=VOCABULARY):
+        counts = collections.Counter(
+            word
+            for question in questions
+            for text in (question.question, question.context)
+            for word in re.findall(r"\w+|[^\w\s]", text.lower())
+        )
+        entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *counts][:size]
+        entries += [f"[unused{i}]" for i in range(size - len(entries))]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "vocab.txt").write_text("\n".join(entries))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text_config(facts, make_vocabulary, tmp_path_factory):
+    """A BERT of one layer, which learns sixteen questions by heart."""
+    folder = make_vocabulary(tmp_path_factory.mktemp("words"), read_json(facts))
+    return TextConfig(
+        name="facts",
+        data=TextDataConfig(
+            max_length=48, stride=8, question_limit=12, batch_size=8, evaluation_batch=6
+        ),
+        model=BertModelConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            initializer_range=0.1,
+        ),
+        train_file=str(facts),
+        eval_file=str(facts),
+        vocabulary=str(folder),
+        optimizer=OptimizerConfig(
+            targets=("u50",),
+            rho=0.005,
+            base="adam",
+            learning_rate=1e-2,
+            schedule="linear",
+            warmup=0.0,
+            weight_decay=0.0,
+            frozen="^bert/embeddings/",
+        ),
+        epochs=40,
+        label_smoothing=0.1,
+        targets=("dense", "u50", "k50"),
+        evaluate_every=20,
+        checkpoint_every=20,
+        log_every=5,
+    )
+
+
+@pytest.fixture(scope="session")
+def text_data(text_config):
+    return load_text(text_config)
+
+
+@pytest.fixture(scope="session")
+def text_task(text_config):
+    return question_answering(text_config)
+
+
+@pytest.fixture(scope="session")
+def text_step(text_config, text_data, text_task):
+    """The compiled step, once a session."""
+    return make_train_step(text_config, text_data, text_task)
+
+
+@pytest.fixture(scope="session")
+def text_run(text_config, text_data, text_task, text_step, tmp_path_factory):
+    """The directory of a run that has learnt the facts, and its last state."""
+    run = tmp_path_factory.mktemp("runs") / "facts"
+    with progress_bar(make_console()) as bar:
+        state = train(text_config, run, text_data, text_task, bar, train_step=text_step)
+    return run, state

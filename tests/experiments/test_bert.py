@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiments.config.bert import BASE, LARGE, SMALL, TINY, BertConfig
 from experiments.errors import ConfigError
 from experiments.models.bert import (
     Bert,
     BertForQuestionAnswering,
     BertForSequenceClassification,
 )
-from experiments.models.bert_config import BASE, LARGE, SMALL, TINY, BertConfig
 
 MINUTE = BertConfig(
     vocab_size=37,

@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from experiments.config.bert import BertConfig
 from experiments.errors import ConfigError, WeightsError
 from experiments.models.bert import Bert
-from experiments.models.bert_config import BertConfig
 from experiments.models.bert_weights import HEADS, load_bert, save_bert
 from tests.data.bert.record import CASES, FILE, INPUTS, SMALL, draw, draw_inputs
 

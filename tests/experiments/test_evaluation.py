@@ -1,9 +1,13 @@
+import functools
+import operator
+
 import jax
 import numpy as np
 import pytest
 
 from experiments.data.images import Images
 from experiments.evaluation import evaluate_targets, make_evaluation
+from experiments.second_order import SecondOrder
 from experiments.targets import projector
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -48,6 +52,29 @@ def test_compiled_compression_is_that_of_the_library(target, config, data, task)
         ours.params,
         expected,
     )
+
+
+def test_second_order_pruning_serves_images_too(config, data, task):
+    """With the statistics of the dense model, and the loss of evaluation."""
+    params, batch_stats = task.init(0)
+    options = SecondOrder(gradients=16, block_size=4, damping=1e-3, recomputations=1)
+    ours, masks = make_evaluation(config, data, task, options).compress(
+        params, "o50", batch_stats
+    )
+    sizes = [mask.size for mask in jax.tree.leaves(masks) if mask.ndim > 1]
+    pruned = sum(int((~mask).sum()) for mask in jax.tree.leaves(masks))
+    assert pruned == sum(sizes) // 2
+    place = ("stage1_block1", "conv1", "kernel")
+    before, after, mask = (
+        functools.reduce(operator.getitem, place, tree)
+        for tree in (params, ours, masks)
+    )
+    assert np.mean(before[mask] != after[mask]) > 0.5  # what is kept has moved
+    assert not after[~mask].any()
+    one = Images(*(leaf[:1] for leaf in data.train))
+    loss = task.evaluation_loss(params, batch_stats, one.take([0]))
+    judged = task.evaluate(params, batch_stats, one)["loss"]
+    assert loss == pytest.approx(judged, rel=1e-5)
 
 
 def test_recalibration_averages_the_statistics_of_the_first_images(config, data, task):

@@ -1,0 +1,69 @@
+"""Second-order pruning of a trained model: oBERT on text, WoodFisher on images."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import cram_jax
+from experiments.config.checks import check, check_at_least
+from experiments.tasks.base import Model, Task
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """How second-order pruning goes about it, see `cram_jax.second_order_prune`.
+
+    Attributes:
+      gradients: training examples whose gradients make the curvature.
+      block_size: weights in a block of it.
+      damping: added to its diagonal.
+      recomputations: how often it is computed on the way to the sparsity.
+      micro_batch: gradients computed at a time; speed and memory alone.
+    """
+
+    gradients: int = 1024
+    block_size: int = 50
+    damping: float = 1e-7
+    recomputations: int = 4
+    micro_batch: int = 16
+
+    def __post_init__(self) -> None:
+        check_at_least(
+            self, 1, "gradients", "block_size", "recomputations", "micro_batch"
+        )
+        check(self, "damping", self.damping > 0, "above 0")
+
+
+def second_order_prune(
+    task: Task, examples: Any, model: Model, sparsity: float, options: SecondOrder
+) -> cram_jax.Projection:
+    """Prunes a trained model; the sparsity is of all its prunable leaves together.
+
+    The loss is that of evaluation, without dropout and label smoothing, and with the
+    batch statistics of the dense model.
+
+    Args:
+      task: for its loss and its prunable leaves.
+      examples: the training examples; some are drawn at random, always the same.
+      model: parameters and batch statistics.
+      sparsity: share of zeros.
+      options: the rest.
+
+    Returns:
+      The pruned parameters, of which the kept ones have moved, and the masks.
+    """
+    params, batch_stats = model
+    drawn = np.random.default_rng(0).permutation(examples.size)[: options.gradients]
+    return cram_jax.second_order_prune(
+        task.evaluation_loss,
+        params,
+        {"batch": examples.take(np.sort(drawn))},
+        sparsity,
+        where=task.layers.prunable,
+        block_size=options.block_size,
+        damping=options.damping,
+        recomputations=options.recomputations,
+        micro_batch=options.micro_batch,
+        constants={"batch_stats": batch_stats},
+    )

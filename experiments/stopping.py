@@ -1,0 +1,51 @@
+"""Early stopping: the best model of a run is kept, and its end not waited for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import checkpoints
+from experiments.config import RunConfig
+from experiments.metrics import lines
+
+
+class Stopping:
+    """Stores the best model so far, and says when a run has stopped to get better.
+
+    What it knows follows from ``metrics.jsonl``, so that a run which is resumed stops
+    where one that was never interrupted does. Without patience it does nothing.
+
+    Args:
+      config: ``patience`` says how many evaluations may be no better than the best.
+      run: the directory.
+      metric: what the task is judged by; more is better.
+      start: the step that the run goes on from.
+    """
+
+    def __init__(self, config: RunConfig, run: Path, metric: str, start: int):
+        self._config, self._run, self._metric = config, run, metric
+        stored = map(json.loads, lines(run / "metrics.jsonl", start))
+        name = f"eval_{metric}"
+        self._values = [line[name] for line in stored if name in line]
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the run is to stop."""
+        patience = self._config.patience
+        return 0 < patience <= self._since_best()
+
+    def judge(self, result: dict[str, float], params: Any, batch_stats: Any) -> None:
+        """Takes note of an evaluation, and stores the model if it is the best."""
+        if not self._config.patience:
+            return
+        self._values.append(result[self._metric])
+        if self._since_best() == 0:
+            checkpoints.save_model(self._run, self._config, params, batch_stats)
+
+    def _since_best(self) -> int:
+        """Evaluations since the best one, the first of equal ones."""
+        if not self._values:
+            return 0
+        return len(self._values) - 1 - int(np.argmax(self._values))

@@ -1,0 +1,86 @@
+"""Text classification: the tasks of GLUE, the regression too."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.config import TextConfig
+from experiments.data.batches import Batch, Examples, evaluation_batches
+from experiments.data.glue import glue_task
+from experiments.errors import ConfigError
+from experiments.scores import label_scores
+from experiments.targets import ENCODER
+from experiments.tasks.base import Task
+from experiments.tasks.language import network
+
+
+def text_classification(config: TextConfig) -> Task:
+    """The task of a configuration.
+
+    The loss is the cross-entropy of the classes, or of the regression the mean squared
+    error.
+
+    Args:
+      config: the task, the model, the label smoothing, the size of evaluation batches.
+
+    Returns:
+      The task; its metrics are those of GLUE.
+
+    Raises:
+      ConfigError: labels cannot be smoothed, as they are numbers.
+    """
+    glue = glue_task(config.data.name)
+    if glue.is_regression and config.label_smoothing:
+        raise ConfigError(
+            f"label_smoothing must be 0 for {config.data.name}, whose labels are "
+            f"numbers, got {config.label_smoothing}"
+        )
+    model = network(config)
+
+    def row_losses(logits: jax.Array, batch: Batch, smoothing: float) -> jax.Array:
+        if glue.is_regression:
+            return (logits[:, 0] - batch["label"]) ** 2
+        labels = jax.nn.one_hot(batch["label"], glue.outputs)
+        labels = optax.smooth_labels(labels, smoothing)
+        return optax.softmax_cross_entropy(logits, labels)
+
+    def loss_fn(
+        params: Any, batch_stats: Any, batch: Batch, dropout_key: Any = None
+    ) -> tuple[jax.Array, Any]:
+        logits = model.forward(params, batch, True, dropout_key)
+        return row_losses(logits, batch, config.label_smoothing).mean(), batch_stats
+
+    def evaluation_loss(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
+        del batch_stats
+        return row_losses(model.forward(params, batch, False), batch, 0.0).mean()
+
+    @jax.jit
+    def judge(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        logits = model.forward(params, batch, False)
+        found = logits[:, 0] if glue.is_regression else jnp.argmax(logits, axis=-1)
+        return found, row_losses(logits, batch, 0.0)
+
+    def evaluate(params: Any, batch_stats: Any, texts: Examples) -> dict[str, float]:
+        del batch_stats
+        batches = evaluation_batches(texts.arrays, config.data.evaluation_batch)
+        parts = [jax.device_get(judge(params, batch)) for batch in batches]
+        found, losses = (
+            np.concatenate(arrays)[: texts.size] for arrays in zip(*parts, strict=True)
+        )
+        scores = label_scores(glue.metrics, found, texts.arrays["label"])
+        return scores | {"loss": float(losses.mean())}
+
+    return Task(
+        init=model.init,
+        augment=lambda key, batch: batch,
+        loss_fn=loss_fn,
+        evaluate=evaluate,
+        evaluation_loss=evaluation_loss,
+        metric=glue.metrics[0],
+        layers=ENCODER,
+        head=("classifier",),
+        pretrained=model.pretrained,
+    )
