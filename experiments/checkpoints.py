@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from experiments.config import Config, from_dict, to_dict
 from experiments.errors import RunError
 from experiments.files import cannot_write, first_line, write_text
+from experiments.sharding import on_first_process
 
 # What Orbax logs as an error it also raises, and we say it in our words.
 for name in ("absl", "asyncio"):
@@ -102,7 +103,7 @@ def save_model(run: Path, config: Config, params: Any, batch_stats: Any) -> None
     Raises:
       RunError: it cannot be written.
     """
-    save_config(run, config)
+    on_first_process(lambda: save_config(run, config))
     model = {"params": params, "batch_stats": batch_stats}
     try:
         with ocp.StandardCheckpointer() as checkpointer:

@@ -134,7 +134,8 @@ def evaluate(
     save_results(results, run / "evaluation.json")
     drawn = calibrations > 1 and has_statistics(batch_stats)
     draws = f", {calibrations} calibrations" if drawn else ""
-    console.print(accuracy_table(results, f"{run}, {task.metric} (%){draws}"))
+    console.print(f"{run}:", highlight=False, soft_wrap=True)
+    console.print(accuracy_table(results, f"{task.metric} (%){draws}"))
 
 
 def report(runs: tuple[Path, ...], out: Path) -> None:

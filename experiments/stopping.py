@@ -1,4 +1,4 @@
-"""Early stopping: the best model of a run is kept, and its end not waited for."""
+"""The best model of a run is kept, and with patience the run's end not waited for."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,13 @@ class Stopping:
     """Stores the best model so far, and says when a run has stopped to get better.
 
     What it knows follows from ``metrics.jsonl``, so that a run which is resumed stops
-    where one that was never interrupted does. Without patience it does nothing.
+    where one that was never interrupted does. With patience the best model is that of
+    the run; otherwise it lies in ``best``, a run directory of its own, and a run that
+    is evaluated at its end alone has none.
 
     Args:
-      config: ``patience`` says how many evaluations may be no better than the best.
+      config: ``patience`` says how many evaluations may be no better than the best; 0:
+        all of them.
       run: the directory.
       metric: what the task is judged by; more is better.
       start: the step that the run goes on from.
@@ -38,11 +41,12 @@ class Stopping:
 
     def judge(self, result: dict[str, float], params: Any, batch_stats: Any) -> None:
         """Takes note of an evaluation, and stores the model if it is the best."""
-        if not self._config.patience:
+        if not self._config.evaluate_every:
             return
         self._values.append(result[self._metric])
         if self._since_best() == 0:
-            checkpoints.save_model(self._run, self._config, params, batch_stats)
+            directory = self._run if self._config.patience else self._run / "best"
+            checkpoints.save_model(directory, self._config, params, batch_stats)
 
     def _since_best(self) -> int:
         """Evaluations since the best one, the first of equal ones."""

@@ -10,6 +10,8 @@ from references import constrained_minimum, dense_fisher
 
 from cram_jax import fisher
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 absorb = jax.jit(fisher.absorb)
 
 

@@ -16,6 +16,7 @@ from benchmarks import second_order_accuracy as digits
 from cram_jax import compress, second_order_prune, top_k
 from cram_jax.sparsity import kept_count
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 TOLERANCE = {"rtol": 1e-8, "atol": 1e-10}
 
 

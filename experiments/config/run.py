@@ -26,7 +26,7 @@ class RunConfig:
       new_head: a new last layer in place of the one of ``init_from``.
       targets: what the trained network is compressed to when it is evaluated.
       evaluate_every: epochs, or a part of one, between evaluations of the dense
-        network; 0: at the end.
+        network, the best of which is stored in the run's ``best``; 0: at the end.
       checkpoint_every: epochs between checkpoints; 0: at the end.
       log_every: steps between lines of metrics.jsonl.
       patience: evaluations in a row without a better one after which training stops;

@@ -23,8 +23,8 @@ def setting(with_method, data, task, train_step):
         with_method("sgd"), evaluate_every=0.4, checkpoint_every=0, patience=2
     )
 
-    def make():
-        scores = iter(SCORES)
+    def make(scores=SCORES):
+        scores = iter(scores)
         judged = []
 
         def evaluate(params, batch_stats, images):
@@ -66,11 +66,23 @@ def test_a_run_stops_after_its_patience_and_keeps_the_best(setting, progress, tm
 def test_without_patience_the_last_model_counts(setting, progress, tmp_path):
     config, data, make, step = setting
     config = dataclasses.replace(config, patience=0)
-    task, judged = make()
+    task, judged = make([40.0, 60.0, 50.0, 60.0, 55.0])
     state = train(config, tmp_path, data, task, progress, train_step=step)
     assert int(state.step) == 10
     assert not (tmp_path / "model").exists()
     equal(stored_model(tmp_path, config, data, task)[0], judged[-1])
+    # The best one is a run of its own.
+    assert checkpoints.load_config(tmp_path / "best") == config
+    equal(stored_model(tmp_path / "best", config, data, task)[0], judged[1])
+
+
+def test_a_run_that_is_judged_at_its_end_alone_has_no_best(setting, progress, tmp_path):
+    config, data, make, step = setting
+    config = dataclasses.replace(config, patience=0, evaluate_every=0)
+    task, judged = make()
+    train(config, tmp_path, data, task, progress, train_step=step)
+    assert len(judged) == 1
+    assert not (tmp_path / "best").exists()
 
 
 def test_a_resumed_run_stops_where_the_other_did(setting, progress, tmp_path):

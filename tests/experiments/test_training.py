@@ -79,9 +79,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", first_of_each(lambda c: (c.model, rule(c)))
-)
+@pytest.mark.parametrize("name", first_of_each(lambda c: (c.model, rule(c))))
 def test_every_configuration_builds_abstractly(name):
     config = CONFIGS[name]
     data = abstract_data(config)
