@@ -8,6 +8,8 @@ from flax import linen, nnx
 
 from cram_jax import recalibrate
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BATCHES = [np.random.default_rng(seed).normal(2.0, 3.0, (16, 5)) for seed in range(4)]
 
 

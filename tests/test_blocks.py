@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from cram_jax import compress, sparsity_report, top_k
 from cram_jax.sparsity import kept_count
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BLOCKS = ((1, 1), (1, 4), (4, 1), (2, 2), (None, 2), (..., 1), (..., 4), (None, None))
 
 

@@ -7,6 +7,8 @@ from hypothesis import given
 
 from cram_jax import cached, compress, n_m, one_of, top_k
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def use(projector, trees, key=None):
     """Projects the trees in turn; gives the projections and the last state."""

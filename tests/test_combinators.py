@@ -23,6 +23,8 @@ from cram_jax import (
     top_k,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 
 

@@ -17,6 +17,8 @@ from flax.training import train_state
 import cram_jax
 from cram_jax import cram_plus, top_k
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RHO = 0.1
 PROJECTOR = top_k(0.5)
 

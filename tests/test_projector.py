@@ -4,6 +4,8 @@ import pytest
 
 from cram_jax import Projection, identity, stateless
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PARAMS = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
 
 

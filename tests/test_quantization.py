@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from cram_jax import compress, fake_quant
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BITS = st.integers(2, 8)
 
 

@@ -3,6 +3,8 @@ import pytest
 
 from cram_jax import compress, n_m, sparsity_report, top_k
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PARAMS = {
     "bias": jnp.zeros(4),
     "conv": jnp.arange(1.0, 73.0).reshape(3, 3, 2, 4),

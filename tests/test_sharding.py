@@ -1,4 +1,4 @@
-"""The same numbers however arrays are sharded, and what the devices exchange."""
+"""Training gives the same however the parameters are sharded."""
 
 import chex
 import jax
@@ -9,65 +9,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.communication import collectives
-from cram_jax import cached, compress, cram_plus, fake_quant, n_m, one_of, top_k
+from cram_jax import compress, cram_plus, fake_quant, n_m, one_of, top_k
 
-AXIS_TYPES = [AxisType.Auto, AxisType.Explicit]
-# Each leaf along one axis, along several, along both at once, or not at all.
-SPECS = [P("fsdp"), P(None, "fsdp"), P("data", "fsdp"), P(("data", "fsdp")), P()]
-
-
-@pytest.mark.parametrize("axis_type", AXIS_TYPES)
-@pytest.mark.parametrize("side", [160, 1600], ids=["1 million", "100 million"])
-def test_a_global_projection_exchanges_less_than_four_kib(side, axis_type):
-    layers = 40
-    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(axis_type,) * 2)
-    params = {
-        f"layer{index}": jax.ShapeDtypeStruct(
-            (side, side), jnp.float32, sharding=NamedSharding(mesh, SPECS[index % 5])
-        )
-        for index in range(layers)
-    }
-    with jax.set_mesh(mesh):
-        project = jax.jit(lambda params: compress(params, top_k(0.9)))
-        compiled = project.lower(params).compile()
-    found = collectives(compiled)
-    assert {operation for operation, _ in found} == {"all-reduce"}
-    # Two loops: over 31 bits of a magnitude, and those of a place, three at a time.
-    passes = [11, -(-(layers * side**2).bit_length() // 3)]
-    assert len(found) == len(passes)
-    exchanged = sum(
-        size * trips for (_, size), trips in zip(found, passes, strict=True)
-    )
-    assert exchanged <= 4096
-    assert exchanged == 7 * 4 * sum(passes)
-
-
-@pytest.mark.parametrize("axis_type", AXIS_TYPES)
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize(
-    ("projector", "operations"),
-    [
-        (top_k(0.9, scope="layer"), {"all-reduce"}),
-        (n_m(2, 4), set()),
-        (fake_quant(4), {"all-reduce"}),  # a maximum for each output channel
-        (top_k(0.5, block=(1, 4)), {"all-reduce"}),
-        (cached(top_k(0.9), every=3), {"all-reduce"}),
-    ],
-    ids=lambda value: getattr(value, "label", ""),
-)
-def test_a_projection_gathers_nothing(projector, operations, spec, axis_type):
-    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(axis_type,) * 2)
-    values = jax.random.normal(jax.random.key(0), (64, 128))
-    expected = compress({"kernel": values}, projector)
-    with jax.set_mesh(mesh):
-        kernel = jax.device_put(np.asarray(values), NamedSharding(mesh, spec))
-        project = jax.jit(lambda params: compress(params, projector))
-        compiled = project.lower({"kernel": kernel}).compile()
-        actual = compiled({"kernel": kernel})
-    assert {operation for operation, _ in collectives(compiled)} <= operations
-    assert actual.params["kernel"].sharding.is_equivalent_to(kernel.sharding, 2)
-    chex.assert_trees_all_close(actual, expected, rtol=1e-6)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def make_params():
@@ -121,11 +65,18 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+@pytest.fixture(scope="module")
+def on_one_device():
+    return train(make_params(), lambda batch: batch)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (2, 2), (2, 4), (8, 1)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_training_on_a_mesh_equals_training_on_one_device(layout, shape, axis_type):
-    expected, losses = train(make_params(), lambda batch: batch)
+def test_training_on_a_mesh_equals_training_on_one_device(
+    layout, shape, axis_type, on_one_device
+):
+    expected, losses = on_one_device
     devices = jax.devices()[: shape[0] * shape[1]]
     mesh = jax.make_mesh(
         shape, ("data", "fsdp"), devices=devices, axis_types=(axis_type,) * 2

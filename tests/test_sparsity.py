@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from cram_jax import compress, n_m, top_k
 from cram_jax.sparsity import kept_count
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def kernels(tree):
     return [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim >= 2]

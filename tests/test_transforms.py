@@ -21,6 +21,8 @@ from cram_jax import (
     top_k,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PROJECTORS = {
     "identity": identity(),
     "top_k": top_k(0.5),

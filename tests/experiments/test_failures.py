@@ -1,6 +1,7 @@
 """Full disks, unwritable directories, damaged checkpoints: what was there stays."""
 
 import contextlib
+import dataclasses
 import gc
 import json
 import resource
@@ -40,8 +41,8 @@ def largest_file(size):
 @pytest.fixture
 def setting(with_method, data, task, train_step, progress):
     """The arguments of a run of two epochs, with a checkpoint at steps 5 and 10."""
-    step = train_step("cram_plus")
-    return with_method("cram_plus"), data, task, progress, step
+    config = dataclasses.replace(with_method("cram_plus"), evaluate_every=0)
+    return config, data, task, progress, train_step("cram_plus")
 
 
 def run_training(run, setting, before_step=lambda step: None, **options):

@@ -17,6 +17,8 @@ from flax import nnx
 import cram_jax
 from experiments.models.resnet import ResNet
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TOLERANCE = 1e-10
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
 

@@ -15,6 +15,8 @@ from experiments.metrics import make_console, progress_bar
 from experiments.sharding import join_processes, make_mesh, state_shardings
 from experiments.training import init_state, make_train_step, train
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def on_one_device(tmp_path_factory, with_method, train_step, data, task, quiet):

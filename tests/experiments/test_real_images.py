@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pytest
 
 from experiments.config import variant
 from experiments.configs import cifar10_small
@@ -11,6 +12,8 @@ from experiments.data.images import Dataset, Images, open_dataset, read
 from experiments.evaluation import evaluate_targets, make_evaluation
 from experiments.tasks.classification import classification
 from experiments.training import train
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_an_epoch_on_512_images_of_cifar10_lowers_the_loss(shared, progress, tmp_path):
