@@ -1,4 +1,4 @@
-"""How much of the training loop is the step: 50,000 images in memory, augmented.
+"""How much of the training loop is the step: images in memory, augmented.
 
     python -m benchmarks.loop
 
@@ -80,9 +80,7 @@ def main() -> None:
         config = dataclasses.replace(
             CONFIGS[name], evaluate_every=0, checkpoint_every=0, log_every=20
         )
-        data = images(50_000)
-        size = options.steps * config.data.batch_size
-        data = data._replace(train=Images(*(array[:size] for array in data.train)))
+        data = images(options.steps * config.data.batch_size)
         task = classification(config, data)._replace(
             evaluate=lambda *_: {"accuracy": 0.0, "loss": 0.0}
         )

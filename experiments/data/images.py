@@ -49,8 +49,7 @@ class Images(NamedTuple):
 
     def take(self, chosen: Sequence[int]) -> Batch:
         """Some images and their labels."""
-        rows = np.asarray(chosen)
-        return {name: array[rows] for name, array in self.arrays.items()}
+        return Examples(self.arrays).take(chosen)
 
 
 class Dataset(NamedTuple):

@@ -88,6 +88,33 @@ def network(config: TextConfig) -> Network:
     return Network(init, pretrained, forward, module)
 
 
+def losses(
+    model: Network, row_losses: Callable[..., jax.Array], smoothing: float
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two losses of a task, see `Task`.
+
+    Args:
+      model: the network.
+      row_losses: ``(what the model gives, batch, smoothing) -> loss of every row``.
+      smoothing: of the labels, in training.
+
+    Returns:
+      Its ``loss_fn`` and its ``evaluation_loss``.
+    """
+
+    def loss_fn(
+        params: Any, batch_stats: Any, batch: Batch, dropout_key: Any = None
+    ) -> tuple[jax.Array, Any]:
+        outputs = model.forward(params, batch, True, dropout_key)
+        return row_losses(outputs, batch, smoothing).mean(), batch_stats
+
+    def evaluation_loss(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
+        del batch_stats
+        return row_losses(model.forward(params, batch, False), batch, 0.0).mean()
+
+    return loss_fn, evaluation_loss
+
+
 def check_weights(config: TextConfig) -> None:
     """Raises where the weights cannot be what a run starts from.
 

@@ -13,7 +13,7 @@ from experiments.data.text import Asked
 from experiments.scores import answer_scores
 from experiments.targets import ENCODER
 from experiments.tasks.base import Task
-from experiments.tasks.language import network
+from experiments.tasks.language import losses, network
 
 
 def question_answering(config: TextConfig) -> Task:
@@ -44,16 +44,7 @@ def question_answering(config: TextConfig) -> Task:
             total -= jnp.sum(wanted * jax.nn.log_softmax(scores), axis=-1) / 2
         return total
 
-    def loss_fn(
-        params: Any, batch_stats: Any, batch: Batch, dropout_key: Any = None
-    ) -> tuple[jax.Array, Any]:
-        logits = model.forward(params, batch, True, dropout_key)
-        return row_losses(logits, batch, config.label_smoothing).mean(), batch_stats
-
-    def evaluation_loss(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
-        del batch_stats
-        logits = model.forward(params, batch, False)
-        return row_losses(logits, batch, 0.0).mean()
+    loss_fn, evaluation_loss = losses(model, row_losses, config.label_smoothing)
 
     @jax.jit
     def judge(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -65,7 +56,7 @@ def question_answering(config: TextConfig) -> Task:
         features, count = asked.windows.features, len(asked.windows.example)
         batches = evaluation_batches(features, config.data.evaluation_batch)
         parts = [jax.device_get(judge(params, batch)) for batch in batches]
-        start, end, losses = (
+        start, end, row_loss = (
             np.concatenate(arrays)[:count] for arrays in zip(*parts, strict=True)
         )
         answers = best_answers(asked.questions, asked.windows, start, end)
@@ -74,7 +65,7 @@ def question_answering(config: TextConfig) -> Task:
         return {
             "f1": scores["f1"],
             "exact_match": scores["exact_match"],
-            "loss": float(losses.mean()),
+            "loss": float(row_loss.mean()),
         }
 
     return Task(

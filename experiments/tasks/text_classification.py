@@ -14,7 +14,7 @@ from experiments.errors import ConfigError
 from experiments.scores import label_scores
 from experiments.targets import ENCODER
 from experiments.tasks.base import Task
-from experiments.tasks.language import network
+from experiments.tasks.language import losses, network
 
 
 def text_classification(config: TextConfig) -> Task:
@@ -47,15 +47,7 @@ def text_classification(config: TextConfig) -> Task:
         labels = optax.smooth_labels(labels, smoothing)
         return optax.softmax_cross_entropy(logits, labels)
 
-    def loss_fn(
-        params: Any, batch_stats: Any, batch: Batch, dropout_key: Any = None
-    ) -> tuple[jax.Array, Any]:
-        logits = model.forward(params, batch, True, dropout_key)
-        return row_losses(logits, batch, config.label_smoothing).mean(), batch_stats
-
-    def evaluation_loss(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
-        del batch_stats
-        return row_losses(model.forward(params, batch, False), batch, 0.0).mean()
+    loss_fn, evaluation_loss = losses(model, row_losses, config.label_smoothing)
 
     @jax.jit
     def judge(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -67,11 +59,11 @@ def text_classification(config: TextConfig) -> Task:
         del batch_stats
         batches = evaluation_batches(texts.arrays, config.data.evaluation_batch)
         parts = [jax.device_get(judge(params, batch)) for batch in batches]
-        found, losses = (
+        found, row_loss = (
             np.concatenate(arrays)[: texts.size] for arrays in zip(*parts, strict=True)
         )
         scores = label_scores(glue.metrics, found, texts.arrays["label"])
-        return scores | {"loss": float(losses.mean())}
+        return scores | {"loss": float(row_loss.mean())}
 
     return Task(
         init=model.init,
