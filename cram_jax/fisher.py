@@ -6,10 +6,14 @@ too badly conditioned to be held itself: with a damping of 1e-7 most of them are
 diagonal of F^-1 is a sum of squares, never negative.
 
 Arrays have the blocks along axis 0 and nothing crosses them: sharded blocks stay put.
+Every gradient, and every weight that is removed, changes all of a root, and what takes
+the time are passes over memory. A CPU therefore takes some blocks at a time, which stay
+in its cache for all that is done with them.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +25,11 @@ from cram_jax.reshaping import explicit_sharding, shards
 
 # By default accelerators multiply float32 in less than float32.
 _einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+# Blocks that a CPU takes at a time: with 50 weights each they are 1.3 MB of float32.
+_PART = 128
+
+_Arrays = TypeVar("_Arrays", bound=tuple[jax.Array, ...])
 
 
 def to_blocks(leaf: jax.Array, block_size: int) -> jax.Array:
@@ -35,7 +44,8 @@ def to_blocks(leaf: jax.Array, block_size: int) -> jax.Array:
 
     Returns:
       Shape (blocks, block_size), where a smaller leaf is one block of its own size. The
-      last block is filled up with zeros.
+      last block is filled up with zeros; where there are more than 128, so is their
+      number, to a multiple of that, unless explicit axes spread them over devices.
 
     Example:
       >>> to_blocks(jnp.array([[1, 2], [3, 4], [5, 6]]), 4)
@@ -48,7 +58,8 @@ def to_blocks(leaf: jax.Array, block_size: int) -> jax.Array:
     if sharding is not None:
         rows = jax.sharding.reshard(rows, sharding)
     flat = jax.lax.reshape(rows, (leaf.size,), out_sharding=sharding)
-    flat = jnp.pad(flat, (0, -leaf.size % width))
+    unit = width * _PART if sharding is None and leaf.size > width * _PART else width
+    flat = jnp.pad(flat, (0, -leaf.size % unit))
     shape = (flat.size // width, width)
     return jax.lax.reshape(flat, shape, out_sharding=sharding)
 
@@ -118,6 +129,27 @@ def absorb(root: jax.Array, gradient: jax.Array) -> jax.Array:
     return root - along[:, :, None] * v[:, None, :]
 
 
+def absorb_all(root: jax.Array, gradients: jax.Array, count: jax.Array) -> jax.Array:
+    """Adds the first gradients, one after the other.
+
+    Args:
+      root: shape (n, b, b).
+      gradients: shape (n, m, b).
+      count: how many of the m.
+
+    Returns:
+      The new root.
+    """
+
+    def update(root: jax.Array, gradients: jax.Array) -> tuple[jax.Array]:
+        def add(i: jax.Array, root: jax.Array) -> jax.Array:
+            return absorb(root, gradients[:, i])
+
+        return (jax.lax.fori_loop(0, count, add, root),)
+
+    return _in_parts(update, (root,), gradients)[0]
+
+
 def saliency_root(root: jax.Array, weights: jax.Array) -> jax.Array:
     r"""Roots of the saliencies :math:`\rho_i = w_i^2 / (2 [F^{-1}]_{ii})`.
 
@@ -160,20 +192,63 @@ def eliminate(weights: jax.Array, removed: jax.Array, root: jax.Array) -> jax.Ar
       Array([[0., 2.]], dtype=float32)
     """
 
-    def remove(
-        place: jax.Array, carry: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
-        weights, root = carry
-        row = root[:, place]
-        square = jnp.sum(row**2, axis=-1)
-        active = removed[:, place] & (square > 0)
-        along = _einsum("nij,nj->ni", root, row) / jnp.where(active, square, 1)[:, None]
-        along = jnp.where(active[:, None], along, 0)
-        weights = weights - along * weights[:, place, None]
-        return weights, root - along[:, :, None] * row[:, None, :]
+    def update(
+        weights: jax.Array, removed: jax.Array, root: jax.Array
+    ) -> tuple[jax.Array]:
+        def remove(
+            place: jax.Array, carry: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
+            weights, root = carry
+            row = root[:, place]
+            square = jnp.sum(row**2, axis=-1)
+            active = removed[:, place] & (square > 0)
+            along = _einsum("nij,nj->ni", root, row)
+            along /= jnp.where(active, square, 1)[:, None]
+            along = jnp.where(active[:, None], along, 0)
+            weights = weights - along * weights[:, place, None]
+            return weights, root - along[:, :, None] * row[:, None, :]
 
-    moved, _ = jax.lax.fori_loop(0, weights.shape[1], remove, (weights, root))
+        places = weights.shape[1]
+        return jax.lax.fori_loop(0, places, remove, (weights, root))[:1]
+
+    (moved,) = _in_parts(update, (weights,), removed, root)
     return jnp.where(removed, 0, moved)
+
+
+def _in_parts(
+    update: Callable[..., _Arrays], carry: _Arrays, *others: jax.Array
+) -> _Arrays:
+    """``update(*carry, *others)``, on a CPU of some blocks at a time.
+
+    All arrays have the blocks along axis 0.
+    """
+
+    def whole(carry: _Arrays, *others: jax.Array) -> _Arrays:
+        return update(*carry, *others)
+
+    def in_parts(carry: _Arrays, *others: jax.Array) -> _Arrays:
+        # A part has blocks from everywhere: each device has its share of it.
+        split, rest = jax.tree.map(
+            lambda array: array.reshape(_PART, -1, *array.shape[1:]), (carry, others)
+        )
+
+        def one(part: jax.Array, split: _Arrays) -> _Arrays:
+            def take(array: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_index_in_dim(array, part, 1, keepdims=False)
+
+            def put(array: jax.Array, new: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_update_index_in_dim(array, new, part, 1)
+
+            updated = update(*map(take, split), *map(take, rest))
+            return jax.tree.map(put, split, updated)
+
+        done = jax.lax.fori_loop(0, blocks // _PART, one, split)
+        return jax.tree.map(lambda a, like: a.reshape(like.shape), done, carry)
+
+    blocks = carry[0].shape[0]
+    if blocks % _PART or explicit_sharding(carry[0]) is not None:
+        return whole(carry, *others)
+    return jax.lax.platform_dependent(carry, *others, cpu=in_parts, default=whole)
 
 
 class Inputs(NamedTuple):
@@ -246,14 +321,11 @@ def inverse_roots(
         examples = jnp.minimum(numbers, count - 1)[:, None] * group + jnp.arange(group)
         gradients = jax.vmap(blocks_of_gradient)(examples)
 
-        def absorb_one(number: jax.Array, roots: list[jax.Array]) -> list[jax.Array]:
-            return [
-                absorb(root, g[number])
-                for root, g in zip(roots, gradients, strict=True)
-            ]
-
         last = jnp.minimum(micro_batch, count - start)
-        return jax.lax.fori_loop(0, last, absorb_one, roots), None
+        return [
+            absorb_all(root, jnp.swapaxes(g, 0, 1), last)
+            for root, g in zip(roots, gradients, strict=True)
+        ], None
 
     roots = [
         damped_root(to_blocks(wide(leaves[i]), block_size), damping) for i in places

@@ -60,13 +60,14 @@ def second_order_prune(
     recomputations.
 
     Cost, for each recomputation: m gradients and, for each of them, some three passes
-    over ``block_size`` floats for each prunable weight. That many have to fit in
-    memory, once more those of the largest leaf, and ``micro_batch`` gradients. The
-    statistics are float32, float64 for float64 parameters. All runs in one compiled
-    program, the same for every recomputation; its size depends on neither m nor
-    ``block_size``. Sharded parameters give the same masks. With explicit axes, blocks
-    lie where their outputs do, or are copied to all devices where one of them would lie
-    across two; with automatic axes XLA decides.
+    over ``block_size`` floats for each prunable weight; on a CPU one pass for each
+    ``micro_batch`` of gradients. That many have to fit in memory, once more those of
+    the largest leaf, and ``micro_batch`` gradients. The statistics are float32, float64
+    for float64 parameters. All runs in one compiled program, the same for every
+    recomputation; its size depends on neither m nor ``block_size``. Sharded parameters
+    give the same masks. With explicit axes, blocks lie where their outputs do, or are
+    copied to all devices where one of them would lie across two; with automatic axes
+    XLA decides.
 
     Args:
       loss_fn: ``loss_fn(params, ...) -> scalar``, a mean over examples that also works

@@ -256,6 +256,7 @@ MUTANTS = {
             ),
             Mutant("weights - along * weights", "weights + along * weights"),
             Mutant("root - along[:, :, None] * row[:, None, :]", "root"),
+            Mutant("fori_loop(0, blocks // _PART", "fori_loop(1, blocks // _PART"),
             Mutant("wide(gradients[i]) / count**0.5", "wide(gradients[i])"),
             Mutant("jnp.where(kept[i], wide", "jnp.where(True, wide"),
             Mutant("jnp.minimum(micro_batch, count - start)", "micro_batch"),
