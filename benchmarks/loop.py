@@ -20,7 +20,8 @@ import numpy as np
 from benchmarks import timing
 from experiments.config import Config
 from experiments.configs import CONFIGS
-from experiments.data.images import Dataset, Images, training_batches
+from experiments.data.batches import Examples
+from experiments.data.images import Dataset
 from experiments.metrics import make_console, progress_bar
 from experiments.tasks.classification import Task, classification
 from experiments.training import (
@@ -36,7 +37,8 @@ def images(count: int) -> Dataset:
     """Noise in the shape of CIFAR-10."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (count, 32, 32, 3), np.uint8)
-    some = Images(pixels, generator.integers(0, 10, count, np.int32))
+    labels = generator.integers(0, 10, count, np.int32)
+    some = Examples({"image": pixels, "label": labels})
     ones = np.ones(3, np.float32)
     return Dataset(some, some, 10, 128 * ones, 64 * ones)
 
@@ -46,7 +48,7 @@ def step_alone(
 ) -> float:
     """Seconds of so many steps on one batch."""
     state = init_state(config, data, task)
-    batch = next(training_batches(data.train, config.data.batch_size, 0, 0, 1))
+    batch = next(data.train.training_batches(config.data.batch_size, 0, 0, 1))
     begin = time.perf_counter()
     for _ in range(count):
         state, _ = step(state, batch)

@@ -55,7 +55,7 @@ def demo(
     task = classification(config, data)
     evaluation = make_evaluation(config, data, task)
     results = new_results(config.targets)
-    _introduce(console, methods, seeds, len(data.train.labels))
+    _introduce(console, methods, seeds, data.train.size)
 
     with progress_bar(console) as progress:
         models = progress.add_task("models", total=len(methods) * seeds, note="")

@@ -9,8 +9,8 @@ import numpy as np
 
 import cram_jax
 from experiments.config import RunConfig
-from experiments.data.images import Batch, Dataset, Images
-from experiments.data.large import LargeImages
+from experiments.data.batches import Batch, Source
+from experiments.data.images import Dataset
 from experiments.second_order import SecondOrder, second_order_prune
 from experiments.targets import projector, sparsity
 from experiments.tasks.base import Task
@@ -170,7 +170,7 @@ def has_statistics(batch_stats: Any) -> bool:
 
 
 def _calibration_batches(
-    config: RunConfig, images: Images | LargeImages, draw: int | None
+    config: RunConfig, images: Source, draw: int | None
 ) -> Iterator[Batch]:
     """Whole batches, as every one counts alike."""
     available = images.size

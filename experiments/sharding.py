@@ -139,15 +139,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(AXES))
 
 
-def rows(mesh: Mesh, array: np.ndarray, chosen: np.ndarray) -> jax.Array:
-    """Rows of an array as a batch over a mesh; a process reads those it needs."""
-    return jax.make_array_from_callback(
-        (len(chosen), *array.shape[1:]),
-        batch_sharding(mesh),
-        lambda index: array[chosen[index[0]]],
-    )
-
-
 def own_rows(mesh: Mesh, count: int) -> np.ndarray:
     """The rows of a batch that the devices of this process need, in order."""
     places = batch_sharding(mesh).addressable_devices_indices_map((count,))

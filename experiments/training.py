@@ -1,7 +1,6 @@
 """Training: the state, the step, the loop."""
 
 import math
-import operator
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,8 +15,8 @@ from rich.progress import Progress
 
 from experiments import checkpoints
 from experiments.config import RunConfig, differences
-from experiments.data.images import Batch, Dataset, training_batches
-from experiments.data.large import LargeImages
+from experiments.data.batches import Batch, Source
+from experiments.data.images import Dataset
 from experiments.errors import NonFiniteLoss, RunError
 from experiments.initial import initial_model
 from experiments.metrics import Metrics
@@ -27,7 +26,6 @@ from experiments.sharding import (
     is_first_process,
     on_first_process,
     own_rows,
-    rows,
     state_shardings,
 )
 from experiments.stopping import Stopping
@@ -192,7 +190,7 @@ def train(
         bar = progress.add_task(run.name, total=steps, completed=start, note="")
         stopping = Stopping(config, run, task.metric, start)
         stop = start if stopping.is_due else steps
-        batches = _batches(config, data, start, stop, mesh)
+        batches = _batches(config, data.train, start, stop, mesh)
         with Metrics(run, start, enabled=is_first_process()) as metrics:
             pending = []
             for step, batch in enumerate(batches, start + 1):
@@ -237,23 +235,15 @@ def _initial_state(
 
 
 def _batches(
-    config: RunConfig, data: Dataset, start: int, stop: int, mesh: Mesh | None
+    config: RunConfig, examples: Source, start: int, stop: int, mesh: Mesh | None
 ) -> Iterator[Batch]:
-    """The batches of some steps; of large images a process reads only its own."""
-    position = config.data.batch_size, config.seed, start, stop
-    if not isinstance(data.train, LargeImages):
-        gather = operator.getitem if mesh is None else partial(rows, mesh)
-        return training_batches(data.train, *position, gather)
-    if mesh is None:
-        return data.train.training_batches(*position)
-    mine = own_rows(mesh, config.data.batch_size)
-    return (
-        {
-            name: assemble(mesh, array, mine, config.data.batch_size)
-            for name, array in batch.items()
-        }
-        for batch in data.train.training_batches(*position, mine)
-    )
+    """The batches of some steps; over a mesh a process reads only its own rows."""
+    size = config.data.batch_size
+    own = None if mesh is None else own_rows(mesh, size)
+    for batch in examples.training_batches(size, config.seed, start, stop, own):
+        if mesh is not None:
+            batch = {n: assemble(mesh, rows, own, size) for n, rows in batch.items()}
+        yield batch
 
 
 def _due(step: int, every: int, last: int) -> bool:

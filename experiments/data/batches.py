@@ -1,9 +1,8 @@
-"""Batches of arrays in memory, and the order in which a run sees them."""
+"""Examples, their batches, and the order in which a run sees them."""
 
 import functools
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,8 +12,60 @@ Arrays = Mapping[str, np.ndarray]  # with a common leading axis, one row an exam
 Batch = dict[str, Any]  # arrays of numpy, or of jax over a mesh
 
 
+class Source(Protocol):
+    """Examples to train on and to judge by, wherever they lie."""
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        ...
+
+    def take(self, chosen: Sequence[int]) -> Batch:
+        """Some of them, as they are judged."""
+        ...
+
+    def training_batches(
+        self,
+        batch_size: int,
+        seed: int,
+        start: int,
+        stop: int,
+        positions: np.ndarray | None = None,
+    ) -> Iterator[Batch]:
+        """The batches of the steps from ``start`` up to ``stop``.
+
+        Every epoch has its own order, `epoch_order`, so a run that is resumed at
+        ``start`` sees what an uninterrupted one sees. The last partial batch of an
+        epoch is left out.
+
+        Args:
+          batch_size: examples in a batch.
+          seed: of the run.
+          start: first step, counted from 0.
+          stop: the step after the last.
+          positions: the rows of a batch to read; by default all.
+
+        Returns:
+          An iterator of arrays by name, a row a position.
+
+        Raises:
+          ConfigError: there are fewer examples than a batch has.
+        """
+        ...
+
+    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every example once, in order; the last batch is filled up with weight 0.
+
+        Returns:
+          An iterator of arrays by name, and ``weight`` (float32; 1 for an example, 0
+          for filling), with a leading axis of ``batch_size``, so that one compilation
+          serves all.
+        """
+        ...
+
+
 class Examples(NamedTuple):
-    """Examples in memory.
+    """Examples in memory, a `Source`.
 
     Attributes:
       arrays: with a common leading axis, one row an example.
@@ -25,52 +76,51 @@ class Examples(NamedTuple):
     @property
     def size(self) -> int:
         """How many they are."""
-        return _count(self.arrays)
+        return len(next(iter(self.arrays.values())))
 
     def take(self, chosen: Sequence[int]) -> Batch:
         """Some of them."""
-        rows = np.asarray(chosen)
+        rows = np.asarray(chosen, np.intp)
         return {name: array[rows] for name, array in self.arrays.items()}
 
+    def training_batches(
+        self,
+        batch_size: int,
+        seed: int,
+        start: int,
+        stop: int,
+        positions: np.ndarray | None = None,
+    ) -> Iterator[Batch]:
+        """See `Source.training_batches`."""
+        steps = whole_batches(self.size, batch_size)
+        if positions is None:
+            positions = np.arange(batch_size)
+        for step in range(start, stop):
+            epoch, place = divmod(step, steps)
+            order = epoch_order(self.size, seed, epoch)
+            yield self.take(order[place * batch_size + positions])
 
-def training_batches(
-    arrays: Arrays,
-    batch_size: int,
-    seed: int,
-    start: int,
-    stop: int,
-    rows: Callable[[np.ndarray, np.ndarray], Any] = operator.getitem,
-) -> Iterator[Batch]:
-    """The batches of the steps from ``start`` up to ``stop``.
+    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """See `Source.evaluation_batches`."""
+        weighted = Examples({**self.arrays, "weight": np.ones(self.size, np.float32)})
+        for begin in range(0, self.size, batch_size):
+            batch = weighted.take(range(begin, min(begin + batch_size, self.size)))
+            fill = batch_size - len(batch["weight"])
+            yield {
+                name: np.pad(array, [(0, fill)] + [(0, 0)] * (array.ndim - 1))
+                for name, array in batch.items()
+            }
 
-    Every epoch has its own order, a function of the seed and its number alone, so a
-    run that is resumed at ``start`` sees what an uninterrupted one sees. The last
-    partial batch of an epoch is left out.
 
-    Args:
-      arrays: the examples.
-      batch_size: examples in a batch.
-      seed: of the run.
-      start: first step, counted from 0.
-      stop: the step after the last.
-      rows: ``(array, chosen) -> rows of it``; with a mesh, those of this process.
-
-    Yields:
-      The arrays' names with rows of them, with a leading axis of ``batch_size``.
+def whole_batches(count: int, batch_size: int) -> int:
+    """Batches in an epoch of so many examples.
 
     Raises:
-      ConfigError: there are fewer examples than a batch has.
+      ConfigError: there is none.
     """
-    count = _count(arrays)
-    steps = count // batch_size
-    if not steps:
+    if count < batch_size:
         raise ConfigError(f"batch_size={batch_size} is more than the {count} examples")
-    for step in range(start, stop):
-        epoch, position = divmod(step, steps)
-        if position == 0 or step == start:
-            order = epoch_order(count, seed, epoch)
-        chosen = order[position * batch_size : (position + 1) * batch_size]
-        yield {name: rows(array, chosen) for name, array in arrays.items()}
+    return count // batch_size
 
 
 @functools.lru_cache(maxsize=2)
@@ -79,25 +129,3 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng((seed, epoch)).permutation(count)
     order.flags.writeable = False
     return order
-
-
-def evaluation_batches(arrays: Arrays, batch_size: int) -> Iterator[Batch]:
-    """Every example once, in order; the last batch is filled up with weight 0.
-
-    Yields:
-      The arrays' names with rows of them, and ``weight`` (float32; 1 for an example, 0
-      for filling), with a leading axis of ``batch_size``, so that one compilation
-      serves all.
-    """
-    weighted = {**arrays, "weight": np.ones(_count(arrays), np.float32)}
-    for begin in range(0, len(weighted["weight"]), batch_size):
-        batch = {name: a[begin : begin + batch_size] for name, a in weighted.items()}
-        fill = batch_size - len(batch["weight"])
-        yield {
-            name: np.pad(array, [(0, fill)] + [(0, 0)] * (array.ndim - 1))
-            for name, array in batch.items()
-        }
-
-
-def _count(arrays: Arrays) -> int:
-    return len(next(iter(arrays.values())))

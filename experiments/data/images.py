@@ -1,9 +1,7 @@
 """Labelled images, in memory where they are small."""
 
 import contextlib
-import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,63 +9,34 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments.config import DataConfig
-from experiments.data import (
-    batches,
-    digits,  # noqa: F401  registers the builder
-)
-from experiments.data.batches import Arrays, Batch, Examples
+from experiments.data import digits  # noqa: F401  registers the builder
+from experiments.data.batches import Examples, Source
 from experiments.data.catalogue import CATALOGUE, Entry
 from experiments.data.large import MEAN, STD, LargeImages
 from experiments.errors import ConfigError, DatasetMissing
-
-
-class Images(NamedTuple):
-    """Some images.
-
-    Attributes:
-      images: uint8, (count, height, width, channels).
-      labels: int32, (count,).
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    @property
-    def size(self) -> int:
-        """How many they are."""
-        return len(self.labels)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(height, width, channels)."""
-        return self.images.shape[1:]
-
-    @property
-    def arrays(self) -> Arrays:
-        """``image`` and ``label``."""
-        return {"image": self.images, "label": self.labels}
-
-    def take(self, chosen: Sequence[int]) -> Batch:
-        """Some images and their labels."""
-        return Examples(self.arrays).take(chosen)
 
 
 class Dataset(NamedTuple):
     """A data set, in memory where its images are small.
 
     Attributes:
-      train: the images to train on.
+      train: ``image`` (uint8, height, width, channels) and ``label`` to train on.
       evaluation: the test images, or those held out of the training images.
       classes: number of classes.
       mean: float32, (channels,), of the training images.
       std: float32, (channels,), of the training images.
     """
 
-    train: Images | LargeImages
-    evaluation: Images | LargeImages
+    train: Source
+    evaluation: Source
     classes: int
     mean: np.ndarray
     std: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image."""
+        return self.train.take([0])["image"].shape[1:]
 
 
 def default_data_dir() -> Path:
@@ -116,35 +85,16 @@ def load(
             evaluation = LargeImages(source, range(len(source)), workers)
         return Dataset(train, evaluation, classes, MEAN, STD)
     images = read(builder, entry.train)
-    train = Images(*(array[:left] for array in images))
-    held = Images(*(array[left:] for array in images))
-    pixels = train.images.reshape(-1, train.images.shape[-1])
+    train = images.take(range(left))
+    held = images.take(range(left, size))
+    pixels = train["image"].reshape(-1, train["image"].shape[-1])
     return Dataset(
-        train=train,
-        evaluation=held if config.validation else read(builder, entry.test),
+        train=Examples(train),
+        evaluation=Examples(held) if config.validation else read(builder, entry.test),
         classes=classes,
         mean=pixels.mean(axis=0, dtype=np.float64).astype(np.float32),
         std=pixels.std(axis=0, dtype=np.float64).astype(np.float32),
     )
-
-
-def training_batches(
-    data: Images | Examples,
-    batch_size: int,
-    seed: int,
-    start: int,
-    stop: int,
-    rows: Callable[[np.ndarray, np.ndarray], Any] = operator.getitem,
-) -> Iterator[Batch]:
-    """Batches of what is in memory, see `batches.training_batches`."""
-    return batches.training_batches(data.arrays, batch_size, seed, start, stop, rows)
-
-
-def evaluation_batches(data: Images | LargeImages, batch_size: int) -> Iterator[Batch]:
-    """``image``, ``label`` and ``weight``, see `batches.evaluation_batches`."""
-    if isinstance(data, LargeImages):
-        return data.evaluation_batches(batch_size)
-    return batches.evaluation_batches(data.arrays, batch_size)
 
 
 def _size(builder: tfds.core.DatasetBuilder, split: str) -> int:
@@ -214,10 +164,12 @@ def examples(builder: tfds.core.DatasetBuilder, split: str) -> list[dict[str, An
     return source.__getitems__(range(len(source)))
 
 
-def read(builder: tfds.core.DatasetBuilder, split: str) -> Images:
-    """Decodes the images of a split."""
+def read(builder: tfds.core.DatasetBuilder, split: str) -> Examples:
+    """Decodes the images of a split, ``image`` and ``label``."""
     found = examples(builder, split)
-    return Images(
-        np.stack([example["image"] for example in found]),
-        np.array([example["label"] for example in found], np.int32),
+    return Examples(
+        {
+            "image": np.stack([example["image"] for example in found]),
+            "label": np.array([example["label"] for example in found], np.int32),
+        }
     )

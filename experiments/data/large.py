@@ -8,8 +8,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments.data.batches import Batch, epoch_order
-from experiments.errors import ConfigError
+from experiments.data.batches import Batch, epoch_order, whole_batches
 
 SIDE = 224
 SHORT_SIDE = 256  # of an image for evaluation, before its middle is cut out
@@ -23,7 +22,7 @@ Box = tuple[float, float, float, float]
 
 
 class LargeImages:
-    """Images on disk, as 224x224.
+    """Images on disk, as 224x224, a `Source` of ``image`` and ``label``.
 
     Training cuts out a part of random size and place, evaluation the middle. Batches
     are made ahead, by threads or by processes of their own; what is in them does not
@@ -40,8 +39,11 @@ class LargeImages:
         self._source = source
         self._indices = indices
         self._workers = workers
-        self.size = len(indices)
-        self.shape = (SIDE, SIDE, 3)
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return len(self._indices)
 
     def training_batches(
         self,
@@ -51,35 +53,15 @@ class LargeImages:
         stop: int,
         positions: np.ndarray | None = None,
     ) -> Iterator[Batch]:
-        """The batches of the steps from ``start`` up to ``stop``.
-
-        A batch is a function of seed and step. The order is that of
-        `experiments.data.batches.training_batches`.
-
-        Args:
-          batch_size: examples in a batch.
-          seed: of the run.
-          start: first step, counted from 0.
-          stop: the step after the last.
-          positions: the rows of a batch to read; by default all.
-
-        Returns:
-          An iterator of ``image`` and ``label``, a row a position.
-
-        Raises:
-          ConfigError: there are fewer examples than a batch has.
-        """
-        if self.size < batch_size:
-            raise ConfigError(
-                f"batch_size={batch_size} is more than the {self.size} examples"
-            )
+        """See `Source.training_batches`; a batch is a function of seed and step."""
+        whole_batches(self.size, batch_size)
         if positions is None:
             positions = np.arange(batch_size)
         make = _TrainingBatch(self, batch_size, seed, positions)
         return self._ahead(make, start, stop)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every example once, in order; the last batch is filled up with weight 0."""
+        """See `Source.evaluation_batches`."""
         make = _EvaluationBatch(self, batch_size)
         return self._ahead(make, 0, math.ceil(self.size / batch_size))
 
@@ -91,7 +73,7 @@ class LargeImages:
         self, chosen: Sequence[int], box: Callable[[int, tuple[int, int]], Box]
     ) -> Batch:
         """Parts of some images, ``box(index, (width, height))``, as 224x224."""
-        images = np.empty((len(chosen), *self.shape), np.uint8)
+        images = np.empty((len(chosen), SIDE, SIDE, 3), np.uint8)
         labels = np.empty(len(chosen), np.int32)
         for row, index in enumerate(chosen):
             example = self._source[self._indices[index]]

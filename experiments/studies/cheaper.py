@@ -20,7 +20,7 @@ import optax
 import cram_jax
 from experiments.config import Config
 from experiments.configs import CONFIGS
-from experiments.data.images import load, training_batches
+from experiments.data.images import load
 from experiments.evaluation import evaluate_targets, make_evaluation
 from experiments.optimizers import learning_rate
 from experiments.targets import projector
@@ -140,7 +140,7 @@ def run(
         rule_state = make_rule(seed).init(params)
         state = params, batch_stats, rule_state, rest.init(params), last
         begin = candidate.start * steps
-        batches = training_batches(data.train, config.data.batch_size, seed, 0, steps)
+        batches = data.train.training_batches(config.data.batch_size, seed, 0, steps)
         for index, batch in enumerate(batches):
             compressed = index >= begin and index % candidate.every == 0
             key = jax.random.fold_in(jax.random.key(seed), index)

@@ -9,13 +9,8 @@ from flax import nnx
 
 from experiments.config import Config
 from experiments.data.augment import augment
-from experiments.data.images import (
-    Batch,
-    Dataset,
-    Images,
-    evaluation_batches,
-)
-from experiments.data.large import LargeImages
+from experiments.data.batches import Batch, Source
+from experiments.data.images import Dataset
 from experiments.models import check_images, make_model
 from experiments.tasks.base import Task
 
@@ -33,7 +28,7 @@ def classification(config: Config, data: Dataset) -> Task:
     Raises:
       ConfigError: the model does not suit the size of the images.
     """
-    check_images(config.model, data.train.shape[:2])
+    check_images(config.model, data.shape[:2])
     graph = nnx.graphdef(nnx.eval_shape(lambda: _network(config, data, 0)))
 
     @jax.jit
@@ -79,13 +74,12 @@ def classification(config: Config, data: Dataset) -> Task:
             "loss": jnp.sum(losses * batch["weight"]),
         }
 
-    def evaluate(
-        params: Any, batch_stats: Any, images: Images | LargeImages
-    ) -> dict[str, float]:
-        batches = evaluation_batches(images, config.data.evaluation_batch)
+    def evaluate(params: Any, batch_stats: Any, images: Source) -> dict[str, float]:
+        batches = images.evaluation_batches(config.data.evaluation_batch)
         sums = [totals(params, batch_stats, batch) for batch in batches]
-        count = images.size
-        return {name: float(sum(s[name] for s in sums)) / count for name in sums[0]}
+        return {
+            name: float(sum(s[name] for s in sums)) / images.size for name in sums[0]
+        }
 
     def augment_batch(key: jax.Array, batch: Batch) -> Batch:
         images = augment(
@@ -99,7 +93,7 @@ def classification(config: Config, data: Dataset) -> Task:
 def _network(config: Config, data: Dataset, seed: int) -> nnx.Module:
     return make_model(
         config.model,
-        channels=data.train.shape[-1],
+        channels=data.shape[-1],
         classes=data.classes,
         rngs=nnx.Rngs(jax.random.key(seed)),
     )

@@ -2,14 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from experiments.config import BertConfig, TextConfig
-from experiments.data.batches import Batch
+from experiments.data.batches import Batch, Source
 from experiments.data.glue import glue_task
 from experiments.errors import ConfigError, WeightsError
 from experiments.models.bert_weights import HEADS, Model, load_bert, read_config
@@ -113,6 +116,17 @@ def losses(
         return row_losses(model.forward(params, batch, False), batch, 0.0).mean()
 
     return loss_fn, evaluation_loss
+
+
+def fetch(
+    judge: Callable[..., Any], params: Any, examples: Source, batch_size: int
+) -> list[np.ndarray]:
+    """What ``judge(params, batch)`` gives, a tuple of arrays, for every example."""
+    # Where parameters lie on several processes, so does what comes of them.
+    gather = partial(multihost_utils.process_allgather, tiled=True)
+    batches = examples.evaluation_batches(batch_size)
+    parts = [gather(judge(params, batch)) for batch in batches]
+    return [np.concatenate(a)[: examples.size] for a in zip(*parts, strict=True)]
 
 
 def check_weights(config: TextConfig) -> None:

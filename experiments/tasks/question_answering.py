@@ -4,16 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.config import TextConfig
-from experiments.data.batches import Batch, evaluation_batches
+from experiments.data.batches import Batch, Examples
 from experiments.data.squad import best_answers
 from experiments.data.text import Asked
 from experiments.scores import answer_scores
 from experiments.targets import ENCODER
 from experiments.tasks.base import Task
-from experiments.tasks.language import losses, network
+from experiments.tasks.language import fetch, losses, network
 
 
 def question_answering(config: TextConfig) -> Task:
@@ -53,12 +52,9 @@ def question_answering(config: TextConfig) -> Task:
 
     def evaluate(params: Any, batch_stats: Any, asked: Asked) -> dict[str, float]:
         del batch_stats
-        features, count = asked.windows.features, len(asked.windows.example)
-        batches = evaluation_batches(features, config.data.evaluation_batch)
-        parts = [jax.device_get(judge(params, batch)) for batch in batches]
-        start, end, row_loss = (
-            np.concatenate(arrays)[:count] for arrays in zip(*parts, strict=True)
-        )
+        rows = Examples(asked.windows.features)
+        size = config.data.evaluation_batch
+        start, end, row_loss = fetch(judge, params, rows, size)
         answers = best_answers(asked.questions, asked.windows, start, end)
         gold = {q.id: [answer.text for answer in q.answers] for q in asked.questions}
         scores = answer_scores(answers, gold)

@@ -4,17 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from experiments.config import TextConfig
-from experiments.data.batches import Batch, Examples, evaluation_batches
+from experiments.data.batches import Batch, Examples
 from experiments.data.glue import glue_task
 from experiments.errors import ConfigError
 from experiments.scores import label_scores
 from experiments.targets import ENCODER
 from experiments.tasks.base import Task
-from experiments.tasks.language import losses, network
+from experiments.tasks.language import fetch, losses, network
 
 
 def text_classification(config: TextConfig) -> Task:
@@ -57,11 +56,7 @@ def text_classification(config: TextConfig) -> Task:
 
     def evaluate(params: Any, batch_stats: Any, texts: Examples) -> dict[str, float]:
         del batch_stats
-        batches = evaluation_batches(texts.arrays, config.data.evaluation_batch)
-        parts = [jax.device_get(judge(params, batch)) for batch in batches]
-        found, row_loss = (
-            np.concatenate(arrays)[: texts.size] for arrays in zip(*parts, strict=True)
-        )
+        found, row_loss = fetch(judge, params, texts, config.data.evaluation_batch)
         scores = label_scores(glue.metrics, found, texts.arrays["label"])
         return scores | {"loss": float(row_loss.mean())}
 

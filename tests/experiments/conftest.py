@@ -19,7 +19,8 @@ from experiments.config import (
     TextConfig,
     TextDataConfig,
 )
-from experiments.data.images import Dataset, Images
+from experiments.data.batches import Examples
+from experiments.data.images import Dataset
 from experiments.data.squad import read_json
 from experiments.data.text import load_text
 from experiments.metrics import make_console, progress_bar
@@ -36,7 +37,7 @@ def some_images(count, seed=0, shape=(8, 8, 1)):
     labels = generator.integers(0, 4, count).astype(np.int32)
     images = generator.integers(0, 60, (count, *shape)).astype(np.uint8)
     images[np.arange(count), labels] += 150
-    return Images(images, labels)
+    return Examples({"image": images, "label": labels})
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,13 @@ import itertools
 import numpy as np
 import pytest
 
-from experiments.data.batches import evaluation_batches, training_batches
+from experiments.data.batches import Examples
 from experiments.errors import ConfigError
 
 
 def numbered(count):
     tokens = np.arange(6 * count, dtype=np.int32).reshape(count, 3, 2)
-    return {"label": np.arange(count, dtype=np.int32), "tokens": tokens}
+    return Examples({"label": np.arange(count, dtype=np.int32), "tokens": tokens})
 
 
 def labels(batches):
@@ -18,44 +18,42 @@ def labels(batches):
 
 def test_rows_stay_together():
     data = numbered(11)
-    for batch in training_batches(data, 3, seed=1, start=0, stop=5):
+    for batch in data.training_batches(3, seed=1, start=0, stop=5):
         assert list(batch) == ["label", "tokens"]
-        assert np.array_equal(batch["tokens"], data["tokens"][batch["label"]])
+        assert np.array_equal(batch["tokens"], data.arrays["tokens"][batch["label"]])
 
 
 def test_an_epoch_is_a_permutation_without_its_last_partial_batch():
-    epochs = labels(training_batches(numbered(11), 3, seed=0, start=0, stop=6))
+    epochs = labels(numbered(11).training_batches(3, seed=0, start=0, stop=6))
     first, second = (list(itertools.chain(*epochs[i : i + 3])) for i in (0, 3))
     assert len(set(first)) == len(set(second)) == 9
     assert first != second
 
 
 def test_the_order_is_a_function_of_seed_and_step():
-    whole = labels(training_batches(numbered(11), 3, seed=5, start=0, stop=9))
+    whole = labels(numbered(11).training_batches(3, seed=5, start=0, stop=9))
     for start in range(9):
-        rest = training_batches(numbered(11), 3, seed=5, start=start, stop=9)
+        rest = numbered(11).training_batches(3, seed=5, start=start, stop=9)
         assert labels(rest) == whole[start:]
-    other = labels(training_batches(numbered(11), 3, seed=6, start=0, stop=9))
+    other = labels(numbered(11).training_batches(3, seed=6, start=0, stop=9))
     assert other != whole
 
 
 def test_a_process_takes_its_rows():
-    def rows(array, chosen):
-        return array[chosen[:1]]
-
-    whole = labels(training_batches(numbered(7), 2, seed=0, start=0, stop=3))
-    ours = training_batches(numbered(7), 2, seed=0, start=0, stop=3, rows=rows)
-    assert labels(ours) == [batch[:1] for batch in whole]
+    whole = labels(numbered(9).training_batches(4, seed=0, start=0, stop=3))
+    own = np.array([1, 3])
+    ours = numbered(9).training_batches(4, seed=0, start=0, stop=3, positions=own)
+    assert labels(ours) == [[batch[1], batch[3]] for batch in whole]
 
 
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ConfigError, match="batch_size=4 is more than the 3 examples"):
-        next(training_batches(numbered(3), 4, seed=0, start=0, stop=1))
+        next(numbered(3).training_batches(4, seed=0, start=0, stop=1))
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 7])
 def test_evaluation_sees_every_example_once(count):
-    batches = list(evaluation_batches(numbered(count), 3))
+    batches = list(numbered(count).evaluation_batches(3))
     assert all(batch["tokens"].shape == (3, 3, 2) for batch in batches)
     seen = np.concatenate([batch["label"] for batch in batches])
     weights = np.concatenate([batch["weight"] for batch in batches])

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.data.images import Images
+from experiments.data.batches import Examples
 from experiments.evaluation import evaluate_targets, make_evaluation
 from experiments.second_order import SecondOrder
 from experiments.targets import projector
@@ -15,13 +15,11 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 23])
 def test_accuracy_counts_every_image_and_no_other(count, data, task):
-    images = Images(*(leaf[:count] for leaf in data.evaluation))
+    images = Examples(data.evaluation.take(range(count)))
     params, batch_stats = task.init(3)
     together = task.evaluate(params, batch_stats, images)
     alone = [
-        task.evaluate(
-            params, batch_stats, Images(*(leaf[i : i + 1] for leaf in images))
-        )
+        task.evaluate(params, batch_stats, Examples(images.take([i])))
         for i in range(count)
     ]
     for name in ("accuracy", "loss"):
@@ -71,9 +69,9 @@ def test_second_order_pruning_serves_images_too(config, data, task):
     )
     assert np.mean(before[mask] != after[mask]) > 0.5  # what is kept has moved
     assert not after[~mask].any()
-    one = Images(*(leaf[:1] for leaf in data.train))
-    loss = task.evaluation_loss(params, batch_stats, one.take([0]))
-    judged = task.evaluate(params, batch_stats, one)["loss"]
+    one = data.train.take([0])
+    loss = task.evaluation_loss(params, batch_stats, one)
+    judged = task.evaluate(params, batch_stats, Examples(one))["loss"]
     assert loss == pytest.approx(judged, rel=1e-5)
 
 
@@ -81,7 +79,8 @@ def test_recalibration_averages_the_statistics_of_the_first_images(config, data,
     """The stem's statistics, by hand: one convolution of 16 images in two batches."""
     params, batch_stats = task.init(0)
     statistics = make_evaluation(config, data, task).recalibrate(params, batch_stats)
-    images = (data.train.images[:16].astype(np.float64) - data.mean) / data.std
+    images = data.train.take(range(16))["image"].astype(np.float64)
+    images = (images - data.mean) / data.std
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     kernel = np.asarray(params["stem"]["conv"]["kernel"], np.float64)
     outputs = sum(

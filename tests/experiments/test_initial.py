@@ -10,6 +10,7 @@ import pytest
 from experiments import checkpoints
 from experiments.__main__ import main
 from experiments.config import Config, OptimizerConfig
+from experiments.data.batches import Examples
 from experiments.errors import ConfigError, RunError, WeightsError
 from experiments.evaluation import make_evaluation
 from experiments.initial import initial_model
@@ -87,10 +88,13 @@ def test_the_masks_of_a_compressed_model_stay_through_a_resumed_transfer(
     compressed, masks = make_evaluation(config, data, task).compress(params, "k50")
     source = tmp_path / "compressed"
     checkpoints.save_model(source, config, compressed, batch_stats)
+
+    def of_three(examples):
+        arrays = examples.arrays
+        return Examples({**arrays, "label": arrays["label"] % 3})
+
     few = data._replace(
-        classes=3,
-        train=data.train._replace(labels=data.train.labels % 3),
-        evaluation=data.evaluation._replace(labels=data.evaluation.labels % 3),
+        classes=3, train=of_three(data.train), evaluation=of_three(data.evaluation)
     )
     config = finetuning("sgd", new_head=True)
     config = dataclasses.replace(

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig
-from experiments.data.batches import training_batches
+from experiments.data.batches import Examples
 from experiments.data.catalogue import CATALOGUE, TRANSFER_SETS
 from experiments.data.images import load, open_dataset
 from experiments.data.large import LargeImages, middle, random_box
@@ -79,7 +79,7 @@ def equal(one, other):
 
 def test_a_data_set_on_disk_is_opened_not_read(data):
     assert (data.train.size, data.evaluation.size, data.classes) == (11, 7, 5)
-    assert data.train.shape == (224, 224, 3)
+    assert data.shape == (224, 224, 3)
     assert data.mean.max() < 130  # of ImageNet, out of 255
 
 
@@ -96,8 +96,8 @@ def test_images_are_cut_and_keep_their_labels(data):
 
 
 def test_the_order_is_that_of_images_in_memory(data, labels):
-    stored = {"label": np.array(labels("train"))}
-    memory = training_batches(stored, 4, seed=3, start=0, stop=4)
+    stored = Examples({"label": np.array(labels("train"))})
+    memory = stored.training_batches(4, seed=3, start=0, stop=4)
     disk = data.train.training_batches(4, seed=3, start=0, stop=4)
     for ours, theirs in zip(disk, memory, strict=True):
         assert ours["label"].tolist() == theirs["label"].tolist()

@@ -70,7 +70,7 @@ def test_the_state_stays_where_it_was_put(with_method, data, task):
     shardings = state_shardings(mesh, state)
     step = make_train_step(config, data, task, mesh)
     placed = jax.device_put(state, shardings)
-    batch = {"image": data.train.images[:8], "label": data.train.labels[:8]}
+    batch = data.train.take(range(8))
     after, _ = step(placed, batch)
     chex.assert_trees_all_equal(
         jax.tree.map(

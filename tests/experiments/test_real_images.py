@@ -8,7 +8,8 @@ import pytest
 
 from experiments.config import variant
 from experiments.configs import cifar10_small
-from experiments.data.images import Dataset, Images, open_dataset, read
+from experiments.data.batches import Examples
+from experiments.data.images import Dataset, open_dataset, read
 from experiments.evaluation import evaluate_targets, make_evaluation
 from experiments.tasks.classification import classification
 from experiments.training import train
@@ -19,10 +20,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def test_an_epoch_on_512_images_of_cifar10_lowers_the_loss(shared, progress, tmp_path):
     builder = open_dataset("cifar10", shared / "datasets" / "tfds")
     images = read(builder, "train[:512]")
-    pixels = images.images.reshape(-1, 3)
+    pixels = images.arrays["image"].reshape(-1, 3)
     data = Dataset(
         train=images,
-        evaluation=Images(images.images[:200], images.labels[:200]),
+        evaluation=Examples(images.take(range(200))),
         classes=10,
         mean=pixels.mean(axis=0).astype(np.float32),
         std=pixels.std(axis=0).astype(np.float32),

@@ -14,8 +14,9 @@ import cram_jax
 from experiments import checkpoints
 from experiments.config import Method
 from experiments.configs import CONFIGS
+from experiments.data.batches import Examples
 from experiments.data.catalogue import CATALOGUE
-from experiments.data.images import Dataset, Images, training_batches
+from experiments.data.images import Dataset
 from experiments.errors import ConfigError, NonFiniteLoss, RunError
 from experiments.models.resnet import ResNet, space_to_depth
 from experiments.targets import projector
@@ -32,7 +33,7 @@ METHODS = typing.get_args(Method)
 
 
 def first_batch(config, data):
-    return next(training_batches(data.train, config.data.batch_size, 0, 0, 1))
+    return next(data.train.training_batches(config.data.batch_size, 0, 0, 1))
 
 
 def equal(one, other):
@@ -65,7 +66,7 @@ def abstract_data(config):
     channels = 1 if config.data.name == "digits" else 3
     shape = (config.data.batch_size, *(entry.size or (224, 224)), channels)
     labels = np.zeros(config.data.batch_size, np.int32)
-    images = Images(np.broadcast_to(np.uint8(0), shape), labels)
+    images = Examples({"image": np.broadcast_to(np.uint8(0), shape), "label": labels})
     ones = np.ones(channels, np.float32)
     return Dataset(images, images, entry.classes, ones, ones)
 
