@@ -118,8 +118,9 @@ def test_a_step_of_every_rule_traces(name, config):
     data = abstract_data(config)
     task = classification(config, data)
     state = jax.eval_shape(lambda: init_state(config, data, task))
-    batch = dict(zip(("image", "label"), data.train, strict=True))
-    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
+    abstract = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), data.train.arrays
+    )
     after, metrics = jax.eval_shape(
         make_train_step(config, data, task), state, abstract
     )
