@@ -73,7 +73,7 @@ class Evaluate:
     """What to compress to; by default the targets of the run's configuration."""
     calibrations: int = 3
     """Random draws of the images that recalibrate batch norm, of which the table gives
-    mean and standard deviation; 0: the first training images, once."""
+    mean and standard deviation."""
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps its data; by default the user's cache."""
     second_order: SecondOrder = field(default_factory=SecondOrder)

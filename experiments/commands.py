@@ -110,8 +110,8 @@ def evaluate(
     second_order: SecondOrder,
 ) -> None:
     """Prints the accuracy on every target and stores it in evaluation.json."""
-    if calibrations < 0:
-        raise ConfigError(f"calibrations must be at least 0, got {calibrations}")
+    if calibrations < 1:
+        raise ConfigError(f"calibrations must be at least 1, got {calibrations}")
     for name in names:
         targets.check(name)
     config, data, task, params, batch_stats = _load(run, data_dir)

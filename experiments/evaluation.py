@@ -41,8 +41,8 @@ class Evaluation(NamedTuple):
     Attributes:
       compress: ``(params, target, batch_stats=None) -> Projection``, in one shot;
         second-order pruning needs the statistics, where there are some.
-      recalibrate: ``(params, batch_stats, draw=None) -> batch_stats``, on the first
-        training images, or on those of a random draw by its number.
+      recalibrate: ``(params, batch_stats, draw=0) -> batch_stats``, on a random draw of
+        training images, by its number, augmented as in training.
       metrics: ``(params, batch_stats) -> {...}``, all that the task measures.
       metric: the one that counts.
     """
@@ -104,10 +104,13 @@ def make_evaluation(
         return compressors[target](params)
 
     @jax.jit
-    def training_pass(params: Any, batch_stats: Any, batch: Batch) -> Any:
-        return task.loss_fn(params, batch_stats, batch)[1]
+    def training_pass(
+        params: Any, batch_stats: Any, drawn: tuple[jax.Array, Batch]
+    ) -> Any:
+        """Of images as in training: plain ones have other statistics."""
+        return task.loss_fn(params, batch_stats, task.augment(*drawn))[1]
 
-    def recalibrate(params: Any, batch_stats: Any, draw: int | None = None) -> Any:
+    def recalibrate(params: Any, batch_stats: Any, draw: int = 0) -> Any:
         if not has_statistics(batch_stats):
             return batch_stats
         return cram_jax.recalibrate(
@@ -127,7 +130,7 @@ def evaluate_targets(
     params: Any,
     batch_stats: Any,
     targets: Sequence[str],
-    calibrations: int = 0,
+    calibrations: int = 1,
 ) -> Iterator[Accuracy]:
     """Compresses one model to every target and judges it, before and after.
 
@@ -136,8 +139,7 @@ def evaluate_targets(
       params: of the dense model.
       batch_stats: of the dense model.
       targets: their names.
-      calibrations: random draws of calibration images, the same for every model; 0:
-        the first training images, once.
+      calibrations: random draws of calibration images, the same for every model.
 
     Yields:
       One entry a target, in order.
@@ -153,13 +155,13 @@ def evaluate_targets(
             evaluation.accuracy(
                 compressed, evaluation.recalibrate(compressed, batch_stats, draw)
             )
-            for draw in (range(calibrations) if calibrations else [None])
+            for draw in range(calibrations)
         ]
         yield Accuracy(
             target,
             pruned,
             float(np.mean(draws)),
-            tuple(draws) if calibrations else (),
+            tuple(draws),
             metrics,
         )
 
@@ -170,14 +172,10 @@ def has_statistics(batch_stats: Any) -> bool:
 
 
 def _calibration_batches(
-    config: RunConfig, images: Source, draw: int | None
-) -> Iterator[Batch]:
-    """Whole batches, as every one counts alike."""
-    available = images.size
-    count = min(config.data.calibration, available)
+    config: RunConfig, images: Source, draw: int
+) -> Iterator[tuple[jax.Array, Batch]]:
+    """Whole batches, as every one counts alike, each with a key to augment it."""
+    count = min(config.data.calibration, images.size)
     size = min(config.data.evaluation_batch, count)
-    order = np.arange(available)
-    if draw is not None:
-        order = np.random.default_rng(draw).permutation(available)
-    for begin in range(0, count - size + 1, size):
-        yield images.take(np.sort(order[begin : begin + size]))
+    keys = jax.random.split(jax.random.key(draw), count // size)
+    return zip(keys, images.training_batches(size, draw, 0, count // size), strict=True)

@@ -81,7 +81,7 @@ def test_report_reads_what_evaluate_stored(run, data_dir, tmp_path, capsys):
         ("compress nowhere --projector 90", "target '90' is unknown"),
         ("train cifar10 --data-dir nowhere", "cifar10 is not in nowhere"),
         ("demo --seeds 0", "seeds must be at least 1, got 0"),
-        ("evaluate nowhere --calibrations -1", "calibrations must be at least 0"),
+        ("evaluate nowhere --calibrations 0", "calibrations must be at least 1"),
     ],
 )
 def test_what_the_user_can_put_right_is_one_message(
