@@ -19,7 +19,8 @@ def recalibrate(
 
     Compression changes the distribution that each normalisation sees, so the statistics
     of the dense model no longer fit: without recalibration a heavily pruned network
-    with batch normalisation is near chance. A few batches of training data are enough.
+    with batch normalisation is near chance. A few batches of training data are enough,
+    augmented as in training: plain images have other statistics.
 
     The old statistics are forgotten, and every batch counts alike. A training pass
     moves a statistic by :math:`s \gets m s + (1 - m) s_\text{batch}`; the momentum
