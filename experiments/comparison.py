@@ -189,9 +189,14 @@ def _differences(results: Results, configs: dict[str, RunConfig]) -> list[str]:
     ours = summarize(results, "SGD", "pruned", "dense")[0] if "SGD" in configs else None
     if ours is None or math.isnan(ours):
         return []
+    known = {
+        method
+        for method, config in configs.items()
+        if any(paper.difference(config, t) is not None for t in results["targets"])
+    }
     header = ["points above dense SGD"]
     for method in configs:
-        header += [method, "the paper"]
+        header += [method, "the paper"] if method in known else [method]
     rows = []
     for target in results["targets"]:
         row = [targets.label(target)]
@@ -201,7 +206,8 @@ def _differences(results: Results, configs: dict[str, RunConfig]) -> list[str]:
             mean, _ = summarize(results, method, kind, target)
             row.append("" if math.isnan(mean) else f"{mean - ours:+.1f}")
             published = paper.difference(config, target)
-            row.append("" if published is None else f"{published:+.1f}")
+            if method in known:
+                row.append("" if published is None else f"{published:+.1f}")
         rows.append(row)
     text = f"Dense SGD: {ours:.1f} %"
     published = paper.baseline(configs["SGD"])
