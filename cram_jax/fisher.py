@@ -13,7 +13,7 @@ in its cache for all that is done with them.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,6 @@ _einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 # Blocks that a CPU takes at a time: with 50 weights each they are 1.3 MB of float32.
 _PART = 128
-
-_Arrays = TypeVar("_Arrays", bound=tuple[jax.Array, ...])
 
 
 def to_blocks(leaf: jax.Array, block_size: int) -> jax.Array:
@@ -141,13 +139,13 @@ def absorb_all(root: jax.Array, gradients: jax.Array, count: jax.Array) -> jax.A
       The new root.
     """
 
-    def update(root: jax.Array, gradients: jax.Array) -> tuple[jax.Array]:
+    def update(root: jax.Array, gradients: jax.Array) -> jax.Array:
         def add(i: jax.Array, root: jax.Array) -> jax.Array:
             return absorb(root, gradients[:, i])
 
-        return (jax.lax.fori_loop(0, count, add, root),)
+        return jax.lax.fori_loop(0, count, add, root)
 
-    return _in_parts(update, (root,), gradients)[0]
+    return _in_parts(update, root, gradients)
 
 
 def saliency_root(root: jax.Array, weights: jax.Array) -> jax.Array:
@@ -192,9 +190,7 @@ def eliminate(weights: jax.Array, removed: jax.Array, root: jax.Array) -> jax.Ar
       Array([[0., 2.]], dtype=float32)
     """
 
-    def update(
-        weights: jax.Array, removed: jax.Array, root: jax.Array
-    ) -> tuple[jax.Array]:
+    def update(weights: jax.Array, removed: jax.Array, root: jax.Array) -> jax.Array:
         def remove(
             place: jax.Array, carry: tuple[jax.Array, jax.Array]
         ) -> tuple[jax.Array, jax.Array]:
@@ -209,46 +205,37 @@ def eliminate(weights: jax.Array, removed: jax.Array, root: jax.Array) -> jax.Ar
             return weights, root - along[:, :, None] * row[:, None, :]
 
         places = weights.shape[1]
-        return jax.lax.fori_loop(0, places, remove, (weights, root))[:1]
+        return jax.lax.fori_loop(0, places, remove, (weights, root))[0]
 
-    (moved,) = _in_parts(update, (weights,), removed, root)
-    return jnp.where(removed, 0, moved)
+    return jnp.where(removed, 0, _in_parts(update, weights, removed, root))
 
 
 def _in_parts(
-    update: Callable[..., _Arrays], carry: _Arrays, *others: jax.Array
-) -> _Arrays:
-    """``update(*carry, *others)``, on a CPU of some blocks at a time.
+    update: Callable[..., jax.Array], array: jax.Array, *others: jax.Array
+) -> jax.Array:
+    """``update(array, *others)``, like ``array``; on a CPU some blocks at a time.
 
-    All arrays have the blocks along axis 0.
+    All have the blocks along axis 0.
     """
 
-    def whole(carry: _Arrays, *others: jax.Array) -> _Arrays:
-        return update(*carry, *others)
-
-    def in_parts(carry: _Arrays, *others: jax.Array) -> _Arrays:
+    def in_parts(*arrays: jax.Array) -> jax.Array:
         # A part has blocks from everywhere: each device has its share of it.
-        split, rest = jax.tree.map(
-            lambda array: array.reshape(_PART, -1, *array.shape[1:]), (carry, others)
-        )
+        split, *rest = (a.reshape(_PART, -1, *a.shape[1:]) for a in arrays)
 
-        def one(part: jax.Array, split: _Arrays) -> _Arrays:
-            def take(array: jax.Array) -> jax.Array:
-                return jax.lax.dynamic_index_in_dim(array, part, 1, keepdims=False)
-
-            def put(array: jax.Array, new: jax.Array) -> jax.Array:
-                return jax.lax.dynamic_update_index_in_dim(array, new, part, 1)
-
-            updated = update(*map(take, split), *map(take, rest))
-            return jax.tree.map(put, split, updated)
+        def one(part: jax.Array, split: jax.Array) -> jax.Array:
+            taken = (
+                jax.lax.dynamic_index_in_dim(a, part, 1, keepdims=False)
+                for a in (split, *rest)
+            )
+            return jax.lax.dynamic_update_index_in_dim(split, update(*taken), part, 1)
 
         done = jax.lax.fori_loop(0, blocks // _PART, one, split)
-        return jax.tree.map(lambda a, like: a.reshape(like.shape), done, carry)
+        return done.reshape(array.shape)
 
-    blocks = carry[0].shape[0]
-    if blocks % _PART or explicit_sharding(carry[0]) is not None:
-        return whole(carry, *others)
-    return jax.lax.platform_dependent(carry, *others, cpu=in_parts, default=whole)
+    blocks = array.shape[0]
+    if blocks % _PART or explicit_sharding(array) is not None:
+        return update(array, *others)
+    return jax.lax.platform_dependent(array, *others, cpu=in_parts, default=update)
 
 
 class Inputs(NamedTuple):
