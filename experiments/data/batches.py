@@ -92,13 +92,10 @@ class Examples(NamedTuple):
         positions: np.ndarray | None = None,
     ) -> Iterator[Batch]:
         """See `Source.training_batches`."""
-        steps = whole_batches(self.size, batch_size)
-        if positions is None:
-            positions = np.arange(batch_size)
+        whole_batches(self.size, batch_size)  # raises, also where no step is asked for
         for step in range(start, stop):
-            epoch, place = divmod(step, steps)
-            order = epoch_order(self.size, seed, epoch)
-            yield self.take(order[place * batch_size + positions])
+            _, chosen = examples_of_step(self.size, batch_size, seed, step)
+            yield self.take(chosen if positions is None else chosen[positions])
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
         """See `Source.evaluation_batches`."""
@@ -121,6 +118,19 @@ def whole_batches(count: int, batch_size: int) -> int:
     if count < batch_size:
         raise ConfigError(f"batch_size={batch_size} is more than the {count} examples")
     return count // batch_size
+
+
+def examples_of_step(
+    count: int, batch_size: int, seed: int, step: int
+) -> tuple[int, np.ndarray]:
+    """The epoch of a step, and which of so many examples are its batch.
+
+    Raises:
+      ConfigError: there are fewer examples than a batch has.
+    """
+    epoch, place = divmod(step, whole_batches(count, batch_size))
+    order = epoch_order(count, seed, epoch)
+    return epoch, order[place * batch_size : (place + 1) * batch_size]
 
 
 @functools.lru_cache(maxsize=2)

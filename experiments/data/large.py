@@ -8,7 +8,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments.data.batches import Batch, epoch_order, whole_batches
+from experiments.data.batches import Batch, examples_of_step, whole_batches
 
 SIDE = 224
 SHORT_SIDE = 256  # of an image for evaluation, before its middle is cut out
@@ -55,8 +55,6 @@ class LargeImages:
     ) -> Iterator[Batch]:
         """See `Source.training_batches`; a batch is a function of seed and step."""
         whole_batches(self.size, batch_size)
-        if positions is None:
-            positions = np.arange(batch_size)
         make = _TrainingBatch(self, batch_size, seed, positions)
         return self._ahead(make, start, stop)
 
@@ -108,7 +106,11 @@ class _TrainingBatch:
     """``step -> batch``, in a form that goes to another process."""
 
     def __init__(
-        self, images: LargeImages, batch_size: int, seed: int, positions: np.ndarray
+        self,
+        images: LargeImages,
+        batch_size: int,
+        seed: int,
+        positions: np.ndarray | None,
     ):
         self._images = images
         self._batch_size = batch_size
@@ -116,9 +118,11 @@ class _TrainingBatch:
         self._positions = positions
 
     def __call__(self, step: int) -> Batch:
-        epoch, place = divmod(step, self._images.size // self._batch_size)
-        order = epoch_order(self._images.size, self._seed, epoch)
-        chosen = order[place * self._batch_size + self._positions]
+        epoch, chosen = examples_of_step(
+            self._images.size, self._batch_size, self._seed, step
+        )
+        if self._positions is not None:
+            chosen = chosen[self._positions]
 
         def box(index: int, size: tuple[int, int]) -> Box:
             return random_box(np.random.default_rng((self._seed, epoch, index)), *size)

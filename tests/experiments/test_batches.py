@@ -49,6 +49,8 @@ def test_a_process_takes_its_rows():
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ConfigError, match="batch_size=4 is more than the 3 examples"):
         next(numbered(3).training_batches(4, seed=0, start=0, stop=1))
+    with pytest.raises(ConfigError, match="batch_size=4 is more than the 3 examples"):
+        next(numbered(3).training_batches(4, seed=0, start=0, stop=0))
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 7])
