@@ -65,7 +65,10 @@ class Compress:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Compress a trained model to many targets; print accuracies."""
+    """Compress a trained model to many targets; print accuracies.
+
+    Stopped, the same command goes on with the target it was at.
+    """
 
     run: tyro.conf.Positional[Path]
     """Directory of the run, or of a compressed model."""
@@ -102,7 +105,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Demo:
-    """Train SGD, SAM and CrAM+ on digits, prune, compare: about a minute."""
+    """Train SGD, SAM and CrAM+ on digits, prune, compare: about two minutes."""
 
     run: Path = Path("runs/demo")
     """Where results, picture and models go."""
@@ -160,7 +163,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; train goes on with --resume", file=sys.stderr)
+        print(
+            "stopped; train goes on with --resume, evaluate as it is", file=sys.stderr
+        )
         return 130
     return 0
 

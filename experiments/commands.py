@@ -1,8 +1,9 @@
 """What the subcommands do."""
 
+import dataclasses
 import json
 import shutil
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from experiments.config import RunConfig, TextConfig
 from experiments.data.text import vocabulary
 from experiments.data.tokenization import vocabulary_files
 from experiments.errors import ConfigError
-from experiments.evaluation import evaluate_targets, has_statistics, make_evaluation
+from experiments.evaluation import evaluate_target, has_statistics, make_evaluation
 from experiments.files import cannot_write, write_text
 from experiments.initial import check_source
 from experiments.metrics import make_console, progress_bar
 from experiments.models.bert_weights import save_bert
 from experiments.preparation import prepare
 from experiments.report import accuracy_table, add_run, new_results, save_results
+from experiments.resumption import digest, resumable
 from experiments.second_order import SecondOrder
 from experiments.sharding import is_first_process, make_mesh
 from experiments.tasks.base import Task, describe
@@ -118,20 +120,37 @@ def evaluate(
     compressed = (run / "compression.json").exists()
     names = names or (("dense",) if compressed else config.targets)
     console = make_console()
-    start = time.perf_counter()
-    accuracies = []
+    results = new_results(names, task.metric)
+    evaluation = make_evaluation(config, data, task, second_order)
+    unfinished = run / "evaluation.part.json"
+    depends_on = {
+        "model": digest((params, batch_stats)),
+        "data_dir": str(data_dir),
+        "calibrations": calibrations,
+        "second_order": dataclasses.asdict(second_order),
+        "versions": results["versions"],
+    }
+    accuracies, seconds = [], 0.0
     with progress_bar(console) as progress:
         bar = progress.add_task("targets", total=len(names), note="")
-        evaluation = make_evaluation(config, data, task, second_order)
-        for accuracy in evaluate_targets(
-            evaluation, params, batch_stats, names, calibrations
+        for accuracy, duration in resumable(
+            unfinished,
+            depends_on,
+            names,
+            partial(
+                evaluate_target,
+                evaluation,
+                params,
+                batch_stats,
+                calibrations=calibrations,
+            ),
         ):
             accuracies.append(accuracy)
+            seconds += duration
             progress.update(bar, advance=1, note=accuracy.target)
-    seconds = time.perf_counter() - start
-    results = new_results(names, task.metric)
     add_run(results, config.optimizer.method_name, config, accuracies, seconds)
     save_results(results, run / "evaluation.json")
+    unfinished.unlink(missing_ok=True)
     drawn = calibrations > 1 and has_statistics(batch_stats)
     draws = f", {calibrations} calibrations" if drawn else ""
     console.print(f"{run}:", highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from experiments.config import Config
 from experiments.configs import digits
 from experiments.data.images import load
 from experiments.errors import ConfigError
-from experiments.evaluation import evaluate_targets, make_evaluation
+from experiments.evaluation import evaluate_target, make_evaluation
 from experiments.metrics import progress_bar
 from experiments.report import (
     Results,
@@ -73,11 +73,11 @@ def demo(
                     train_step=train_step,
                     overwrite=True,
                 )
-                accuracies = list(
-                    evaluate_targets(
-                        evaluation, state.params, state.batch_stats, config.targets
-                    )
-                )
+                model = state.params, state.batch_stats
+                accuracies = [
+                    evaluate_target(evaluation, *model, target)
+                    for target in config.targets
+                ]
                 seconds = time.perf_counter() - start
                 add_run(results, method, this, accuracies, seconds)
                 progress.update(models, advance=1)

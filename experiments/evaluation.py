@@ -1,6 +1,6 @@
 """One model, many targets: accuracy as pruned and after recalibration."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -125,45 +125,34 @@ def make_evaluation(
     return Evaluation(compress, recalibrate, metrics, task.metric)
 
 
-def evaluate_targets(
+def evaluate_target(
     evaluation: Evaluation,
     params: Any,
     batch_stats: Any,
-    targets: Sequence[str],
+    target: str,
     calibrations: int = 1,
-) -> Iterator[Accuracy]:
-    """Compresses one model to every target and judges it, before and after.
+) -> Accuracy:
+    """Compresses a model and judges it, before and after recalibration.
 
     Args:
       evaluation: from `make_evaluation`.
       params: of the dense model.
       batch_stats: of the dense model.
-      targets: their names.
+      target: its name.
       calibrations: random draws of calibration images, the same for every model.
-
-    Yields:
-      One entry a target, in order.
     """
-    for target in targets:
-        compressed = evaluation.compress(params, target, batch_stats).params
-        metrics = evaluation.metrics(compressed, batch_stats)
-        pruned = metrics[evaluation.metric]
-        if not has_statistics(batch_stats):
-            yield Accuracy(target, pruned, None, metrics=metrics)
-            continue
-        draws = [
-            evaluation.accuracy(
-                compressed, evaluation.recalibrate(compressed, batch_stats, draw)
-            )
-            for draw in range(calibrations)
-        ]
-        yield Accuracy(
-            target,
-            pruned,
-            float(np.mean(draws)),
-            tuple(draws),
-            metrics,
+    compressed = evaluation.compress(params, target, batch_stats).params
+    metrics = evaluation.metrics(compressed, batch_stats)
+    pruned = metrics[evaluation.metric]
+    if not has_statistics(batch_stats):
+        return Accuracy(target, pruned, None, metrics=metrics)
+    draws = tuple(
+        evaluation.accuracy(
+            compressed, evaluation.recalibrate(compressed, batch_stats, draw)
         )
+        for draw in range(calibrations)
+    )
+    return Accuracy(target, pruned, float(np.mean(draws)), draws, metrics)
 
 
 def has_statistics(batch_stats: Any) -> bool:

@@ -1,11 +1,22 @@
 """Eight CPU devices, seeded property tests, and where larger reference data may lie."""
 
+import atexit
 import os
+import tempfile
 from pathlib import Path
 
 import hypothesis
-import jax
 import pytest
+
+# What one process has compiled the others load: pytest's workers and those that tests
+# start inherit these variables from the first process, whose folder it is.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="cram_jax-compiled-")
+    atexit.register(compiled.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -21,7 +21,7 @@ import cram_jax
 from experiments.config import Config
 from experiments.configs import CONFIGS
 from experiments.data.images import load
-from experiments.evaluation import evaluate_targets, make_evaluation
+from experiments.evaluation import evaluate_target, make_evaluation
 from experiments.optimizers import learning_rate
 from experiments.targets import projector
 from experiments.tasks.classification import classification
@@ -145,8 +145,10 @@ def run(
             compressed = index >= begin and index % candidate.every == 0
             key = jax.random.fold_in(jax.random.key(seed), index)
             state = step(state, batch, key, compressed)
-        results = evaluate_targets(evaluation, state[0], state[1], config.targets)
-        yield {result.target: result.recalibrated for result in results}
+        yield {
+            target: evaluate_target(evaluation, *state[:2], target).recalibrated
+            for target in config.targets
+        }
 
 
 def _remember(extra: Any, grads: Any, between: str) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import checkpoints
+from experiments import checkpoints, commands
 from experiments.__main__ import main
 from experiments.config import ModelConfig, from_dict
 from experiments.configs import digits
@@ -63,6 +63,26 @@ def test_evaluate_prints_a_table(run, data_dir, capsys):
     assert "50 %" in text
     # The title breaks in a table as narrow as this.
     assert "3 calibrations" in " ".join(text.split())
+
+
+def test_a_stopped_evaluation_goes_on(run, data_dir, monkeypatch, capsys):
+    command = f"evaluate {run} --targets k60 2:4 --data-dir {data_dir}".split()
+    evaluate = commands.evaluate_target
+    seen = []
+
+    def stopped(*args, **kwargs):
+        seen.append(args[-1])
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(commands, "evaluate_target", stopped)
+    assert main(command) == 130
+    assert (run / "evaluation.part.json").exists()
+    assert main(command) == 0
+    assert seen == ["k60", "2:4", "2:4"]
+    assert not (run / "evaluation.part.json").exists()
+    capsys.readouterr()
 
 
 def test_report_reads_what_evaluate_stored(run, data_dir, tmp_path, capsys):

@@ -60,9 +60,6 @@ class Training:
                 | {
                     "JAX_NUM_CPU_DEVICES": "2",
                     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-                    # All runs of a test execute the same programs.
-                    "JAX_COMPILATION_CACHE_DIR": str(self.data_dir / "compiled"),
-                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
                 },
             )
 
