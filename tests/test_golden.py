@@ -11,6 +11,7 @@ import pytest
 
 import cram_jax
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 TOLERANCE = 1e-10
 DATA = Path(__file__).parent / "data" / "golden"
 LAYERS = ("fc0", "fc1", "fc2")
