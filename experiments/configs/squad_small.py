@@ -17,8 +17,8 @@ nreimers/MiniLM-L6-H384-uncased, as Hugging Face stores it.
 
 The numbers of `squad`, but for what is our choice: 1,000 questions and rows of 128
 tokens with a stride of 32, some two rows a question; 400 questions to judge by; and
-learning rate 1e-4, with a tenth of the steps as warm-up, for so few steps. From some
-measured steps, `squad_small` and `squad_small_adam` take about a quarter of an hour.
+learning rate 1e-4, with a tenth of the steps as warm-up, for so few steps. On one core
+of an AMD EPYC a run takes half an hour; what came of it is in docs/guide/language.md.
 
 Second-order pruning with its usual 1,024 gradients is slow on such a machine: add
 ``--second-order.gradients 128 --second-order.recomputations 2``.
