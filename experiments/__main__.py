@@ -163,9 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "stopped; train goes on with --resume, evaluate as it is", file=sys.stderr
-        )
+        advice = "train goes on with --resume, evaluate when it is called again"
+        print(f"stopped; {advice}", file=sys.stderr)
         return 130
     return 0
 

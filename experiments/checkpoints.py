@@ -1,9 +1,7 @@
 """Save, restore, resume: a run directory's checkpoints, by orbax."""
 
-import contextlib
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import orbax.checkpoint as ocp
 
 from experiments.config import Config, from_dict, to_dict
 from experiments.errors import RunError
-from experiments.files import cannot_write, first_line, write_text
+from experiments.files import cannot_write, reading, write_text
 from experiments.sharding import on_first_process
 
 # What Orbax logs as an error it also raises, and we say it in our words.
@@ -93,7 +91,7 @@ def restore(checkpoints: ocp.CheckpointManager, like: Any) -> Any:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     earlier = [other for other in checkpoints.all_steps() if other < step]
     advice = f"; remove it to go on from step {max(earlier)}" if earlier else ""
-    with _reading(Path(checkpoints.directory) / str(step), advice):
+    with reading(Path(checkpoints.directory) / str(step), advice):
         return checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
 
 
@@ -127,7 +125,7 @@ def load_model(run: Path, like: Any) -> tuple[Any, Any]:
     """
     if (run / "model").exists():
         abstract = {"params": like.params, "batch_stats": like.batch_stats}
-        with _reading(run / "model"), ocp.StandardCheckpointer() as checkpointer:
+        with reading(run / "model"), ocp.StandardCheckpointer() as checkpointer:
             model = checkpointer.restore((run / "model").absolute(), abstract)
         return model["params"], model["batch_stats"]
     if not (run / "checkpoints").exists():
@@ -157,7 +155,7 @@ def read_model(run: Path) -> tuple[Any, Any]:
             raise RunError(f"{run} holds no checkpoint; train it with --resume")
         directory = run / "checkpoints" / str(step) / "default"
     handler = ocp.PyTreeCheckpointHandler()
-    with _reading(directory), ocp.Checkpointer(handler) as checkpointer:
+    with reading(directory), ocp.Checkpointer(handler) as checkpointer:
         stored = checkpointer.metadata(directory.absolute()).item_metadata.tree
         abstract = {
             name: jax.tree.map(
@@ -181,11 +179,3 @@ def latest_step(run: Path) -> int | None:
     """The step of the last checkpoint, None where there is none."""
     names = (path.name for path in (run / "checkpoints").glob("*"))
     return max((int(name) for name in names if name.isdecimal()), default=None)
-
-
-@contextlib.contextmanager
-def _reading(path: Path, advice: str = "") -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of json, of tensorstore or of orbax
-        raise RunError(f"cannot read {path}: {first_line(error)}{advice}") from error

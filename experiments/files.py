@@ -1,6 +1,8 @@
 """Small files of a run."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.errors import RunError
@@ -19,6 +21,15 @@ def write_text(path: Path, text: str) -> None:
         os.replace(unfinished, path)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path, advice: str = "") -> Iterator[None]:
+    """Whatever fails inside becomes a RunError that names the file and the advice."""
+    try:
+        yield
+    except Exception as error:  # of json, of tensorstore or of orbax
+        raise RunError(f"cannot read {path}: {first_line(error)}{advice}") from error
 
 
 def cannot_write(path: Path, error: Exception) -> RunError:

@@ -10,9 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.errors import RunError
 from experiments.evaluation import Accuracy
-from experiments.files import write_text
+from experiments.files import reading, write_text
 
 
 def resumable(
@@ -39,7 +38,8 @@ def resumable(
     """
     stored = {"depends_on": depends_on, "targets": {}}
     if file.exists():
-        found = _read(file)
+        with reading(file, "; remove it to start over"):
+            found = json.loads(file.read_text())
         if found["depends_on"] == depends_on:
             stored = found
     for name in names:
@@ -60,12 +60,3 @@ def digest(tree: Any) -> str:
     for leaf in jax.tree.leaves(tree):
         sha.update(np.ascontiguousarray(leaf).data)
     return sha.hexdigest()
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunError(f"cannot read {file}: {error}; remove it to start over") from (
-            error
-        )
