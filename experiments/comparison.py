@@ -123,7 +123,7 @@ def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> Non
     results = section.results
     for key in ("versions", "machine"):
         results[key] = stored[key]
-    results["targets"] += [t for t in stored["targets"] if t not in results["targets"]]
+    results["targets"] = _in_order(results["targets"], stored["targets"])
     (entry,) = (entry for m in stored["methods"].values() for entry in m["runs"])
     label = _label(section, config)
     section.configs.setdefault(label, config)
@@ -131,6 +131,16 @@ def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> Non
     if any(other["seed"] == config.seed for other in others):
         raise RunError(f"{run}: there are two runs of {label} with seed {config.seed}")
     others.append(entry)
+
+
+def _in_order(names: list[str], others: list[str]) -> list[str]:
+    """All of them; what is new comes behind what it is behind in the second list."""
+    merged, place = list(names), 0
+    for name in others:
+        if name not in merged:
+            merged.insert(place, name)
+        place = merged.index(name) + 1
+    return merged
 
 
 def _label(section: Section, config: RunConfig) -> str:

@@ -116,6 +116,13 @@ def test_a_run_on_another_network_has_its_own_section(store):
     assert [s.name for s in sections] == ["cifar10-resnet20", "cifar10-resnet32"]
 
 
+def test_targets_of_one_run_alone_stand_where_it_has_them(store):
+    some = store(cifar10.sgd, 0, {"dense": 90.0, "k70": 80.0, "k90": 40.0})
+    more = dict.fromkeys(("dense", "2:4", "k70", "4bit", "k90", "k95"), 85.0)
+    (section,) = gather([some, store(cifar10.multi, 0, more)])
+    assert section.results["targets"] == list(more)
+
+
 @pytest.mark.parametrize(
     ("changes", "label"),
     [
