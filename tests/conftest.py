@@ -1,4 +1,4 @@
-"""Eight CPU devices, seeded property tests, and where larger reference data may lie."""
+"""CPU devices, seeded property tests, and where larger reference data may lie."""
 
 import atexit
 import os
@@ -18,8 +18,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 
-jax.config.update("jax_num_cpu_devices", 8)
-
 hypothesis.settings.register_profile(
     "ci",
     derandomize=True,
@@ -38,8 +36,23 @@ def pytest_addoption(parser):
         help="folder with golden/ and datasets/; by default $CRAM_JAX_SHARED",
     )
     parser.addoption(
+        "--devices",
+        type=int,
+        default=1,
+        help="how many CPU devices there are; tests marked several_devices need 8",
+    )
+    parser.addoption(
         "--kills", type=int, default=1, help="how often test_interruption.py kills"
     )
+
+
+def pytest_configure(config):
+    jax.config.update("jax_num_cpu_devices", config.getoption("devices"))
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("several_devices") and jax.device_count() < 8:
+        pytest.skip("needs --devices 8")
 
 
 @pytest.fixture(scope="session")

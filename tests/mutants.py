@@ -292,7 +292,7 @@ def survives(tree: Path, module: str, mutant: Mutant, tests: list[str]) -> bool:
     path.write_text(source.replace(mutant.old, mutant.new))
     try:
         files = [f"tests/test_{name}.py" for name in tests]
-        command = [sys.executable, "-m", "pytest", "-x", "-q", *files]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--devices", "8", *files]
         quick = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # to compile
         result = subprocess.run(command, cwd=tree, capture_output=True, env=quick)
         return result.returncode == 0

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
+import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -100,6 +101,7 @@ def test_a_restored_run_equals_an_uninterrupted_one(tmp_path):
     chex.assert_trees_all_equal(key_data(train(half, 5, 12)), key_data(expected))
 
 
+@pytest.mark.several_devices
 def test_a_state_goes_from_one_device_to_a_mesh_and_back(tmp_path):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     expected = train(start(), 0, 9)

@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 from benchmarks.communication import collectives
 from cram_jax import cached, compress, fake_quant, n_m, top_k
 
+pytestmark = pytest.mark.several_devices
+
 AXIS_TYPES = [AxisType.Auto, AxisType.Explicit]
 # Each leaf along one axis, along several, along both at once, or not at all.
 SPECS = [P("fsdp"), P(None, "fsdp"), P("data", "fsdp"), P(("data", "fsdp")), P()]

@@ -64,6 +64,7 @@ def test_the_compressed_gradient_comes_from_the_part_the_dense_one_from_all():
     np.testing.assert_allclose(state.compressed_loss, loss, rtol=1e-6)
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_each_device_takes_its_own_examples_and_exchanges_only_gradients(axis_type):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))

@@ -276,6 +276,7 @@ def test_it_beats_magnitude_on_the_digits():
     )
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(
     "specs",

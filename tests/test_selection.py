@@ -13,6 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cram_jax import counting, keep_largest, selection
 
+pytestmark = pytest.mark.several_devices
+
 ARRAYS = st.tuples(
     st.sampled_from(strategies.DTYPES), st.sampled_from([strategies.SHAPES, ((9,), ())])
 ).flatmap(lambda drawn: st.tuples(*(strategies.arrays(s, drawn[0]) for s in drawn[1])))

@@ -11,7 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 from cram_jax import compress, cram_plus, fake_quant, n_m, one_of, top_k
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [
+    pytest.mark.several_devices,
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 
 def make_params():

@@ -297,6 +297,7 @@ def test_narrow_parameters_keep_their_dtype_beside_float32_scalars(dtype):
     assert state.compressed_loss.dtype == jnp.float32
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("make", [cram, cram_plus])
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("has_aux", [True, False])
@@ -327,6 +328,7 @@ def test_shard_map_averages_over_the_axis(make, check_vma, has_aux):
     assert_close(step(grads, params, batch), expected)
 
 
+@pytest.mark.several_devices
 def test_pmap_averages_over_the_axis():
     params, batch = make_params(), make_batch(size=16)
     grads = jax.grad(loss_fn)(params, batch)

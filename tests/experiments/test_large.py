@@ -131,6 +131,7 @@ def test_a_process_reads_the_rows_of_its_devices(data):
         assert equal(ours, {name: array[own] for name, array in theirs.items()})
 
 
+@pytest.mark.several_devices
 def test_a_batch_over_a_mesh_is_the_whole_batch():
     mesh = make_mesh("data=2,fsdp=2", 8)
     own = own_rows(mesh, 8)

@@ -15,7 +15,10 @@ from experiments.metrics import make_console, progress_bar
 from experiments.sharding import join_processes, make_mesh, state_shardings
 from experiments.training import init_state, make_train_step, train
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [
+    pytest.mark.several_devices,
+    pytest.mark.usefixtures("quick_compilation"),
+]
 
 
 @pytest.fixture(scope="module")

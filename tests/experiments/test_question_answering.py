@@ -174,6 +174,7 @@ def test_twenty_steps_on_real_questions_lower_the_loss(
     assert np.mean(losses[-3:]) < 2.8
 
 
+@pytest.mark.several_devices
 def test_steps_on_a_mesh_are_those_of_one_device(
     text_config, text_data, text_task, text_step
 ):
