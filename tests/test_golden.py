@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from recordings import recorded_masks
 
 import cram_jax
 
@@ -55,7 +56,9 @@ class Trace:
         if self.meta["optimizer_class"] == "SAM":
             return cram_jax.identity()
         if "straddle" in self.meta["name"]:
-            return given(self.masks(step))  # groups across rows, which are not ours
+            return recorded_masks(
+                self.masks(step)
+            )  # groups across rows, which are not ours
         if "nm" in facts:
             return cram_jax.n_m(*facts["nm"])
         # It keeps k - 1 entries, and fewer under ties: ask for as many as it kept.
@@ -83,15 +86,6 @@ class Trace:
             sparse_gradients=cram["sparse_grad"],
             normalize=cram["grad_norm"],
         )
-
-
-def given(masks):
-    def project(params, key):
-        del key
-        pruned = jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, params)
-        return cram_jax.Projection(pruned, masks)
-
-    return cram_jax.stateless(project, "given")
 
 
 def assert_close(ours, recorded, what):

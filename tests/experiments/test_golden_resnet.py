@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from recordings import recorded_masks
 
 import cram_jax
 from experiments.models.resnet import ResNet
@@ -113,24 +114,18 @@ def lookup(node, path):
     return node
 
 
-def with_masks(masks):
-    def project(params, key):
-        del key
-        pruned = jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, params)
-        return cram_jax.Projection(pruned, masks)
+@partial(jax.jit, static_argnames=("rho", "sparsity"))
+def cram_plus_pass(params, masks, rho, sparsity, **inputs):
+    """The loss, its gradient, CrAM+'s direction and state, the compressed weights.
 
-    return cram_jax.stateless(project, "recorded masks")
-
-
-@partial(jax.jit, static_argnames="rho")
-def cram_plus_pass(params, masks, rho, **inputs):
-    """The loss, its gradient, CrAM+'s direction and state, the compressed weights."""
-    projector, compressed = with_masks(masks), []
+    The masks serve where no sparsity is given.
+    """
+    projector = recorded_masks(masks) if sparsity is None else cram_jax.top_k(sparsity)
+    seen = []
 
     def project(params, state, key):
-        projection, state = projector.project(params, state, key)
-        compressed.append(projection.params)
-        return projection, state
+        seen.append(projector.project(params, state, key)[0])
+        return seen[-1], state
 
     rule = cram_jax.cram_plus(
         loss_fn, projector._replace(project=project), rho, has_aux=True
@@ -138,7 +133,7 @@ def cram_plus_pass(params, masks, rho, **inputs):
     dense = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, batch_stats), grads = dense(params, **inputs)
     direction, state = rule.update(grads, rule.init(params), params, **inputs)
-    return loss, batch_stats, grads, direction, state, *compressed
+    return loss, batch_stats, grads, direction, state, *seen
 
 
 DESCEND = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9))
@@ -198,21 +193,18 @@ def test_steps_of_resnet20_follow_the_authors_code(shared, name):
                 "x": images(arrays[f"s{step}/x"]),
                 "y": arrays[f"s{step}/y"],
             }
-            loss, batch_stats, grads, direction, state, compressed = cram_plus_pass(
-                params, masks, meta["rho"], **inputs
+            # The first convolution has 3 channels: its N:M groups straddle pixels.
+            sparsity = 1 - facts["mask_total"] / facts["mask_numel"]
+            sparsity = None if name == "nm24" else sparsity
+            loss, batch_stats, grads, direction, state, projection = cram_plus_pass(
+                params, masks, meta["rho"], sparsity, **inputs
             )
             assert_close(loss, arrays[f"s{step}/loss"])
             assert_close(state.compressed_loss, arrays[f"s{step}/loss_c"])
-            # N:M is not compared: their groups in the first convolution, which has 3
-            # channels, straddle pixels.
-            if name == "topk_global_70":
-                ascended = jax.tree.map(lambda p, g: p + meta["rho"] * g, params, grads)
-                kept, size = facts["mask_total"], facts["mask_numel"]
-                ours = cram_jax.compress(ascended, cram_jax.top_k(1 - kept / size))
-                jax.tree.map(np.testing.assert_array_equal, ours.masks, masks)
+            jax.tree.map(np.testing.assert_array_equal, projection.masks, masks)
             for quantity, ours in (
                 ("g", grads),
-                ("theta_c", compressed),
+                ("theta_c", projection.params),
                 ("dir", direction),
             ):
                 norms = [
@@ -242,7 +234,7 @@ def test_one_shot_resnet20_follows_the_authors_code(shared, tag):
         if tag == "dense":
             projector = cram_jax.identity()
         elif tag == "nm_2_4":
-            projector = with_masks(
+            projector = recorded_masks(
                 masks_of(
                     arrays, tag + "/", facts["masked_params"], facts["shapes"], params
                 )
