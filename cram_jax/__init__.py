@@ -18,13 +18,13 @@ from cram_jax.caching import cached
 from cram_jax.projector import Projection, Projector, stateless
 
 # After training.
-from cram_jax.pruning import compress, keep_pruned
+from cram_jax.compress import compress, keep_pruned
 from cram_jax.second_order import second_order_prune
 from cram_jax.batch_norm import recalibrate
 from cram_jax.report import sparsity_report
 
 # What projectors are built on.
-from cram_jax.prunable import all_but, matching, prunable
+from cram_jax.leaves import all_but, matching, prunable
 from cram_jax.selection import keep_largest
 
 __version__ = "0.1.0"

@@ -112,8 +112,3 @@ def norm(tree: Params) -> jax.Array:
         lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
     )
     return optax.tree.norm(wide)
-
-
-def nonzero(norm: jax.Array) -> jax.Array:
-    """The norm, or 1 where it is 0, to divide by."""
-    return jnp.where(norm == 0, 1, norm)

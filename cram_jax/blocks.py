@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.projector import keep
+from cram_jax.projector import apply_masks
 from cram_jax.reshaping import join_axes, split_axis
 
 Block: TypeAlias = tuple[int | EllipsisType | None, ...]
@@ -54,7 +54,7 @@ def by_block(compress: Compress, block: Block) -> Compress:
                 pairs.append((leaf, jnp.ones_like(leaf, dtype=bool)))
                 continue
             mask = join_axes(jnp.broadcast_to(next(masks), cut), leaf)
-            pairs.append((keep(mask, leaf), mask))
+            pairs.append((apply_masks(mask, leaf), mask))
         return pairs
 
     return compress_blocks

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.projector import Params, Projection, Projector, keep
+from cram_jax.projector import Params, Projection, Projector, apply_masks
 
 
 class CachedState(NamedTuple):
@@ -78,7 +78,7 @@ def cached(projector: Projector, *, every: int) -> Projector:
 
         bits, inner = jax.lax.cond(state.uses % every == 0, refresh, reuse)
         masks = _unpack(bits, params)
-        projection = Projection(keep(masks, params), masks)
+        projection = Projection(apply_masks(masks, params), masks)
         return projection, CachedState(state.uses + 1, bits, inner)
 
     return Projector(init, project, f"cached({projector.label}, every={every})")

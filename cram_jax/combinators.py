@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.projector import Family, Params, Projection, Projector, keep, stateless
+from cram_jax.projector import (
+    Family,
+    Params,
+    Projection,
+    Projector,
+    apply_masks,
+    stateless,
+)
 
 
 def identity() -> Projector:
@@ -145,7 +152,7 @@ def compose(*projectors: Projector) -> Projector:
             masks = (
                 kept if masks is None else jax.tree.map(jnp.logical_and, masks, kept)
             )
-            params = keep(masks, params)
+            params = apply_masks(masks, params)
             states.append(member_state)
         return Projection(params, masks), tuple(states)
 

@@ -132,11 +132,16 @@ def _check_projection(projection: Any, params: Params, label: str) -> None:
                 )
 
 
-def keep(masks: Params, tree: Params) -> Params:
+def apply_masks(masks: Params, tree: Params) -> Params:
     """The tree where the masks are True, else zero."""
     return jax.tree.map(
         lambda mask, leaf: jnp.where(mask, leaf, jnp.zeros_like(leaf)), masks, tree
     )
+
+
+def safe_denominator(value: jax.Array) -> jax.Array:
+    """The value, or 1 if it is 0, to divide by."""
+    return jnp.where(value == 0, 1, value)
 
 
 def check_structure(name: str, tree: Any, params: Params) -> None:

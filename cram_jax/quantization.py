@@ -8,8 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.projector import Params, Projection, Projector, stateless
-from cram_jax.prunable import Where, project_prunable
+from cram_jax.leaves import Where, project_prunable
+from cram_jax.projector import (
+    Params,
+    Projection,
+    Projector,
+    safe_denominator,
+    stateless,
+)
 
 # Shares of the range that least squares tries: first these, then as many between the
 # neighbours of the best of them.
@@ -146,8 +152,10 @@ def _grid(
         low = jnp.full_like(scale, -highest)
     else:
         scale = (largest - smallest) / highest
-        low = jnp.round(smallest / _nonzero(scale))
-    return _Grid(_nonzero(scale), low, low + (2 * highest if symmetric else highest))
+        low = jnp.round(smallest / safe_denominator(scale))
+    return _Grid(
+        safe_denominator(scale), low, low + (2 * highest if symmetric else highest)
+    )
 
 
 def _fit_range(leaf: jax.Array, highest: int, symmetric: bool, axes: Axes) -> _Grid:
@@ -185,7 +193,7 @@ def _fit_least_squares(
     def refine(_: int, grid: _Grid) -> _Grid:
         levels = _levels(leaf, grid)
         along = jnp.sum(levels * leaf, axes, keepdims=True)
-        scale = along / _nonzero(jnp.sum(levels**2, axes, keepdims=True))
+        scale = along / safe_denominator(jnp.sum(levels**2, axes, keepdims=True))
         return grid._replace(scale=jnp.where(scale > 0, scale, grid.scale))
 
     ones = jnp.ones_like(largest)
@@ -195,7 +203,3 @@ def _fit_least_squares(
     between = (shares / _SHARES[0]) ** (2 / (len(_SHARES) - 1)) * _SHARES[-2]
     fine = search(jnp.minimum(coarse.share * between, 1), coarse)
     return jax.lax.fori_loop(0, _REFINEMENTS, refine, fine.grid)
-
-
-def _nonzero(scale: jax.Array) -> jax.Array:
-    return jnp.where(scale == 0, 1, scale)

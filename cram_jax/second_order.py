@@ -9,9 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax import fisher
+from cram_jax.leaves import Where, prunable
 from cram_jax.losses import Caller, gradient_of
-from cram_jax.projector import Params, Projection, check_structure, keep, leaf_path
-from cram_jax.prunable import Where, prunable
+from cram_jax.projector import (
+    Params,
+    Projection,
+    apply_masks,
+    check_structure,
+    leaf_path,
+)
 from cram_jax.selection import keep_largest
 from cram_jax.sparsity import Number, check_sparsity, kept_count
 
@@ -244,7 +250,7 @@ def _already_pruned(params: Params, masks: Params | None) -> Projection:
                 f"parameter {jnp.shape(leaf)}, got {jnp.result_type(mask).name}, "
                 f"{jnp.shape(mask)}"
             )
-    return Projection(keep(masks, params), masks)
+    return Projection(apply_masks(masks, params), masks)
 
 
 def _check_names(examples: Mapping[str, Any], constants: Mapping[str, Any]) -> None:

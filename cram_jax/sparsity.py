@@ -10,8 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.blocks import Block, by_block, check_block
-from cram_jax.projector import Family, Params, Projection, Projector, keep, stateless
-from cram_jax.prunable import Where, project_prunable
+from cram_jax.leaves import Where, project_prunable
+from cram_jax.projector import (
+    Family,
+    Params,
+    Projection,
+    Projector,
+    apply_masks,
+    stateless,
+)
 from cram_jax.reshaping import join_axes, split_axis
 from cram_jax.selection import keep_largest, magnitude_key
 
@@ -93,7 +100,8 @@ def top_k(
                 for mask in keep_largest(group, kept(sum(map(jnp.size, group))))
             ]
             return [
-                (keep(mask, x), mask) for x, mask in zip(leaves, masks, strict=True)
+                (apply_masks(mask, x), mask)
+                for x, mask in zip(leaves, masks, strict=True)
             ]
 
         chosen = compress if block is None else by_block(compress, block)
@@ -170,7 +178,7 @@ def n_m(n: int, m: int, *, where: Where | None = None) -> Projector:
             else jnp.ones_like(leaf, dtype=bool)
             for leaf in leaves
         ]
-        return list(zip(keep(masks, list(leaves)), masks, strict=True))
+        return list(zip(apply_masks(masks, list(leaves)), masks, strict=True))
 
     def project(params: Params, key: jax.Array | None) -> Projection:
         del key

@@ -13,12 +13,11 @@ from cram_jax.ascent import (
     check_params,
     initial_state,
     next_state,
-    nonzero,
     norm,
 )
 from cram_jax.combinators import identity
 from cram_jax.losses import AxisName, gradient_of
-from cram_jax.projector import Params, Projector, keep
+from cram_jax.projector import Params, Projector, apply_masks, safe_denominator
 
 
 def cram(
@@ -114,7 +113,7 @@ def cram(
         key, draw = jax.random.split(state.key)
         radius = rho(state.count) if callable(rho) else rho
         if normalize:
-            radius = radius / nonzero(norm(updates))
+            radius = radius / safe_denominator(norm(updates))
 
         perturbed = ascend(params, radius, updates)
         (compressed, masks), projector_state = projector.project(
@@ -122,7 +121,7 @@ def cram(
         )
         loss, gradient = gradient_at(compressed, extra_args)
         if sparse_gradients:
-            gradient = keep(masks, gradient)
+            gradient = apply_masks(masks, gradient)
         return gradient, next_state(state, key, projector_state, loss)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -327,13 +326,13 @@ def compressed_sam(
         radius = rho(state.count) if callable(rho) else rho
 
         (compressed, masks), _ = projector.project(params, state.projector_state, draw)
-        ascent = keep(masks, gradient_at(compressed, extra_args)[1])
-        perturbed = ascend(params, radius / nonzero(norm(ascent)), ascent)
+        ascent = apply_masks(masks, gradient_at(compressed, extra_args)[1])
+        perturbed = ascend(params, radius / safe_denominator(norm(ascent)), ascent)
         (compressed, masks), projector_state = projector.project(
             perturbed, state.projector_state, draw
         )
         loss, gradient = gradient_at(compressed, extra_args)
-        gradient = keep(masks, gradient)
+        gradient = apply_masks(masks, gradient)
         return gradient, next_state(state, key, projector_state, loss)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -64,7 +64,7 @@ def keep_zeros(layers: Layers = IMAGES) -> optax.GradientTransformationExtraArgs
       A transformation; the masks that its ``init`` finds live in its state.
     """
 
-    def init(params: Any) -> cram_jax.pruning.KeepPrunedState:
+    def init(params: Any) -> cram_jax.compress.KeepPrunedState:
         chosen = cram_jax.prunable(params, layers.prunable)
         leaves, structure = jax.tree.flatten(params)
         masks = [

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import cram_jax
 from cram_jax import Projector
-from cram_jax.prunable import Where
+from cram_jax.leaves import Where
 from experiments.errors import ConfigError
 
 

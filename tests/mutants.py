@@ -216,8 +216,8 @@ MUTANTS = {
             ),
         ],
     ),
-    "prunable": (
-        ["prunable", "sparsity"],
+    "leaves": (
+        ["leaves", "sparsity"],
         [
             Mutant(
                 "chosen = [jnp.ndim(leaf) >= 2 for", "chosen = [jnp.ndim(leaf) >= 1 for"
@@ -226,8 +226,8 @@ MUTANTS = {
             Mutant("search(path) is not None", "match(path) is not None"),
         ],
     ),
-    "pruning": (
-        ["pruning"],
+    "compress": (
+        ["compress"],
         [
             Mutant("jnp.where(mask, u, -p.astype(u.dtype))", "jnp.where(mask, u, 0)"),
             Mutant("jax.tree.map(jnp.array, masks)", "masks"),
@@ -271,7 +271,8 @@ MUTANTS = {
             Mutant("1 - (1 - sparsity) ** (step / steps)", "sparsity * step / steps"),
             Mutant("kept[i] = kept[i] & mask", "kept[i] = mask"),
             Mutant(
-                "Projection(keep(masks, params), masks)", "Projection(params, masks)"
+                "Projection(apply_masks(masks, params), masks)",
+                "Projection(params, masks)",
             ),
             Mutant("moved.astype(leaves[i].dtype)", "moved"),
             Mutant("kept_count(size, share)", "kept_count(size, sparsity)"),

@@ -1,0 +1,47 @@
+"""Checks of arguments, with errors that name the argument, its value and the mend."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def check_integer(
+    name: str, value: Any, minimum: int | None = None, maximum: int | None = None
+) -> None:
+    """Raises unless the value is an integer in the range; a bool is not an integer.
+
+    Args:
+      name: of the argument, for the error.
+      value: what the user passed.
+      minimum: the smallest value allowed; None if any.
+      maximum: the largest value allowed; None if any.
+
+    Raises:
+      TypeError: the value is not an integer.
+      ValueError: it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if minimum is not None and maximum is not None:
+        if not minimum <= value <= maximum:
+            raise ValueError(
+                f"{name} must be between {minimum} and {maximum}, got {value}"
+            )
+    elif minimum is not None and value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    elif maximum is not None and value > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {value}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises a TypeError unless the value is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises a ValueError unless the value is one of the choices."""
+    if value not in choices:
+        expected = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
