@@ -6,9 +6,9 @@ targets.
 """
 
 # Update rules: first members of an optax chain.
-from cram_jax.ascent import CramState
-from cram_jax.transforms import compressed_sam, cram, cram_plus, sam
-from cram_jax.losses import subsampled
+from cram_jax.transforms import CramState, cram, cram_plus
+from cram_jax.baselines import compressed_sam, sam
+from cram_jax.losses import loss_scaled, subsampled
 
 # Projectors: what the model is trained for, and compressed with.
 from cram_jax.sparsity import n_m, top_k
@@ -18,7 +18,7 @@ from cram_jax.caching import cached
 from cram_jax.projector import Projection, Projector, stateless
 
 # After training.
-from cram_jax.compress import compress, keep_pruned
+from cram_jax.compress import KeepPrunedState, compress, keep_pruned
 from cram_jax.second_order import second_order_prune
 from cram_jax.batch_norm import recalibrate
 from cram_jax.report import sparsity_report
@@ -31,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CramState",
+    "KeepPrunedState",
     "Projection",
     "Projector",
     "all_but",
@@ -44,6 +45,7 @@ __all__ = [
     "identity",
     "keep_largest",
     "keep_pruned",
+    "loss_scaled",
     "matching",
     "n_m",
     "one_of",

@@ -32,11 +32,13 @@ def test_wrong_arguments_are_refused_at_construction(make):
         make(3, top_k(0.5))
     with pytest.raises(TypeError, match="projector must be a Projector, got 0.5"):
         make(loss_fn, 0.5)
-    with pytest.raises(ValueError, match="rho must be at least 0, got -0.1"):
+    with pytest.raises(ValueError, match="rho must be at least 0 and finite, got -0.1"):
         make(loss_fn, top_k(0.5), -0.1)
-    with pytest.raises(ValueError, match="rho must be at least 0, got nan"):
+    with pytest.raises(ValueError, match="rho must be at least 0 and finite, got nan"):
         make(loss_fn, top_k(0.5), float("nan"))
-    for rho in ("big", [0.1], None, jnp.array([0.1, 0.2])):
+    with pytest.raises(ValueError, match="rho must be at least 0 and finite, got inf"):
+        make(loss_fn, top_k(0.5), float("inf"))
+    for rho in ("big", [0.1], None, True, 0.1j, jnp.array([0.1, 0.2])):
         with pytest.raises(TypeError, match="rho must be a number or a schedule, got"):
             make(loss_fn, top_k(0.5), rho)
 
@@ -50,7 +52,7 @@ def test_flags_are_bools(make, flag, value):
 
 
 def test_sam_refuses_a_negative_rho():
-    with pytest.raises(ValueError, match="rho must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="rho must be at least 0 and finite, got -1"):
         sam(loss_fn, -1)
 
 
