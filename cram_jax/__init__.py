@@ -24,16 +24,19 @@ from cram_jax.batch_norm import recalibrate
 from cram_jax.report import sparsity_report
 
 # What projectors are built on.
+from cram_jax.axes import Axes, axes_of, stacked
 from cram_jax.leaves import all_but, matching, prunable
 from cram_jax.selection import keep_largest
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Axes",
     "CramState",
     "Projection",
     "Projector",
     "all_but",
+    "axes_of",
     "cached",
     "compose",
     "compress",
@@ -52,6 +55,7 @@ __all__ = [
     "sam",
     "second_order_prune",
     "sparsity_report",
+    "stacked",
     "stateless",
     "subsampled",
     "top_k",
