@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,10 @@ from cram_jax.projector import Params
 from cram_jax.validation import check_integer
 from cram_jax.values import Value
 
-Role: TypeAlias = Literal["input", "window", "output", "lookup", "stack", "other"]
-
-_ROLES = get_args(Role)
+ROLES = ("input", "window", "output", "lookup", "stack", "other")
 
 # Leaves that Flax, Haiku and Equinox add to or multiply with activations.
-_ELEMENTWISE = ("b", "bias", "offset", "scale", "shift", "gamma", "beta")
+_ELEMENTWISE = ("bias", "offset", "scale")
 
 _ATTENTION = ("query", "key", "value", "out")
 
@@ -53,13 +51,13 @@ class Axes:
       ((0,), (1, 2))
     """
 
-    roles: tuple[Role | None, ...]
+    roles: tuple[str | None, ...]
     assumed: bool = field(default=False, compare=False)
 
-    def __init__(self, *roles: Role | None, assumed: bool = False) -> None:
+    def __init__(self, *roles: str | None, assumed: bool = False) -> None:
         for role in roles:
-            if role is not None and role not in _ROLES:
-                raise ValueError(f"roles must be of {_ROLES} or None, got {role!r}")
+            if role is not None and role not in ROLES:
+                raise ValueError(f"roles must be of {ROLES} or None, got {role!r}")
         object.__setattr__(self, "roles", roles)
         object.__setattr__(self, "assumed", assumed)
 
@@ -96,7 +94,7 @@ class Axes:
         """Whether two axes or more are inputs, windows, outputs or lookup."""
         return sum(role not in ("stack", "other", None) for role in self.roles) >= 2
 
-    def _of(self, role: Role) -> tuple[int, ...]:
+    def _of(self, role: str) -> tuple[int, ...]:
         return tuple(axis for axis, own in enumerate(self.roles) if own == role)
 
 
@@ -164,7 +162,7 @@ def _told(params: Params, axes: AxesLike | None) -> list[Axes]:
     named = named_leaves(params)
     axes = axes_value(axes)
     if axes is None:
-        told = [None] * len(named)
+        told: list[Any] = [None] * len(named)
     elif callable(axes):
         told = [axes(path, leaf) for path, leaf in named]
     else:
@@ -195,10 +193,10 @@ class Stacked(Value):
     axis: int | tuple[int, ...] = field(default=0, kw_only=True)
 
     def __call__(self, path: str, leaf: jax.Array) -> Axes | None:
-        """The axes along which the layers of a leaf are stacked, if its path matches."""
+        """Along which axes the layers of a leaf are stacked, if its path matches."""
         if re.search(self.pattern, path) is None:
             return None
-        roles: list[Role | None] = [None] * jnp.ndim(leaf)
+        roles: list[str | None] = [None] * jnp.ndim(leaf)
         for axis in self.axis if isinstance(self.axis, tuple) else (self.axis,):
             if not -len(roles) <= axis < len(roles):
                 raise ValueError(
@@ -231,8 +229,8 @@ def stacked(pattern: str, *, axis: int | tuple[int, ...] = 0) -> Stacked:
         does not have the axis.
 
     Example:
-      >>> params = {"layers": {"kernel": jnp.ones((12, 4, 8)), "scale": jnp.ones((12, 4))}}
-      >>> axes_of(params, stacked("^layers/"))
+      >>> layers = {"kernel": jnp.ones((12, 4, 8)), "scale": jnp.ones((12, 4))}
+      >>> axes_of({"layers": layers}, stacked("^layers/"))
       [Axes('stack', 'input', 'output'), Axes('stack', 'other')]
     """
     check_pattern(pattern)
@@ -256,7 +254,8 @@ def _of_name(
 ) -> Axes:
     """The axes of a leaf by its name and those beside it."""
     parent, _, name = path.rpartition("/")
-    if len(shape) < 2 or name in _ELEMENTWISE:
+    beside = f"{parent}/w".lstrip("/")
+    if len(shape) < 2 or name in _ELEMENTWISE or (name == "b" and beside in shapes):
         return Axes(*["other"] * len(shape))
     if name in ("embedding", "embeddings") and len(shape) == 2:
         return Axes("lookup", "output")

@@ -97,7 +97,9 @@ def by_path(name: str, tree: Any, types: tuple[type, ...], expected: str) -> Any
     Raises:
       TypeError: a leaf is of another type.
     """
-    if tree is None or callable(tree) or isinstance(tree, ByPath):
+    # A module of bools may be callable too, but is not a leaf.
+    is_function = callable(tree) and jax.tree_util.all_leaves([tree])
+    if tree is None or is_function or isinstance(tree, ByPath):
         return tree
     entries = named_leaves(tree, types)
     for _, entry in entries:

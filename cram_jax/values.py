@@ -16,7 +16,7 @@ class Value:
 
     def __repr__(self) -> str:
         factory = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
-        arguments = []
+        arguments: list[str] = []
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if field.metadata.get("variadic"):
