@@ -19,7 +19,7 @@ from cram_jax.projector import Projection, Projector, stateless
 
 # After training.
 from cram_jax.compress import compress, keep_pruned
-from cram_jax.second_order import second_order_prune
+from cram_jax.curvature import second_order, second_order_prune
 from cram_jax.batch_norm import recalibrate
 from cram_jax.report import sparsity_report
 
@@ -50,6 +50,7 @@ __all__ = [
     "prunable",
     "recalibrate",
     "sam",
+    "second_order",
     "second_order_prune",
     "sparsity_report",
     "stateless",
