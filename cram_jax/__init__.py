@@ -27,7 +27,7 @@ from cram_jax.report import sparsity_report
 from cram_jax.leaves import all_but, matching, prunable
 from cram_jax.selection import keep_largest
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CramState",
