@@ -28,7 +28,7 @@ from cram_jax.axes import Axes, axes_of, stacked
 from cram_jax.leaves import Where, all_but, matching, prunable
 from cram_jax.selection import keep_largest
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Axes",
