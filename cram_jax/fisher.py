@@ -11,7 +11,7 @@ the time are passes over memory. A CPU therefore takes some blocks at a time, wh
 in its cache for all that is done with them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cram_jax.losses import Gradient
+from cram_jax.gradients import Gradient
 from cram_jax.projector import Projection
 from cram_jax.reshaping import explicit_sharding, shards
 
@@ -161,7 +161,10 @@ def saliency_root(root: jax.Array, weights: jax.Array) -> jax.Array:
     Returns:
       Shape (n, b).
     """
-    return jnp.abs(weights) / jnp.sqrt(2 * jnp.sum(root**2, axis=-1))
+    diagonal = jnp.sum(root**2, axis=-1)
+    # It may round to 0: a weight that is 0 then has no saliency, any other the most.
+    diagonal = jnp.maximum(diagonal, jnp.finfo(diagonal.dtype).tiny)
+    return jnp.abs(weights) / jnp.sqrt(2 * diagonal)
 
 
 def eliminate(weights: jax.Array, removed: jax.Array, root: jax.Array) -> jax.Array:
@@ -266,10 +269,10 @@ class Options(NamedTuple):
 def inverse_roots(
     gradient: Gradient,
     projection: Projection,
-    places: list[int],
+    places: Sequence[int],
     inputs: Inputs,
     options: Options,
-) -> list[jax.Array]:
+) -> tuple[list[jax.Array], jax.Array]:
     """The root of the inverse for every block of some leaves.
 
     What is pruned has no gradient: the others are as if it were not there.
@@ -282,44 +285,47 @@ def inverse_roots(
       options: see there.
 
     Returns:
-      For each leaf shape (n, b, b), float32 or wider.
+      For each leaf the roots, shape (n, b, b), float32 or wider; and which gradients
+      they can hold, bool, shape (gradients, leaves): those that are finite, and whose
+      squares over the damping are.
     """
     count, group, micro_batch, block_size, damping = options
     micro_batch = min(micro_batch, count)
     kept = jax.tree.leaves(projection.masks)
     leaves = jax.tree.leaves(projection.params)
 
-    def blocks_of_gradient(examples: jax.Array) -> list[jax.Array]:
+    def blocks_of_gradient(
+        examples: jax.Array,
+    ) -> tuple[list[jax.Array], jax.Array]:
         batch = jax.tree.map(lambda array: array[examples], inputs.examples)
         _, tree = gradient(projection.params, {**inputs.constants, **batch})
         gradients = jax.tree.leaves(tree)
         # Of F, the sum over gradients is divided by their number.
-        return [
-            to_blocks(
-                jnp.where(kept[i], wide(gradients[i]) / count**0.5, 0), block_size
-            )
-            for i in places
+        chosen = [
+            jnp.where(kept[i], wide(gradients[i]) / count**0.5, 0) for i in places
         ]
+        # No product in `absorb` is above this one.
+        finite = [jnp.isfinite(jnp.sum(g**2) / damping) for g in chosen]
+        return [to_blocks(g, block_size) for g in chosen], jnp.stack(finite)
 
     def absorb_micro_batch(
         roots: list[jax.Array], start: jax.Array
-    ) -> tuple[list[jax.Array], None]:
+    ) -> tuple[list[jax.Array], jax.Array]:
         numbers = start + jnp.arange(micro_batch)
         examples = jnp.minimum(numbers, count - 1)[:, None] * group + jnp.arange(group)
-        gradients = jax.vmap(blocks_of_gradient)(examples)
-
+        gradients, finite = jax.vmap(blocks_of_gradient)(examples)
         last = jnp.minimum(micro_batch, count - start)
         return [
             absorb_all(root, jnp.swapaxes(g, 0, 1), last)
             for root, g in zip(roots, gradients, strict=True)
-        ], None
+        ], finite
 
     roots = [
         damped_root(to_blocks(wide(leaves[i]), block_size), damping) for i in places
     ]
     starts = jnp.arange(0, count, micro_batch)
-    roots, _ = jax.lax.scan(absorb_micro_batch, roots, starts)
-    return roots
+    roots, finite = jax.lax.scan(absorb_micro_batch, roots, starts)
+    return roots, finite.reshape(-1, len(places))[:count]
 
 
 def wide(leaf: jax.Array) -> jax.Array:

@@ -236,11 +236,24 @@ MUTANTS = {
     "batch_norm": (
         ["batch_norm"],
         [
-            Mutant("(new / (count * part))", "(new / count)"),
-            Mutant("count += 1", "count = 1"),
-            Mutant(
-                "lambda one, zero: 1 - (one - zero)", "lambda one, zero: one - zero"
-            ),
+            Mutant("total[i] / count", "total[i]"),
+            Mutant("enumerate(batches, start=1)", "enumerate(batches, start=2)"),
+            Mutant("change[i] / momentum.weight[i], values", "change[i], values"),
+            Mutant("_LARGE = 2.0**64", "_LARGE = 2.0**4"),
+            Mutant("np.where(moves[i], 0, old[i])", "np.zeros(old[i].shape)"),
+            Mutant("} | raised", "}"),
+            Mutant("| momentum.counters", ""),
+            Mutant("if steps == 1:", "if steps:"),
+            Mutant("_raised(old[i], passes)", "old[i]"),
+        ],
+    ),
+    "training_pass": (
+        ["batch_norm"],
+        [
+            Mutant("jnp.promote_types(dtypes[i], jnp.float32)", "dtypes[i]"),
+            Mutant("np.array(leaf, np.float64 if", "np.asarray(leaf, np.float32 if"),
+            Mutant("self._with(self.old | values", "self._with(values"),
+            Mutant("return jax.device_put(value, leaf.sharding)", "pass"),
         ],
     ),
     "fisher": (
@@ -264,7 +277,7 @@ MUTANTS = {
             Mutant("leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))", "leaf"),
         ],
     ),
-    "second_order": (
+    "curvature": (
         ["second_order", "second_order_refusals"],
         [
             Mutant("jnp.maximum(ranks, jnp.finfo(ranks.dtype).tiny)", "ranks"),

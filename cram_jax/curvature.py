@@ -2,33 +2,37 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cram_jax import fisher
+from cram_jax.compress import compress
+from cram_jax.gradients import Caller, gradient_of
 from cram_jax.leaves import Where, prunable
-from cram_jax.losses import Caller, gradient_of
 from cram_jax.projector import (
     Params,
     Projection,
+    Projector,
     apply_masks,
     check_structure,
     leaf_path,
+    stateless,
 )
 from cram_jax.selection import keep_largest
 from cram_jax.sparsity import Number, check_sparsity, kept_count
+from cram_jax.validation import check_choice, check_integer
 
 _CALLER = Caller("examples and constants", "examples={{{!r}: ...}}")
 
 
-def second_order_prune(
-    loss_fn: Callable[..., Any],
-    params: Params,
-    examples: Mapping[str, Any],
+def second_order(
     sparsity: Number,
+    loss_fn: Callable[..., Any],
+    examples: Mapping[str, Any],
     *,
     scope: Literal["global", "layer"] = "global",
     where: Where | None = None,
@@ -40,7 +44,7 @@ def second_order_prune(
     masks: Params | None = None,
     constants: Mapping[str, Any] | None = None,
     has_aux: bool = False,
-) -> Projection:
+) -> Projector:
     r"""Prunes with the curvature of the loss, and moves the weights that stay.
 
     Magnitude says little about what a weight is worth. The empirical Fisher matrix, cut
@@ -79,7 +83,6 @@ def second_order_prune(
       loss_fn: ``loss_fn(params, ...) -> scalar``, a mean over examples that also works
         for one; or ``(scalar, aux)`` with ``has_aux``. In evaluation mode, rather: one
         example has no batch statistics.
-      params: a pytree of floating-point arrays, trained.
       examples: those arguments of the loss, by name, that have the examples along axis
         0: arrays or trees of arrays. 1,024 of the training set are usual. An example
         reaches the loss as a batch of one.
@@ -126,17 +129,15 @@ def second_order_prune(
       Singh and Alistarh, WoodFisher, NeurIPS 2020, arXiv 2004.14340.
     """
     check_sparsity(sparsity)
-    if scope not in ("global", "layer"):
-        raise ValueError(f"scope must be 'global' or 'layer', got {scope!r}")
+    check_choice("scope", scope, ("global", "layer"))
     for name, value in (
         ("block_size", block_size),
         ("recomputations", recomputations),
         ("examples_per_gradient", examples_per_gradient),
         ("micro_batch", micro_batch),
     ):
-        _check_positive_integer(name, value)
+        check_integer(name, value, minimum=1)
     _check_damping(damping)
-    chosen = prunable(params, where)
     constants = {} if constants is None else constants
     _check_names(examples, constants)
     size = _count_examples(examples)
@@ -148,15 +149,27 @@ def second_order_prune(
     gradient = gradient_of(
         _scalar(loss_fn, has_aux), has_aux=has_aux, axis_name=None, caller=_CALLER
     )
-    structure: Any = jax.tree.structure(params)
-    places = [place for place, is_chosen in enumerate(chosen) if is_chosen]
+    inputs = fisher.Inputs(dict(examples), dict(constants))
+    options = fisher.Options(
+        size // examples_per_gradient,
+        examples_per_gradient,
+        micro_batch,
+        block_size,
+        damping,
+    )
 
-    @jax.jit
+    @partial(jax.jit, static_argnames="places")
     def prune(
-        projection: Projection, inputs: fisher.Inputs, counts: list[int | jax.Array]
-    ) -> Projection:
+        projection: Projection,
+        inputs: fisher.Inputs,
+        counts: list[int | jax.Array],
+        places: tuple[int, ...],
+    ) -> tuple[Projection, _Finite]:
         leaves, kept = map(jax.tree.leaves, projection)
-        roots = fisher.inverse_roots(gradient, projection, places, inputs, options)
+        structure: Any = jax.tree.structure(projection.params)
+        roots, finite_gradients = fisher.inverse_roots(
+            gradient, projection, places, inputs, options
+        )
         weights = [fisher.to_blocks(fisher.wide(leaves[i]), block_size) for i in places]
         ranks = [
             _ranks(fisher.saliency_root(root, w), kept[i])
@@ -168,28 +181,156 @@ def second_order_prune(
             for group, count in zip(groups, counts, strict=True)
             for mask in keep_largest(group, count)
         ]
+        before = [leaves[i] for i in places]
         for i, w, root, mask in zip(places, weights, roots, largest, strict=True):
             kept[i] = kept[i] & mask
             removed = ~fisher.to_blocks(kept[i], block_size)
             moved = fisher.from_blocks(fisher.eliminate(w, removed, root), leaves[i])
             leaves[i] = moved.astype(leaves[i].dtype)
-        return Projection(structure.unflatten(leaves), structure.unflatten(kept))
+        finite = _Finite(
+            _all_finite(before),
+            finite_gradients,
+            _all_finite([leaves[i] for i in places]),
+        )
+        pruned = Projection(structure.unflatten(leaves), structure.unflatten(kept))
+        return pruned, finite
 
-    inputs = fisher.Inputs(dict(examples), dict(constants))
-    options = fisher.Options(
-        size // examples_per_gradient,
-        examples_per_gradient,
-        micro_batch,
-        block_size,
-        damping,
+    def project(params: Params, key: jax.Array | None) -> Projection:
+        del key
+        leaves = jax.tree.leaves_with_path(params)
+        places = tuple(
+            i
+            for i, is_chosen in enumerate(prunable(params, where))
+            if is_chosen and leaves[i][1].size
+        )
+        projection = _already_pruned(params, masks)
+        if not places:
+            return projection
+        paths = [leaf_path(leaves[i][0]) for i in places]
+        sizes = [leaves[i][1].size for i in places]
+        sizes = [sum(sizes)] if scope == "global" else sizes
+        for share in _schedule(sparsity, recomputations):
+            counts = [kept_count(size, share) for size in sizes]
+            projection, finite = prune(projection, inputs, counts, places)
+            if isinstance(finite.before, jax.core.Tracer):
+                projection = _nan_unless(finite, projection, places)
+            else:
+                _check_finite(finite, paths, examples_per_gradient)
+        return projection
+
+    return stateless(project, f"second_order({sparsity})")
+
+
+def second_order_prune(
+    loss_fn: Callable[..., Any],
+    params: Params,
+    examples: Mapping[str, Any],
+    sparsity: Number,
+    *,
+    scope: Literal["global", "layer"] = "global",
+    where: Where | None = None,
+    block_size: int = 50,
+    damping: float = 1e-7,
+    recomputations: int = 4,
+    examples_per_gradient: int = 1,
+    micro_batch: int = 16,
+    masks: Params | None = None,
+    constants: Mapping[str, Any] | None = None,
+    has_aux: bool = False,
+) -> Projection:
+    """Prunes trained parameters in one shot by the curvature of the loss.
+
+    The same as ``compress(params, second_order(sparsity, loss_fn, examples, ...))``.
+
+    Args: those of `second_order`, and ``params``, a pytree of trained floating-point
+    arrays.
+
+    Returns:
+      The pruned parameters and the masks of the kept entries, both like ``params``.
+
+    Raises:
+      TypeError, ValueError: see `second_order`.
+
+    Example:
+      >>> def loss_fn(params, x):
+      ...     return jnp.mean(x @ params["kernel"])
+      >>> params = {"kernel": jnp.array([[2.0], [3.0]])}
+      >>> examples = {"x": jnp.array([[1.0, 0.0], [0.0, 0.1]])}
+      >>> second_order_prune(loss_fn, params, examples, 0.5).params["kernel"].round(2)
+      Array([[2.],
+             [0.]], dtype=float32)
+    """
+    projector = second_order(
+        sparsity,
+        loss_fn,
+        examples,
+        scope=scope,
+        where=where,
+        block_size=block_size,
+        damping=damping,
+        recomputations=recomputations,
+        examples_per_gradient=examples_per_gradient,
+        micro_batch=micro_batch,
+        masks=masks,
+        constants=constants,
+        has_aux=has_aux,
     )
-    sizes = [jax.tree.leaves(params)[i].size for i in places]
-    sizes = [sum(sizes)] if scope == "global" else sizes
-    projection = _already_pruned(params, masks)
-    for share in _schedule(sparsity, recomputations):
-        counts = [kept_count(size, share) for size in sizes]
-        projection = prune(projection, inputs, counts)
-    return projection
+    return compress(params, projector)
+
+
+class _Finite(NamedTuple):
+    """Where statistics are finite.
+
+    Attributes:
+      before: bool, shape (leaves,): the weights that are pruned.
+      gradients: bool, shape (gradients, leaves).
+      after: bool, shape (leaves,): the weights that are left.
+    """
+
+    before: jax.Array
+    gradients: jax.Array
+    after: jax.Array
+
+
+def _all_finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
+
+
+def _nan_unless(
+    finite: _Finite, projection: Projection, places: tuple[int, ...]
+) -> Projection:
+    """What a traced call gives in place of an error."""
+    leaves = jax.tree.leaves(projection.params)
+    structure: Any = jax.tree.structure(projection.params)
+    is_finite = jnp.stack([part.all() for part in finite]).all()
+    for i in places:
+        leaves[i] = jnp.where(is_finite, leaves[i], jnp.nan)
+    return Projection(structure.unflatten(leaves), projection.masks)
+
+
+def _check_finite(
+    finite: _Finite, paths: list[str], examples_per_gradient: int
+) -> None:
+    for path, is_finite in zip(paths, finite.before, strict=True):
+        if not is_finite:
+            raise ValueError(f"params[{path!r}] must be finite, but are not all")
+    bad = np.argwhere(~np.asarray(finite.gradients))
+    if bad.size:
+        number, leaf = bad[0]
+        first = number * examples_per_gradient
+        last = first + examples_per_gradient - 1
+        examples = f"examples {first} to {last}" if last > first else f"example {first}"
+        raise ValueError(
+            f"loss_fn must have finite gradients, whose squares over damping can be "
+            f"summed, but that of {examples} with respect to params[{paths[leaf]!r}] "
+            f"is not finite or too large"
+        )
+    for path, is_finite in zip(paths, finite.after, strict=True):
+        if not is_finite:
+            raise ValueError(
+                f"damping must be larger: the weights left in params[{path!r}] would "
+                f"move beyond what their dtype holds"
+            )
 
 
 def _ranks(saliencies: jax.Array, kept: jax.Array) -> jax.Array:
@@ -279,13 +420,6 @@ def _count_examples(examples: Mapping[str, Any]) -> int:
     if size == 0:
         raise ValueError(f"examples must hold at least one example, got {sizes}")
     return size
-
-
-def _check_positive_integer(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _check_damping(damping: float) -> None:
