@@ -48,6 +48,13 @@ def prunable(
       >>> prunable(params, lambda path, leaf: path.endswith("bias"))
       [True, False]
     """
+    return _choose(params, where, axes)[1]
+
+
+def _choose(
+    params: Params, where: Where | None, axes: AxesLike | None
+) -> tuple[list[Leaf], list[bool]]:
+    """The leaves, and of each whether it may be pruned; see `prunable`."""
     where = where_value(where)
     leaves = described(params, axes)
     chosen = [not reason for reason in reasons_against(params, leaves, where)]
@@ -64,7 +71,7 @@ def prunable(
                 f"params[{leaf.path!r}] has dtype {dtype}, expected a floating dtype; "
                 f"exclude the leaf with `where`"
             )
-    return chosen
+    return leaves, chosen
 
 
 class Leaf(NamedTuple):
@@ -237,8 +244,7 @@ class LeafProjector(Projector):
     ) -> tuple[Projection, Any]:
         """Compresses the prunable leaves."""
         del key
-        chosen = prunable(params, self.where, self.axes)
-        leaves = described(params, self.axes)
+        leaves, chosen = _choose(params, self.where, self.axes)
         obstacles = [
             self.obstacle(leaf) if is_chosen else "-"
             for leaf, is_chosen in zip(leaves, chosen, strict=True)
