@@ -11,8 +11,8 @@ import numpy as np
 
 from cram_jax import fisher
 from cram_jax.compress import compress
+from cram_jax.gradients import Caller, gradient_of
 from cram_jax.leaves import Where, prunable
-from cram_jax.losses import Caller, gradient_of
 from cram_jax.projector import (
     Params,
     Projection,

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cram_jax.losses import Gradient
+from cram_jax.gradients import Gradient
 from cram_jax.projector import Projection
 from cram_jax.reshaping import explicit_sharding, shards
 

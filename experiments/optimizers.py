@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import cram_jax
@@ -50,30 +49,8 @@ def make_optimizer(
     else:
         chain = [rule, *base]
     if config.keep_pruned:
-        chain.append(keep_zeros(layers))
+        chain.append(cram_jax.keep_pruned(where=layers.prunable))
     return optax.with_extra_args_support(optax.chain(*chain))
-
-
-def keep_zeros(layers: Layers = IMAGES) -> optax.GradientTransformationExtraArgs:
-    """`cram_jax.keep_pruned` with the masks of a model that is pruned already.
-
-    Args:
-      layers: whose zeros stay; a zero elsewhere is a weight like others.
-
-    Returns:
-      A transformation; the masks that its ``init`` finds live in its state.
-    """
-
-    def init(params: Any) -> cram_jax.compress.KeepPrunedState:
-        chosen = cram_jax.prunable(params, layers.prunable)
-        leaves, structure = jax.tree.flatten(params)
-        masks = [
-            leaf != 0 if is_chosen else jnp.ones_like(leaf, dtype=bool)
-            for leaf, is_chosen in zip(leaves, chosen, strict=True)
-        ]
-        return cram_jax.keep_pruned(structure.unflatten(masks)).init(params)
-
-    return optax.GradientTransformationExtraArgs(init, cram_jax.keep_pruned(()).update)
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -121,19 +121,13 @@ def cram_plus_pass(params, masks, rho, sparsity, **inputs):
     The masks serve where no sparsity is given.
     """
     projector = recorded_masks(masks) if sparsity is None else cram_jax.top_k(sparsity)
-    seen = []
-
-    def project(params, state, key):
-        seen.append(projector.project(params, state, key)[0])
-        return seen[-1], state
-
-    rule = cram_jax.cram_plus(
-        loss_fn, projector._replace(project=project), rho, has_aux=True
-    )
+    rule = cram_jax.cram_plus(loss_fn, projector, rho, has_aux=True)
     dense = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, batch_stats), grads = dense(params, **inputs)
     direction, state = rule.update(grads, rule.init(params), params, **inputs)
-    return loss, batch_stats, grads, direction, state, *seen
+    perturbed = jax.tree.map(lambda p, g: p + rho * g, params, grads)
+    projection = cram_jax.compress(perturbed, projector)
+    return loss, batch_stats, grads, direction, state, projection
 
 
 DESCEND = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9))

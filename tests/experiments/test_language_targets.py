@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from cram_jax import keep_pruned
 from experiments.evaluation import make_evaluation
-from experiments.optimizers import keep_zeros
 from experiments.second_order import SecondOrder
 from experiments.targets import ENCODER
 
@@ -97,6 +97,6 @@ def test_only_zeros_of_the_encoder_are_kept(params):
     params = jax.tree.map(np.array, params)
     params["bert"]["embeddings"]["word"]["embedding"][:] = 0
     params["bert"]["layer0"]["output"]["kernel"][:] = 0
-    masks = by_path(keep_zeros(ENCODER).init(params).masks)
+    masks = by_path(keep_pruned(where=ENCODER.prunable).init(params).masks)
     pruned = {path for path, mask in masks.items() if not mask.all()}
     assert pruned == {"bert/layer0/output/kernel"}
