@@ -18,6 +18,14 @@ Where: TypeAlias = Callable[[str, jax.Array], bool] | Any
 """``(path, leaf) -> bool``, or a pytree of bools with the parameters' structure."""
 
 
+class Leaf(NamedTuple):
+    """A parameter, where it is, and what its axes are."""
+
+    path: str
+    value: Any
+    axes: Axes
+
+
 def prunable(
     params: Params, where: Where | None = None, axes: AxesLike | None = None
 ) -> list[bool]:
@@ -72,14 +80,6 @@ def _choose(
                 f"exclude the leaf with `where`"
             )
     return leaves, chosen
-
-
-class Leaf(NamedTuple):
-    """A parameter, where it is, and what its axes are."""
-
-    path: str
-    value: Any
-    axes: Axes
 
 
 def described(params: Params, axes: AxesLike | None) -> list[Leaf]:
