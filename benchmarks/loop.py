@@ -18,12 +18,12 @@ import jax
 import numpy as np
 
 from benchmarks import timing
-from experiments.config import Config
-from experiments.configs import CONFIGS
-from experiments.data.batches import Examples
-from experiments.data.images import Dataset
+from experiments.batches import Examples
+from experiments.images.config import Config
+from experiments.images.data import Dataset
+from experiments.images.task import Task, classification
 from experiments.metrics import make_console, progress_bar
-from experiments.tasks.classification import Task, classification
+from experiments.recipes import CONFIGS
 from experiments.training import (
     TrainStep,
     init_state,

@@ -8,8 +8,8 @@ from typing import Annotated
 import tyro
 
 from experiments import commands
-from experiments.configs import CONFIGS, TEXT_CONFIGS
 from experiments.errors import UserError
+from experiments.recipes import CONFIGS, TEXT_CONFIGS
 from experiments.second_order import SecondOrder
 from experiments.sharding import join_processes
 

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.config import Config, from_dict, to_dict
 from experiments.errors import RunError
-from experiments.files import cannot_write, reading, write_text
+from experiments.images.config import Config
+from experiments.run_directory import cannot_write, reading, write_text
 from experiments.sharding import on_first_process
+from experiments.stored_config import from_dict, to_dict
 
 # What Orbax logs as an error it also raises, and we say it in our words.
 for name in ("absl", "asyncio"):

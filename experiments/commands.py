@@ -10,25 +10,26 @@ from typing import Any
 import cram_jax
 from experiments import checkpoints, targets
 from experiments import demo as demo_module
-from experiments.comparison import gather, write_report
-from experiments.config import RunConfig, TextConfig
-from experiments.data.text import vocabulary
-from experiments.data.tokenization import vocabulary_files
+from experiments.config import RunConfig
 from experiments.errors import ConfigError
 from experiments.evaluation import evaluate_target, has_statistics, make_evaluation
-from experiments.files import cannot_write, write_text
-from experiments.initial import check_source
+from experiments.kinds import prepare
 from experiments.metrics import make_console, progress_bar
-from experiments.models.bert_weights import save_bert
-from experiments.preparation import prepare
-from experiments.report import accuracy_table, add_run, new_results, save_results
-from experiments.resumption import digest, resumable
+from experiments.report import gather, write_report
+from experiments.results import accuracy_table, add_run, new_results, save_results
+from experiments.run_directory import cannot_write, write_text
 from experiments.second_order import SecondOrder
 from experiments.sharding import is_first_process, make_mesh
-from experiments.tasks.base import Task, describe
-from experiments.tasks.language import network
+from experiments.task import Task, describe
+from experiments.text.config import TextConfig
+from experiments.text.data import vocabulary
+from experiments.text.huggingface import save_bert
+from experiments.text.network import network
+from experiments.text.tokenization import vocabulary_files
 from experiments.training import init_state
 from experiments.training import train as run_training
+from experiments.unfinished import digest, resumable
+from experiments.warm_start import check_source
 
 
 def train(

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.config import Config
-from experiments.configs import digits
-from experiments.data.images import load
 from experiments.errors import ConfigError
 from experiments.evaluation import evaluate_target, make_evaluation
+from experiments.images.config import Config
+from experiments.images.data import load
+from experiments.images.task import classification
 from experiments.metrics import progress_bar
-from experiments.report import (
+from experiments.recipes import digits
+from experiments.results import (
     Results,
     accuracy_table,
     add_run,
@@ -21,7 +22,6 @@ from experiments.report import (
     plot_accuracy,
     save_results,
 )
-from experiments.tasks.classification import classification
 from experiments.training import make_train_step, train
 
 
@@ -143,6 +143,6 @@ def _conclude(console: Console, results: Results, run: Path, config: Config) -> 
         f"  python -m experiments evaluate {model} --targets k97 k90+4bit",
         "  python -m experiments train digits --optimizer.method topk_plus",
         "SGD* is SGD with its weight decay tuned for pruning, on held-out images: "
-        "experiments/configs/digits.py",
+        "experiments/recipes/digits.py",
     )
     console.print("\n".join(lines), highlight=False, soft_wrap=True)

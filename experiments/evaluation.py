@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 import cram_jax
+from experiments.batches import Batch, Source
 from experiments.config import RunConfig
-from experiments.data.batches import Batch, Source
-from experiments.data.images import Dataset
+from experiments.images.data import Dataset
 from experiments.second_order import SecondOrder, second_order_prune
 from experiments.targets import projector, sparsity
-from experiments.tasks.base import Task
+from experiments.task import Task
 
 
 class Accuracy(NamedTuple):

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from tensorboardX import SummaryWriter
 
-from experiments.files import cannot_write, write_text
+from experiments.run_directory import cannot_write, write_text
 
 
 class Metrics:

@@ -11,6 +11,7 @@ import optax
 
 import cram_jax
 from cram_jax import Projector
+from cram_jax.compress import KeepPrunedState
 from experiments import targets
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigError
@@ -64,7 +65,7 @@ def keep_zeros(layers: Layers = IMAGES) -> optax.GradientTransformationExtraArgs
       A transformation; the masks that its ``init`` finds live in its state.
     """
 
-    def init(params: Any) -> cram_jax.compress.KeepPrunedState:
+    def init(params: Any) -> KeepPrunedState:
         chosen = cram_jax.prunable(params, layers.prunable)
         leaves, structure = jax.tree.flatten(params)
         masks = [

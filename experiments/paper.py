@@ -1,7 +1,7 @@
 """Figures of the paper that our reports print beside ours."""
 
-from experiments.config import Config
-from experiments.configs import cifar10
+from experiments.images.config import Config
+from experiments.recipes import cifar10
 
 # Table 17: the dense network with SGD, in per cent.
 BASELINES = {("cifar10", "resnet20"): 93.0}

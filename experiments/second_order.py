@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 import cram_jax
-from experiments.config.checks import check, check_at_least
-from experiments.tasks.base import Model, Task
+from experiments.config import check, check_at_least
+from experiments.task import Model, Task
 
 
 @dataclass(frozen=True)

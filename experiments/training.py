@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from rich.progress import Progress
 
 from experiments import checkpoints
-from experiments.config import RunConfig, differences
-from experiments.data.batches import Batch, Source
-from experiments.data.images import Dataset
+from experiments.batches import Batch, Source
+from experiments.config import RunConfig
+from experiments.early_stopping import Stopping
 from experiments.errors import NonFiniteLoss, RunError
-from experiments.initial import initial_model
+from experiments.images.data import Dataset
 from experiments.metrics import Metrics
 from experiments.optimizers import learning_rate, make_optimizer
 from experiments.sharding import (
@@ -28,8 +28,9 @@ from experiments.sharding import (
     own_rows,
     state_shardings,
 )
-from experiments.stopping import Stopping
-from experiments.tasks.base import Task
+from experiments.stored_config import differences
+from experiments.task import Task
+from experiments.warm_start import initial_model
 
 
 class TrainState(NamedTuple):

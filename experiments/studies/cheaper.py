@@ -18,13 +18,13 @@ import numpy as np
 import optax
 
 import cram_jax
-from experiments.config import Config
-from experiments.configs import CONFIGS
-from experiments.data.images import load
 from experiments.evaluation import evaluate_target, make_evaluation
+from experiments.images.config import Config
+from experiments.images.data import load
+from experiments.images.task import classification
 from experiments.optimizers import learning_rate
+from experiments.recipes import CONFIGS
 from experiments.targets import projector
-from experiments.tasks.classification import classification
 from experiments.training import total_steps
 
 

@@ -10,22 +10,16 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments.config import (
-    BertModelConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TextConfig,
-    TextDataConfig,
-)
-from experiments.data.batches import Examples
-from experiments.data.images import Dataset
-from experiments.data.squad import read_json
-from experiments.data.text import load_text
+from experiments.batches import Examples
+from experiments.config import OptimizerConfig
+from experiments.images.config import Config, DataConfig, ModelConfig
+from experiments.images.data import Dataset
+from experiments.images.task import classification
 from experiments.metrics import make_console, progress_bar
-from experiments.tasks.classification import classification
-from experiments.tasks.question_answering import question_answering
+from experiments.text.config import BertModelConfig, TextConfig, TextDataConfig
+from experiments.text.data import load_text
+from experiments.text.question_answering import question_answering
+from experiments.text.squad import read_json
 from experiments.training import make_train_step, train
 
 VOCABULARY = 128

@@ -10,9 +10,10 @@ import pytest
 
 from experiments import checkpoints, commands
 from experiments.__main__ import main
-from experiments.config import ModelConfig, from_dict
-from experiments.configs import digits
-from experiments.report import load_results
+from experiments.images.config import ModelConfig
+from experiments.recipes import digits
+from experiments.results import load_results
+from experiments.stored_config import from_dict
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 TINY = "--epochs 1 --model.widths 4 --model.blocks 1 --optimizer.targets k50"

@@ -4,18 +4,11 @@ import jax
 import pytest
 
 import cram_jax
-from experiments.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    differences,
-    from_dict,
-    to_dict,
-    variant,
-)
-from experiments.configs import CONFIGS
+from experiments.config import OptimizerConfig, variant
 from experiments.errors import ConfigError
+from experiments.images.config import Config, DataConfig, ModelConfig
+from experiments.recipes import CONFIGS
+from experiments.stored_config import differences, from_dict, to_dict
 from experiments.targets import label, projector, sparsity
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 from recordings import recorded_masks
 
 import cram_jax
-from experiments.models.resnet import ResNet
+from experiments.images.resnet import ResNet
 
 TOLERANCE = 1e-10
 STATISTICS = {"running_mean": "mean", "running_var": "var"}

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from experiments import checkpoints
-from experiments.data.images import load
-from experiments.tasks.classification import classification
+from experiments.images.data import load
+from experiments.images.task import classification
 from experiments.training import init_state
 
 OPTIONS = (

@@ -12,21 +12,16 @@ from flax import nnx
 
 import cram_jax
 from experiments import checkpoints
+from experiments.batches import Examples
 from experiments.config import Method
-from experiments.configs import CONFIGS
-from experiments.data.batches import Examples
-from experiments.data.catalogue import CATALOGUE
-from experiments.data.images import Dataset
 from experiments.errors import ConfigError, NonFiniteLoss, RunError
-from experiments.models.resnet import ResNet, space_to_depth
+from experiments.images.catalogue import CATALOGUE
+from experiments.images.data import Dataset
+from experiments.images.resnet import ResNet, space_to_depth
+from experiments.images.task import classification
+from experiments.recipes import CONFIGS
 from experiments.targets import projector
-from experiments.tasks.classification import classification
-from experiments.training import (
-    init_state,
-    make_train_step,
-    total_steps,
-    train,
-)
+from experiments.training import init_state, make_train_step, total_steps, train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 METHODS = typing.get_args(Method)

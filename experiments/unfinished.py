@@ -1,0 +1,62 @@
+"""An evaluation that was stopped goes on with the targets it had not reached."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.evaluation import Accuracy
+from experiments.run_directory import reading, write_text
+
+
+def resumable(
+    file: Path,
+    depends_on: dict[str, Any],
+    names: Sequence[str],
+    evaluate: Callable[[str], Accuracy],
+) -> Iterator[tuple[Accuracy, float]]:
+    """Evaluates one target after the other and stores each as it is done.
+
+    Args:
+      file: JSON; what it holds of ``names`` is not evaluated again. Remove it when all
+        is stored elsewhere.
+      depends_on: what the results depend on beside the target, as JSON; a file of
+        other results is replaced.
+      names: the targets.
+      evaluate: of one target.
+
+    Yields:
+      For each target its accuracy and how many seconds it took.
+
+    Raises:
+      RunError: the file cannot be read or written.
+    """
+    stored = {"depends_on": depends_on, "targets": {}}
+    if file.exists():
+        with reading(file, "; remove it to start over"):
+            found = json.loads(file.read_text())
+        if found["depends_on"] == depends_on:
+            stored = found
+    for name in names:
+        if name not in stored["targets"]:
+            start = time.perf_counter()
+            accuracy = evaluate(name)
+            seconds = time.perf_counter() - start
+            stored["targets"][name] = accuracy._asdict() | {"seconds": seconds}
+            write_text(file, json.dumps(stored, indent=2) + "\n")
+        fields = dict(stored["targets"][name])
+        seconds = fields.pop("seconds")
+        yield Accuracy(**fields | {"draws": tuple(fields["draws"])}), seconds
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of all leaves, in hexadecimal: the same for the same numbers alone."""
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        sha.update(np.ascontiguousarray(leaf).data)
+    return sha.hexdigest()

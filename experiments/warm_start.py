@@ -1,0 +1,102 @@
+"""Where a run starts from: another run's model, or published weights."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from experiments import checkpoints
+from experiments.config import RunConfig
+from experiments.errors import ConfigError, WeightsError
+from experiments.images.config import Config
+from experiments.images.torchvision import load_torchvision
+from experiments.task import Model, Task
+from experiments.text.config import TextConfig
+from experiments.text.network import check_weights
+
+FILES = (".safetensors", ".pth", ".pt")
+
+
+def check_source(config: RunConfig) -> None:
+    """Raises where a configuration does not name what a run can start from.
+
+    Raises:
+      ConfigError: it has to be named, or is neither a directory nor a file of weights.
+      WeightsError: the weights of a text run are not those of its network.
+    """
+    source, has_files = config.init_from, isinstance(config, Config)
+    if source is None:
+        if isinstance(config, TextConfig):
+            check_weights(config)
+        return
+    if not source:
+        file = " or a file of torchvision's weights" if has_files else ""
+        raise ConfigError(
+            f"{config.name} starts from trained weights: name a run's directory{file} "
+            f"with --init-from"
+        )
+    if Path(source).is_dir() or (has_files and Path(source).suffix in FILES):
+        return
+    file = f" or a file ending in {', '.join(FILES)}" if has_files else ""
+    raise ConfigError(f"init_from must be a run's directory{file}, got {source!r}")
+
+
+def initial_model(config: RunConfig, task: Task) -> Model | None:
+    """Reads the parameters and batch statistics that a run starts from.
+
+    Args:
+      config: ``init_from`` says from where, or of a text run ``weights``; ``new_head``
+        whether the last layer is drawn anew, with the initial weights of the seed.
+      task: for the shapes.
+
+    Returns:
+      params and batch_stats like those of ``task.init``; None where that is to draw
+      them.
+
+    Raises:
+      ConfigError: see `check_source`.
+      RunError: the directory holds no model.
+      WeightsError: the model is another one.
+    """
+    check_source(config)
+    if config.init_from is None:
+        return task.pretrained(config.seed)
+    source = Path(config.init_from)
+    ours = task.init(config.seed)
+    if source.is_dir():
+        params, batch_stats = checkpoints.read_model(source)
+    else:
+        classes = ours[0]["head"]["bias"].shape[0] if config.new_head else None
+        name = config.model.name
+        params, batch_stats = load_torchvision(source, name, classes=classes)
+    if config.new_head:
+        params = params | {name: ours[0][name] for name in task.head}
+    _check_shapes((params, batch_stats), ours, config, task.head)
+    return jax.tree.map(jnp.asarray, (params, batch_stats))
+
+
+def _check_shapes(
+    theirs: Model, ours: Model, config: RunConfig, head: tuple[str, ...]
+) -> None:
+    there, here = _shapes(theirs), _shapes(ours)
+    wrong = [path for path in here if here[path] != there.get(path)]
+    wrong += [path for path in there if path not in here]
+    if not wrong:
+        return
+    path = wrong[0]
+    advice = ""
+    if all(other.split("/")[0] in head for other in wrong):
+        advice = "; --new-head True draws a new classification layer"
+    raise WeightsError(
+        f"{config.init_from} does not fit {config.model.name} here: {path} is "
+        f"{there.get(path, 'missing')} there and {here.get(path, 'missing')} here, and "
+        f"{len(wrong) - 1} more differ{advice}"
+    )
+
+
+def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for tree in model
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
