@@ -1,4 +1,4 @@
-"""The best model of a run is kept, and with patience the run's end not waited for."""
+"""Keeps the best model; stops early if ``patience`` is set."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,9 @@ import numpy as np
 
 from experiments import checkpoints
 from experiments.config import RunConfig
-from experiments.metrics import lines
+from experiments.kinds import kind_of
+from experiments.metrics import read_lines
+from experiments.sharding import on_first_process
 
 
 class Stopping:
@@ -17,7 +19,7 @@ class Stopping:
     What it knows follows from ``metrics.jsonl``, so that a run which is resumed stops
     where one that was never interrupted does. With patience the best model is that of
     the run; otherwise it lies in ``best``, a run directory of its own, and a run that
-    is evaluated at its end alone has none.
+    is evaluated only at its end has none.
 
     Args:
       config: ``patience`` says how many evaluations may be no better than the best; 0:
@@ -29,7 +31,7 @@ class Stopping:
 
     def __init__(self, config: RunConfig, run: Path, metric: str, start: int):
         self._config, self._run, self._metric = config, run, metric
-        stored = map(json.loads, lines(run / "metrics.jsonl", start))
+        stored = map(json.loads, read_lines(run / "metrics.jsonl", start))
         name = f"eval_{metric}"
         self._values = [line[name] for line in stored if name in line]
 
@@ -47,6 +49,12 @@ class Stopping:
         if self._since_best() == 0:
             directory = self._run if self._config.patience else self._run / "best"
             checkpoints.save_model(directory, self._config, params, batch_stats)
+            if directory != self._run:
+                on_first_process(lambda: self._keep_sources(directory))
+
+    def _keep_sources(self, directory: Path) -> None:
+        kind = kind_of(self._config)
+        kind.keep_sources(kind.kept_sources(self._config, self._run), directory)
 
     def _since_best(self) -> int:
         """Evaluations since the best one, the first of equal ones."""

@@ -6,22 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.console import Console
+
 from experiments import paper, targets
-from experiments.checkpoints import load_config
 from experiments.config import OptimizerConfig, RunConfig
-from experiments.errors import RunError
+from experiments.display import accuracy_table, plot_accuracy
+from experiments.errors import RunError, command_line
 from experiments.results import (
     Results,
     cell,
+    in_order,
     kinds,
     load_results,
     metric,
     new_results,
-    plot_accuracy,
     save_results,
     summarize,
 )
-from experiments.run_directory import write_text
+from experiments.run_directory import load_config, write_text
 
 
 class Section(NamedTuple):
@@ -70,13 +72,19 @@ def gather(runs: Sequence[Path]) -> list[Section]:
 def method_label(config: OptimizerConfig) -> str:
     """The method as the paper calls it: ``CrAM+-k95``, ``CrAM+-Multi``, ``SAM``."""
     names = {"cram": "CrAM", "cram_plus": "CrAM+", "topk_plus": "Top-K+"}
-    if config.method not in names:
-        return {"adam": "Adam"}.get(config.method_name, config.method_name.upper())
-    if len(config.targets) == 1:
-        suffix = config.targets[0]
+    if config.rule not in names:
+        return {"adam": "Adam"}.get(config.rule_name, config.rule_name.upper())
+    if len(config.train_targets) == 1:
+        suffix = config.train_targets[0]
     else:
-        suffix = "N:M" if all(":" in t for t in config.targets) else "Multi"
-    return f"{names[config.method]}-{suffix}"
+        suffix = "N:M" if all(":" in t for t in config.train_targets) else "Multi"
+    return f"{names[config.rule]}-{suffix}"
+
+
+def print_report(sections: Sequence[Section], console: Console) -> None:
+    """Prints the table of every section."""
+    for name, results, _ in sections:
+        console.print(accuracy_table(results, f"{name}, {metric(results)} (%)"))
 
 
 def write_report(sections: Sequence[Section], out: Path) -> list[Path]:
@@ -112,18 +120,16 @@ def write_report(sections: Sequence[Section], out: Path) -> list[Path]:
 def _stored(run: Path) -> Results:
     path = run / "evaluation.json"
     if not path.exists():
-        raise RunError(f"{run} was not evaluated: python -m experiments evaluate {run}")
-    try:
-        return load_results(path)
-    except ValueError as error:
-        raise RunError(f"cannot read {path}: {error}") from error
+        command = command_line("evaluate", run)
+        raise RunError(f"{run} was not evaluated; do it with\n  {command}")
+    return load_results(path)
 
 
 def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> None:
     results = section.results
     for key in ("versions", "machine"):
         results[key] = stored[key]
-    results["targets"] = _in_order(results["targets"], stored["targets"])
+    results["targets"] = in_order(results["targets"], stored["targets"])
     (entry,) = (entry for m in stored["methods"].values() for entry in m["runs"])
     label = _label(section, config)
     section.configs.setdefault(label, config)
@@ -131,16 +137,6 @@ def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> Non
     if any(other["seed"] == config.seed for other in others):
         raise RunError(f"{run}: there are two runs of {label} with seed {config.seed}")
     others.append(entry)
-
-
-def _in_order(names: list[str], others: list[str]) -> list[str]:
-    """All of them; what is new comes behind what it is behind in the second list."""
-    merged, place = list(names), 0
-    for name in others:
-        if name not in merged:
-            merged.insert(place, name)
-        place = merged.index(name) + 1
-    return merged
 
 
 def _label(section: Section, config: RunConfig) -> str:

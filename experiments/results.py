@@ -1,36 +1,34 @@
-"""Tables and plots from stored results, and how results are stored."""
+"""What evaluations found: how it is stored, merged and summarised."""
 
+import hashlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
-from matplotlib.figure import Figure
-from rich import box
-from rich.table import Table
 
-from experiments import targets
 from experiments.config import RunConfig
-from experiments.evaluation import Accuracy
-from experiments.run_directory import write_text
+from experiments.run_directory import read_json, reading, write_text
 from experiments.stored_config import to_dict
+
+if TYPE_CHECKING:
+    from experiments.evaluation import Accuracy
 
 Results = dict[str, Any]
 """What ``results.json`` holds; `new_results` and `add_run` say what that is."""
-
-HEADERS = {"pruned": "pruned", "recalibrated": "recalib."}
 
 PACKAGES = ("cram-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def new_results(names: Sequence[str], metric: str = "accuracy") -> Results:
     """Results without runs: the metric, the targets, the versions and the machine."""
+    import jax
+
     return {
         "metric": metric,
         "targets": list(names),
@@ -50,15 +48,26 @@ def add_run(
     results: Results,
     method: str,
     config: RunConfig,
-    accuracies: Sequence[Accuracy],
+    accuracies: "Sequence[Accuracy]",
     seconds: float,
+    model: str = "",
 ) -> None:
-    """Adds one run: its configuration, its accuracies (per cent) and its time."""
+    """Adds one run.
+
+    Args:
+      results: where to.
+      method: its name there.
+      config: the run's.
+      accuracies: of every target, in per cent.
+      seconds: that it took.
+      model: digest of the model, see `digest`.
+    """
     recalibrated = [a for a in accuracies if a.recalibrated is not None]
     entry = results["methods"].setdefault(method, {"runs": []})
     entry["runs"].append(
         {
             "seed": config.seed,
+            "model": model,
             "seconds": round(seconds, 2),
             "pruned": {a.target: a.pruned for a in accuracies},
             "recalibrated": {a.target: a.recalibrated for a in recalibrated},
@@ -69,14 +78,74 @@ def add_run(
     )
 
 
+def merged(stored: Results, new: Results) -> Results | None:
+    """Results of one run with those of an earlier evaluation of the same model.
+
+    Args:
+      stored: the earlier ones.
+      new: of one run; they count where both have a target.
+
+    Returns:
+      Both; None if they are of different models.
+    """
+    ((method, entry),) = new["methods"].items()
+    (run,) = entry["runs"]
+    earlier = stored["methods"].get(method, {"runs": [{}]})["runs"]
+    if len(earlier) != 1 or earlier[0].get("model") != run["model"]:
+        return None
+    (before,) = earlier
+    both = {
+        kind: before.get(kind, {}) | run[kind]
+        for kind in ("pruned", "recalibrated", "draws", "metrics")
+    }
+    seconds = round(before.get("seconds", 0.0) + run["seconds"], 2)
+    return new | {
+        "targets": in_order(stored["targets"], new["targets"]),
+        "methods": {method: {"runs": [run | both | {"seconds": seconds}]}},
+    }
+
+
+def in_order(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """All of them; what is new comes behind what it is behind in the second list."""
+    both, place = list(names), 0
+    for name in others:
+        if name not in both:
+            both.insert(place, name)
+        place = both.index(name) + 1
+    return both
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of all leaves, in hexadecimal: equal only for equal numbers."""
+    import jax
+
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        sha.update(np.ascontiguousarray(leaf).data)
+    return sha.hexdigest()
+
+
 def save_results(results: Results, path: Path) -> None:
     """Writes the results as JSON."""
     write_text(path, json.dumps(results, indent=2) + "\n")
 
 
 def load_results(path: Path) -> Results:
-    """Reads what `save_results` wrote."""
-    return json.loads(path.read_text())
+    """Reads what `save_results` wrote.
+
+    Raises:
+      RunError: it cannot be read, or holds something else.
+    """
+    results = read_json(path)
+    with reading(path):
+        names = results["targets"]
+        for entry in results["methods"].values():
+            for run in entry["runs"]:
+                for kind in ("pruned", "recalibrated"):
+                    for name, value in run[kind].items():
+                        float(value), names.index(name)
+                run["seed"], results["versions"].items(), results["machine"].items()
+    return results
 
 
 def metric(results: Results) -> str:
@@ -126,80 +195,6 @@ def cell(results: Results, method: str, kind: str, target: str) -> str:
     return f"{mean:.1f} ± {spread:.1f}" if count > 1 else f"{mean:.1f}"
 
 
-def accuracy_table(results: Results, title: str) -> Table:
-    """One row a target; every method as pruned and, with batch norm, recalibrated."""
-    methods = list(results["methods"])
-    best = {target: _best(results, target) for target in results["targets"]}
-    *before, last = kinds(results)
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("target", no_wrap=True)
-    for method in methods:
-        for kind in before:
-            table.add_column(f"{method}\n{HEADERS[kind]}", justify="right", style="dim")
-        table.add_column(f"{method}\n{HEADERS[last]}", justify="right")
-    for target in results["targets"]:
-        row = [targets.label(target)]
-        for method in methods:
-            for kind in before:
-                row.append(cell(results, method, kind, target).replace(" ", ""))
-            text = cell(results, method, last, target).replace(" ", "")
-            wins = len(methods) > 1 and method == best[target]
-            row.append(f"[bold]{text}[/]" if wins else text)
-        table.add_row(*row)
-    return table
-
-
-def plot_accuracy(
-    results: Results,
-    path: Path,
-    title: str,
-    scope: Literal["global", "layer"] = "global",
-) -> None:
-    """Draws accuracy against sparsity: a line a method, a band for the deviation.
-
-    Args:
-      results: the results; targets that are not sparsity alone are left out.
-      path: the image, PNG by its ending.
-      title: of the picture.
-      scope: sparsity of the whole network, or of every layer.
-    """
-    shares = {name: targets.sparsity(name, scope) for name in results["targets"]}
-    known = {name: share for name, share in shares.items() if share is not None}
-    names = sorted(known, key=known.get)
-    sparsities = [100 * known[name] for name in names]
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    last = kinds(results)[-1]
-    for index, method in enumerate(results["methods"]):
-        for kind in reversed(kinds(results)):
-            mean, spread = np.transpose(
-                [summarize(results, method, kind, name) for name in names]
-            )
-            after = kind == last
-            axes.plot(
-                sparsities,
-                mean,
-                "-o" if after else ":",
-                color=f"C{index}",
-                alpha=1.0 if after else 0.6,
-                label=method if after else f"{method}, no recalibration",
-            )
-            if after:
-                low, high = mean - spread, np.minimum(mean + spread, 100)
-                axes.fill_between(
-                    sparsities, low, high, color=f"C{index}", alpha=0.15, linewidth=0
-                )
-    axes.set(
-        xlabel="weights set to zero (%)", ylabel=f"{metric(results)} (%)", title=title
-    )
-    axes.set_xticks(sparsities)
-    axes.set_ylim(0, 102)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small", loc="lower left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-
-
 def _values(results: Results, method: str, kind: str, target: str) -> list[float]:
     runs = [run for run in results["methods"][method]["runs"] if target in run[kind]]
     if len(runs) == 1 and kind == "recalibrated":
@@ -207,14 +202,6 @@ def _values(results: Results, method: str, kind: str, target: str) -> list[float
         if draws:
             return draws
     return [run[kind][target] for run in runs]
-
-
-def _best(results: Mapping[str, Any], target: str) -> str:
-    def mean(method: str) -> float:
-        value, _ = summarize(results, method, kinds(results)[-1], target)
-        return -math.inf if math.isnan(value) else value
-
-    return max(results["methods"], key=mean)
 
 
 def _versions() -> dict[str, str]:

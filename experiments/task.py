@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.batches import Batch
-from experiments.targets import IMAGES, Layers
+from experiments.targets import LeafFilters
 
 Model = tuple[Any, Any]
 """Parameters and batch statistics; these are empty where there is no batch norm."""
@@ -27,7 +27,7 @@ class Task(NamedTuple):
       evaluation_loss: ``(params, batch_stats, batch) -> loss``, a mean, of one example
         too, evaluation mode.
       metric: the metric that models are chosen by; more is better.
-      layers: the leaves that targets are about.
+      filters: the leaves that targets are about.
       head: the modules of the last layer.
       pretrained: ``seed -> (params, batch_stats)`` of the weights that the
         configuration names, or None; what they lack is drawn.
@@ -39,12 +39,12 @@ class Task(NamedTuple):
     evaluate: Callable[[Any, Any, Any], dict[str, float]]
     evaluation_loss: Callable[[Any, Any, Batch], jax.Array]
     metric: str = "accuracy"
-    layers: Layers = IMAGES
+    filters: LeafFilters = LeafFilters()
     head: tuple[str, ...] = ("head",)
     pretrained: Callable[[int], Model | None] = lambda seed: None
 
 
-def describe(metrics: dict[str, float]) -> str:
+def format_metrics(metrics: dict[str, float]) -> str:
     """Metrics in a line of text: ``accuracy 98.20 %, loss 0.0612``."""
     words = [
         f"{name.replace('_', ' ')} {value:.2f} %"

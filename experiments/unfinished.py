@@ -1,14 +1,10 @@
 """An evaluation that was stopped goes on with the targets it had not reached."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import jax
-import numpy as np
 
 from experiments.evaluation import Accuracy
 from experiments.run_directory import reading, write_text
@@ -36,12 +32,14 @@ def resumable(
     Raises:
       RunError: the file cannot be read or written.
     """
-    stored = {"depends_on": depends_on, "targets": {}}
+    stored: dict[str, Any] = {"depends_on": depends_on, "targets": {}}
     if file.exists():
         with reading(file, "; remove it to start over"):
-            found = json.loads(file.read_text())
-        if found["depends_on"] == depends_on:
-            stored = found
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if found["depends_on"] == depends_on:
+                stored = found
+                for name in set(names) & set(found["targets"]):
+                    _accuracy(found["targets"][name])
     for name in names:
         if name not in stored["targets"]:
             start = time.perf_counter()
@@ -49,14 +47,10 @@ def resumable(
             seconds = time.perf_counter() - start
             stored["targets"][name] = accuracy._asdict() | {"seconds": seconds}
             write_text(file, json.dumps(stored, indent=2) + "\n")
-        fields = dict(stored["targets"][name])
-        seconds = fields.pop("seconds")
-        yield Accuracy(**fields | {"draws": tuple(fields["draws"])}), seconds
+        yield _accuracy(stored["targets"][name])
 
 
-def digest(tree: Any) -> str:
-    """SHA-256 of all leaves, in hexadecimal: the same for the same numbers alone."""
-    sha = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        sha.update(np.ascontiguousarray(leaf).data)
-    return sha.hexdigest()
+def _accuracy(stored: dict[str, Any]) -> tuple[Accuracy, float]:
+    fields = dict(stored)
+    seconds = float(fields.pop("seconds"))
+    return Accuracy(**fields | {"draws": tuple(fields["draws"])}), seconds

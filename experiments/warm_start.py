@@ -8,37 +8,29 @@ import jax.numpy as jnp
 from experiments import checkpoints
 from experiments.config import RunConfig
 from experiments.errors import ConfigError, WeightsError
-from experiments.images.config import Config
-from experiments.images.torchvision import load_torchvision
+from experiments.kinds import kind_of
 from experiments.task import Model, Task
-from experiments.text.config import TextConfig
-from experiments.text.network import check_weights
-
-FILES = (".safetensors", ".pth", ".pt")
 
 
 def check_source(config: RunConfig) -> None:
-    """Raises where a configuration does not name what a run can start from.
+    """Raises unless a configuration names what a run can start from.
 
     Raises:
       ConfigError: it has to be named, or is neither a directory nor a file of weights.
       WeightsError: the weights of a text run are not those of its network.
     """
-    source, has_files = config.init_from, isinstance(config, Config)
+    kind, source = kind_of(config), config.init_from
     if source is None:
-        if isinstance(config, TextConfig):
-            check_weights(config)
+        kind.check_weights(config)
         return
     if not source:
-        file = " or a file of torchvision's weights" if has_files else ""
         raise ConfigError(
-            f"{config.name} starts from trained weights: name a run's directory{file} "
-            f"with --init-from"
+            f"{config.name} starts from trained weights: name {kind.SOURCES} with "
+            f"--init-from"
         )
-    if Path(source).is_dir() or (has_files and Path(source).suffix in FILES):
-        return
-    file = f" or a file ending in {', '.join(FILES)}" if has_files else ""
-    raise ConfigError(f"init_from must be a run's directory{file}, got {source!r}")
+    if not Path(source).is_dir() and Path(source).suffix not in kind.WEIGHT_FILES:
+        endings = f" ending in {', '.join(kind.WEIGHT_FILES)}" * bool(kind.WEIGHT_FILES)
+        raise ConfigError(f"init_from must be {kind.SOURCES}{endings}, got {source!r}")
 
 
 def initial_model(config: RunConfig, task: Task) -> Model | None:
@@ -50,7 +42,7 @@ def initial_model(config: RunConfig, task: Task) -> Model | None:
       task: for the shapes.
 
     Returns:
-      params and batch_stats like those of ``task.init``; None where that is to draw
+      params and batch_stats like those of ``task.init``; None if that is to draw
       them.
 
     Raises:
@@ -67,8 +59,7 @@ def initial_model(config: RunConfig, task: Task) -> Model | None:
         params, batch_stats = checkpoints.read_model(source)
     else:
         classes = ours[0]["head"]["bias"].shape[0] if config.new_head else None
-        name = config.model.name
-        params, batch_stats = load_torchvision(source, name, classes=classes)
+        params, batch_stats = kind_of(config).load_weights(config, source, classes)
     if config.new_head:
         params = params | {name: ours[0][name] for name in task.head}
     _check_shapes((params, batch_stats), ours, config, task.head)

@@ -4,7 +4,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from experiments.config import Dtype, RunConfig, check, check_at_least
+from experiments.config import Dtype, RunConfig, check, check_at_least, check_numbers
 
 ModelName = Literal[
     "resnet",
@@ -43,6 +43,7 @@ class DataConfig:
     evaluation_batch: int = 250
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_at_least(self, 1, "batch_size", "calibration", "evaluation_batch")
         check_at_least(self, 0, "shift", "validation")
 
@@ -88,7 +89,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class ImageConfig(RunConfig):
     """A run on images; with its seed it determines every number of the result.
 
     Attributes:

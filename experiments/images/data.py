@@ -10,7 +10,7 @@ from experiments.batches import Examples, Source
 from experiments.datasets import default_data_dir, examples, open_dataset
 from experiments.errors import ConfigError
 from experiments.images import digits  # noqa: F401  registers the builder
-from experiments.images.catalogue import CATALOGUE, Entry
+from experiments.images.catalogue import CATALOGUE, DatasetInfo
 from experiments.images.config import DataConfig
 from experiments.images.large import MEAN, STD, LargeImages
 
@@ -57,7 +57,7 @@ def load(
       DatasetMissing: it is not there and cannot be made from nothing.
       ConfigError: the configuration asks for more images than there are.
     """
-    entry = CATALOGUE.get(config.name, Entry(config.name, size=()))
+    entry = CATALOGUE.get(config.name, DatasetInfo(config.name, size=()))
     builder = open_dataset(entry.dataset, data_dir or default_data_dir())
     size = _size(builder, entry.train)
     left = size - config.validation

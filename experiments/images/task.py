@@ -7,15 +7,20 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+import cram_jax
 from experiments.batches import Batch, Source
 from experiments.images.augment import augment
-from experiments.images.config import Config
+from experiments.images.config import ImageConfig
 from experiments.images.data import Dataset
 from experiments.images.models import check_images, make_model
+from experiments.targets import LeafFilters
 from experiments.task import Task
 
+FILTERS = LeafFilters(None, cram_jax.all_but("^(stem|conv1_1|head)/"))
+"""Uniform pruning leaves the first and the last layer dense, as the paper's runs do."""
 
-def classification(config: Config, data: Dataset) -> Task:
+
+def classification(config: ImageConfig, data: Dataset) -> Task:
     """The task of a configuration.
 
     Args:
@@ -55,7 +60,7 @@ def classification(config: Config, data: Dataset) -> Task:
         labels = optax.smooth_labels(labels, config.label_smoothing)
         return optax.softmax_cross_entropy(logits, labels).mean(), batch_stats
 
-    def judge(
+    def predict(
         params: Any, batch_stats: Any, batch: Batch
     ) -> tuple[jax.Array, jax.Array]:
         logits, _ = forward(params, batch_stats, batch["image"], False)
@@ -63,11 +68,11 @@ def classification(config: Config, data: Dataset) -> Task:
         return logits, losses
 
     def evaluation_loss(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
-        return judge(params, batch_stats, batch)[1].mean()
+        return predict(params, batch_stats, batch)[1].mean()
 
     @jax.jit
     def totals(params: Any, batch_stats: Any, batch: Batch) -> dict[str, jax.Array]:
-        logits, losses = judge(params, batch_stats, batch)
+        logits, losses = predict(params, batch_stats, batch)
         correct = logits.argmax(axis=-1) == batch["label"]
         return {
             "accuracy": jnp.sum(100 * correct * batch["weight"]),
@@ -87,10 +92,12 @@ def classification(config: Config, data: Dataset) -> Task:
         )
         return batch | {"image": images}
 
-    return Task(init, augment_batch, loss_fn, evaluate, evaluation_loss)
+    return Task(
+        init, augment_batch, loss_fn, evaluate, evaluation_loss, filters=FILTERS
+    )
 
 
-def _network(config: Config, data: Dataset, seed: int) -> nnx.Module:
+def _network(config: ImageConfig, data: Dataset, seed: int) -> nnx.Module:
     return make_model(
         config.model,
         channels=data.shape[-1],

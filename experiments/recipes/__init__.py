@@ -1,6 +1,7 @@
-"""The runs we publish, one table or figure a file."""
+"""The runs we publish, one subject a file."""
 
-from experiments.images.config import Config
+from experiments.config import RunConfig
+from experiments.images.config import ImageConfig
 from experiments.recipes import (
     cifar10,
     cifar10_ablations,
@@ -16,7 +17,7 @@ from experiments.recipes import (
 )
 from experiments.text.config import TextConfig
 
-CONFIGS: dict[str, Config] = {
+IMAGE_RECIPES: dict[str, ImageConfig] = {
     config.name: config
     for module in (
         digits,
@@ -30,11 +31,25 @@ CONFIGS: dict[str, Config] = {
     )
     for config in module.configs
 }
-"""Runs on images."""
 
-TEXT_CONFIGS: dict[str, TextConfig] = {
+TEXT_RECIPES: dict[str, TextConfig] = {
     config.name: config
     for module in (squad, squad_small, sst2)
     for config in module.configs
 }
-"""Runs on text."""
+
+RECIPES: dict[str, RunConfig] = {**IMAGE_RECIPES, **TEXT_RECIPES}
+
+
+def summary(config: RunConfig) -> str:
+    """A recipe in one line."""
+    rule = config.optimizer
+    words = [f"{config.model.name} on {config.data.name}", rule.rule_name]
+    if rule.rule not in ("none", "sam"):
+        words[-1] += f" for {' '.join(rule.train_targets)}"
+    if rule.keep_pruned:
+        words.append("pruned weights stay zero")
+    words.append(f"{config.epochs} epochs")
+    if config.init_from == "":
+        words.append("from a trained model")
+    return ", ".join(words)

@@ -23,27 +23,27 @@ ours are published for these runs yet.
 """
 
 from experiments.config import OptimizerConfig, variant
-from experiments.images.config import Config, DataConfig, ModelConfig
+from experiments.images.config import DataConfig, ImageConfig, ModelConfig
 
 SPARSITIES = ("k50", "k70", "k80", "k90", "k95")
 TARGETS = ("dense", *SPARSITIES, "u50", "u90", "2:4", "4:8", "4bit")
 
-config = Config(
+config = ImageConfig(
     name="cifar10",
     data=DataConfig(
         name="cifar10", batch_size=128, shift=4, flip=True, evaluation_batch=500
     ),
     model=ModelConfig(name="resnet20"),
     optimizer=OptimizerConfig(
-        method="cram_plus",
-        targets=SPARSITIES,
+        rule="cram_plus",
+        train_targets=SPARSITIES,
         rho=0.15,
         learning_rate=0.1,
         warmup=5 / 200,
         weight_decay=5e-4,
     ),
     epochs=200,
-    targets=TARGETS,
+    eval_targets=TARGETS,
     evaluate_every=10,
     checkpoint_every=10,
     log_every=100,
@@ -52,13 +52,13 @@ config = Config(
 multi = variant(
     config,
     "cifar10_multi",
-    evaluate=("dense", "k30", "k40", "k50", "k60", *TARGETS[2:]),
-    targets=("k30", "k40", "k50", "k60", "k70", "k80", "k90"),
+    eval_targets=("dense", "k30", "k40", "k50", "k60", *TARGETS[2:]),
+    train_targets=("k30", "k40", "k50", "k60", "k70", "k80", "k90"),
 )
 
 # Five epochs of warm-up also in twice as many.
-sgd = variant(config, "cifar10_sgd", epochs=400, method="sgd", warmup=5 / 400)
+sgd = variant(config, "cifar10_sgd", epochs=400, rule="none", warmup=5 / 400)
 
-sam = variant(config, "cifar10_sam", method="sam", rho=0.05)
+sam = variant(config, "cifar10_sam", rule="sam", rho=0.05)
 
 configs = (config, multi, sgd, sam)

@@ -21,11 +21,11 @@ _base = cifar10.multi
 
 configs = (
     *(
-        variant(_base, f"cifar10_{target}", targets=(target,))
+        variant(_base, f"cifar10_{target}", train_targets=(target,))
         for target in ("k50", "k70", "k90")
     ),
-    variant(_base, "cifar10_multi_cram", method="cram"),
+    variant(_base, "cifar10_multi_cram", rule="cram"),
     variant(_base, "cifar10_multi_dense_gradients", sparse_gradients=False),
     variant(_base, "cifar10_multi_normalized", normalize=True),
-    variant(_base, "cifar10_multi_topk", method="topk_plus"),
+    variant(_base, "cifar10_multi_topk", rule="topk_plus"),
 )

@@ -13,17 +13,17 @@ the text leaves it out: 180 epochs without warm-up, rho 0.2, and the rest as in
 import dataclasses
 
 from experiments.config import variant
-from experiments.images.config import Config, ModelConfig, ModelName
+from experiments.images.config import ImageConfig, ModelConfig, ModelName
 from experiments.recipes import cifar10
 
 
-def _runs(name: str, model: ModelName) -> tuple[Config, ...]:
+def _runs(name: str, model: ModelName) -> tuple[ImageConfig, ...]:
     base = dataclasses.replace(cifar10.config, model=ModelConfig(name=model))
-    base = variant(base, name, epochs=180, warmup=0.0, rho=0.2, targets=("k95",))
+    base = variant(base, name, epochs=180, warmup=0.0, rho=0.2, train_targets=("k95",))
     return (
         base,
-        variant(base, f"{name}_sgd", epochs=360, method="sgd"),
-        variant(base, f"{name}_sam", method="sam", rho=cifar10.sam.optimizer.rho),
+        variant(base, f"{name}_sgd", epochs=360, rule="none"),
+        variant(base, f"{name}_sam", rule="sam", rho=cifar10.sam.optimizer.rho),
     )
 
 

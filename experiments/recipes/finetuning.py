@@ -16,11 +16,11 @@ warm-up, our choice. The rest is that of the run that trains.
 import dataclasses
 
 from experiments.config import variant
-from experiments.images.config import Config
+from experiments.images.config import ImageConfig
 from experiments.recipes import cifar10, cifar10_small, imagenet
 
 
-def _runs(base: Config) -> tuple[Config, ...]:
+def _runs(base: ImageConfig) -> tuple[ImageConfig, ...]:
     tuned = variant(
         dataclasses.replace(base, init_from=""),
         f"{base.name}_finetune",
@@ -28,7 +28,7 @@ def _runs(base: Config) -> tuple[Config, ...]:
         learning_rate=base.optimizer.learning_rate / 10,
         warmup=0.0,
     )
-    return tuned, variant(tuned, f"{tuned.name}_sgd", method="sgd")
+    return tuned, variant(tuned, f"{tuned.name}_sgd", rule="none")
 
 
 configs = tuple(

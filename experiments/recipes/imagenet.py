@@ -24,24 +24,24 @@ bfloat16 activations are our choice; ``--model.dtype float32`` changes it.
 """
 
 from experiments.config import OptimizerConfig, variant
-from experiments.images.config import Config, DataConfig, ModelConfig
+from experiments.images.config import DataConfig, ImageConfig, ModelConfig
 
-config = Config(
+config = ImageConfig(
     name="imagenet",
     data=DataConfig(
         name="imagenet2012", batch_size=512, shift=0, flip=True, evaluation_batch=250
     ),
     model=ModelConfig(name="resnet50", dtype="bfloat16"),
     optimizer=OptimizerConfig(
-        method="cram_plus",
-        targets=("k50", "k70", "k90"),
+        rule="cram_plus",
+        train_targets=("k50", "k70", "k90"),
         rho=0.05,
         learning_rate=0.2,
         warmup=5 / 100,
         weight_decay=1e-4,
     ),
     epochs=100,
-    targets=(
+    eval_targets=(
         *("dense", "k50", "k60", "k70", "k80", "k90", "u50", "u80", "u90"),
         *("2:4", "4:8", "4bit"),
     ),
@@ -49,22 +49,26 @@ config = Config(
 )
 
 _quantized = ("dense", "4bit", "8bit", "k50+4bit", "k70+4bit", "k80+4bit", "k90+4bit")
-four_bits = variant(config, "imagenet_4bit", evaluate=_quantized, targets=("4bit",))
+four_bits = variant(
+    config, "imagenet_4bit", eval_targets=_quantized, train_targets=("4bit",)
+)
 
 configs = (
     config,
-    variant(config, "imagenet_k50", targets=("k50",)),
-    variant(config, "imagenet_k70", targets=("k70",)),
-    variant(config, "imagenet_sgd", epochs=200, method="sgd", warmup=5 / 200),
-    variant(config, "imagenet_sam", method="sam", rho=0.05),
+    variant(config, "imagenet_k50", train_targets=("k50",)),
+    variant(config, "imagenet_k70", train_targets=("k70",)),
+    variant(config, "imagenet_sgd", epochs=200, rule="none", warmup=5 / 200),
+    variant(config, "imagenet_sam", rule="sam", rho=0.05),
     variant(
         config,
         "imagenet_uniform",
-        evaluate=("dense", "u50", "u70", "u80", "u90", "k80", "k90"),
-        targets=("u50", "u70", "u90"),
+        eval_targets=("dense", "u50", "u70", "u80", "u90", "k80", "k90"),
+        train_targets=("u50", "u70", "u90"),
     ),
-    variant(config, "imagenet_nm", targets=("2:4", "4:8")),
+    variant(config, "imagenet_nm", train_targets=("2:4", "4:8")),
     variant(config, "imagenet_infrequent", masks_every=20),
     four_bits,
-    variant(four_bits, "imagenet_4bit_multi", targets=("4bit", "k50+4bit", "k70+4bit")),
+    variant(
+        four_bits, "imagenet_4bit_multi", train_targets=("4bit", "k50+4bit", "k70+4bit")
+    ),
 )

@@ -38,8 +38,8 @@ config = TextConfig(
     model=BertModelConfig(),
     weights="",
     optimizer=OptimizerConfig(
-        method="cram_plus",
-        targets=SPARSITIES,
+        rule="cram_plus",
+        train_targets=SPARSITIES,
         rho=0.005,
         base="adam",
         learning_rate=5e-5,
@@ -50,7 +50,7 @@ config = TextConfig(
     ),
     epochs=2,
     label_smoothing=0.1,
-    targets=("dense", *SPARSITIES),
+    eval_targets=("dense", *SPARSITIES),
     evaluate_every=1,
     checkpoint_every=1,
     log_every=100,
@@ -60,8 +60,8 @@ config = TextConfig(
 def baselines(config: TextConfig) -> tuple[TextConfig, ...]:
     """Adam, for twice as many epochs, and SAM."""
     return (
-        variant(config, f"{config.name}_adam", epochs=2 * config.epochs, method="sgd"),
-        variant(config, f"{config.name}_sam", method="sam", rho=0.01),
+        variant(config, f"{config.name}_adam", epochs=2 * config.epochs, rule="none"),
+        variant(config, f"{config.name}_sam", rule="sam", rho=0.01),
     )
 
 
@@ -73,8 +73,8 @@ def sparse_finetune(config: TextConfig) -> TextConfig:
         ),
         f"{config.name}_sparse_finetune",
         epochs=2,
-        evaluate=("dense",),
-        method="sgd",
+        eval_targets=("dense",),
+        rule="none",
         keep_pruned=True,
     )
 
@@ -82,7 +82,7 @@ def sparse_finetune(config: TextConfig) -> TextConfig:
 configs = (
     config,
     *(
-        variant(config, f"squad_k{target[1:]}", targets=(target,))
+        variant(config, f"squad_k{target[1:]}", train_targets=(target,))
         for target in SPARSITIES
     ),
     *baselines(config),

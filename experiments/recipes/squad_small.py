@@ -2,7 +2,7 @@
 
     python -m experiments train squad_small --weights BERT --train-file F --eval-file G
     python -m experiments evaluate runs/squad_small-cram_plus-seed0
-    python -m experiments compress runs/squad_small-cram_plus-seed0 --projector o50
+    python -m experiments compress runs/squad_small-cram_plus-seed0 --target o50
     python -m experiments train squad_small_sparse_finetune --vocabulary BERT \
         --init-from runs/squad_small-cram_plus-seed0/compressed/o50 \
         --train-file F --eval-file G

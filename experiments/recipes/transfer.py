@@ -2,7 +2,7 @@
 
     python -m experiments train transfer_food101 --init-from MODEL --data-dir DIRECTORY
 
-MODEL is a compressed model, from ``compress runs/imagenet-cram_plus-seed0 --projector
+MODEL is a compressed model, from ``compress runs/imagenet-cram_plus-seed0 --target
 k80``. Its masks stay as they are, its classification layer is drawn anew, and all kept
 weights train on. The twelve data sets are in `experiments.images.catalogue`. A dense
 model transfers in the same way.
@@ -26,8 +26,8 @@ _base = variant(
     dataclasses.replace(imagenet.config, init_from="", new_head=True),
     "transfer",
     epochs=150,
-    evaluate=("dense",),
-    method="sgd",
+    eval_targets=("dense",),
+    rule="none",
     learning_rate=0.01,
     warmup=0.0,
     weight_decay=5e-4,
@@ -37,8 +37,8 @@ _base = variant(
 _small = variant(
     dataclasses.replace(cifar10_small.config, init_from="", new_head=True),
     "transfer_small",
-    evaluate=("dense",),
-    method="sgd",
+    eval_targets=("dense",),
+    rule="none",
     learning_rate=0.01,
     warmup=0.0,
     keep_pruned=True,

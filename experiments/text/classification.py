@@ -1,4 +1,4 @@
-"""Text classification: the tasks of GLUE, the regression too."""
+"""Text classification: the tasks of GLUE, the regression too, and one's own."""
 
 from typing import Any
 
@@ -8,12 +8,23 @@ import optax
 
 from experiments.batches import Batch, Examples
 from experiments.errors import ConfigError
-from experiments.targets import ENCODER
 from experiments.task import Task
 from experiments.text.config import TextConfig
-from experiments.text.glue import glue_task
-from experiments.text.network import fetch, losses, network
+from experiments.text.glue import GlueTask, glue_task
+from experiments.text.network import ENCODER, Network, losses, network, predict_all
 from experiments.text.scores import label_scores
+
+
+def labelled_task(config: TextConfig) -> GlueTask:
+    """What the task of a configuration asks."""
+    if labels := config.data.labels:
+        return GlueTask(config.data.text_columns, len(labels), ("accuracy",))
+    return glue_task(config.data.name)
+
+
+def make_network(config: TextConfig) -> Network:
+    """The network of a configuration."""
+    return network(config, "classification", {"labels": labelled_task(config).outputs})
 
 
 def text_classification(config: TextConfig) -> Task:
@@ -31,13 +42,13 @@ def text_classification(config: TextConfig) -> Task:
     Raises:
       ConfigError: labels cannot be smoothed, as they are numbers.
     """
-    glue = glue_task(config.data.name)
+    glue = labelled_task(config)
     if glue.is_regression and config.label_smoothing:
         raise ConfigError(
             f"label_smoothing must be 0 for {config.data.name}, whose labels are "
             f"numbers, got {config.label_smoothing}"
         )
-    model = network(config)
+    model = make_network(config)
 
     def row_losses(logits: jax.Array, batch: Batch, smoothing: float) -> jax.Array:
         if glue.is_regression:
@@ -49,14 +60,16 @@ def text_classification(config: TextConfig) -> Task:
     loss_fn, evaluation_loss = losses(model, row_losses, config.label_smoothing)
 
     @jax.jit
-    def judge(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def predict(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         logits = model.forward(params, batch, False)
         found = logits[:, 0] if glue.is_regression else jnp.argmax(logits, axis=-1)
         return found, row_losses(logits, batch, 0.0)
 
     def evaluate(params: Any, batch_stats: Any, texts: Examples) -> dict[str, float]:
         del batch_stats
-        found, row_loss = fetch(judge, params, texts, config.data.evaluation_batch)
+        found, row_loss = predict_all(
+            predict, params, texts, config.data.evaluation_batch
+        )
         scores = label_scores(glue.metrics, found, texts.arrays["label"])
         return scores | {"loss": float(row_loss.mean())}
 
@@ -67,7 +80,7 @@ def text_classification(config: TextConfig) -> Task:
         evaluate=evaluate,
         evaluation_loss=evaluation_loss,
         metric=glue.metrics[0],
-        layers=ENCODER,
+        filters=ENCODER,
         head=("classifier",),
         pretrained=model.pretrained,
     )

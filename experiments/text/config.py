@@ -5,7 +5,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from experiments.config import Dtype, RunConfig, check, check_at_least
+from experiments.config import Dtype, RunConfig, check, check_at_least, check_numbers
 from experiments.errors import ConfigError
 
 
@@ -44,6 +44,7 @@ class BertConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for entry in dataclasses.fields(self):
             name, value = entry.name, getattr(self, entry.name)
             if entry.type is int and (type(value) is not int or value < 1):
@@ -86,7 +87,9 @@ TaskName = Literal[
     "qnli",
     "rte",
     "wnli",
+    "file",
 ]
+FROM_FILES = ("squad", "file")
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class TextDataConfig:
     """The text of a run.
 
     Attributes:
-      name: squad, or a task of GLUE.
+      name: squad, a task of GLUE, or file: labelled texts of your own.
       max_length: tokens in a row.
       stride: of squad, tokens that a part of a context shares with the next.
       question_limit: of squad, tokens kept of a question.
@@ -103,6 +106,9 @@ class TextDataConfig:
       evaluation_examples: the same for evaluation.
       batch_size: rows in a training step; the last partial batch is left out.
       evaluation_batch: rows in a batch of evaluation.
+      text_columns: of file, the columns of the one or two texts.
+      label_column: of file, the column of the label.
+      labels: of file, the labels; by default those of the training file.
     """
 
     name: TaskName = "squad"
@@ -113,14 +119,21 @@ class TextDataConfig:
     evaluation_examples: int = 0
     batch_size: int = 16
     evaluation_batch: int = 64
+    text_columns: tuple[str, ...] = ("text",)
+    label_column: str = "label"
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = typing.get_args(TaskName)
         check(self, "name", self.name in names, f"one of {', '.join(names)}")
+        check_numbers(self)
         check_at_least(
             self, 1, "max_length", "question_limit", "batch_size", "evaluation_batch"
         )
         check_at_least(self, 0, "stride", "examples", "evaluation_examples")
+        check(self, "text_columns", 1 <= len(self.text_columns) <= 2, "one or two")
+        fits = self.name == "file" or not self.labels
+        check(self, "labels", fits, f"left out for {self.name}")
 
 
 @dataclass(frozen=True)
@@ -158,11 +171,11 @@ class TextConfig(RunConfig):
       data: the task and its rows.
       model: the network.
       train_file: of squad, the questions to train on, as the official JSON; by default
-        those of tensorflow-datasets.
-      eval_file: of squad, the questions to judge on.
+        those of tensorflow-datasets. Of file, a CSV or JSONL file of labelled texts.
+      eval_file: the same to judge on.
       weights: a directory as Hugging Face stores a BERT, to start from: config.json,
-        model.safetensors or pytorch_model.bin, and the vocabulary. None: the initial
-        weights of the seed; empty: has to be named to train, unless ``init_from`` is.
+        model.safetensors or pytorch_model.bin, and the vocabulary. None: random
+        initialisation; empty: required on the command line, unless ``init_from`` is.
       vocabulary: vocab.txt or tokenizer.json, or a directory with one; by default that
         of ``weights``.
       label_smoothing: share of the label spread over all classes, or over all tokens.
@@ -184,5 +197,5 @@ class TextConfig(RunConfig):
         if self.data.max_length > limit:
             check(self.data, "max_length", False, f"at most {limit}, the positions")
         for name in ("train_file", "eval_file"):
-            fits = getattr(self, name) is None or self.data.name == "squad"
+            fits = getattr(self, name) is None or self.data.name in FROM_FILES
             check(self, name, fits, f"left out for {self.data.name}")

@@ -7,15 +7,15 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.batches import Examples
-from experiments.datasets import default_data_dir
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, DataError
 from experiments.text.config import TextConfig
-from experiments.text.glue import glue_task, read_glue
+from experiments.text.files import read_labelled
+from experiments.text.glue import encode, glue_task, read_glue
 from experiments.text.squad import Question, Windows, make_windows, read_json, read_tfds
-from experiments.text.tokenization import WordPiece, load_wordpiece
+from experiments.text.tokenization import WordPiece
 
 
-class Asked(NamedTuple):
+class QuestionSet(NamedTuple):
     """Questions to judge a network by.
 
     Attributes:
@@ -41,33 +41,10 @@ class TextDataset(NamedTuple):
     """
 
     train: Examples
-    evaluation: Examples | Asked
+    evaluation: Examples | QuestionSet
 
 
-def load_text(config: TextConfig, data_dir: Path | None = None) -> TextDataset:
-    """Reads the text of a run, and divides it into tokens.
-
-    Args:
-      config: which, and what makes its rows.
-      data_dir: where tensorflow-datasets keeps it; by default the user's cache.
-
-    Returns:
-      Rows of tokens.
-
-    Raises:
-      ConfigError: there is no vocabulary, or rows have no room.
-      VocabularyError: the vocabulary is missing, or not that of the network.
-      DatasetMissing: the data set is not in ``data_dir``.
-      DataError: a file is missing, or does not hold what it should.
-    """
-    wordpiece = load_wordpiece(vocabulary(config), config.model.vocab_size)
-    data_dir = data_dir or default_data_dir()
-    if config.data.name == "squad":
-        return _squad(config, wordpiece, data_dir)
-    return _glue(config, wordpiece, data_dir)
-
-
-def vocabulary(config: TextConfig) -> Path:
+def vocabulary_of(config: TextConfig) -> Path:
     """Where the vocabulary of a run lies.
 
     Raises:
@@ -82,19 +59,22 @@ def vocabulary(config: TextConfig) -> Path:
     return Path(place)
 
 
-def some(count: int, limit: int) -> np.ndarray:
+def subset_indices(count: int, limit: int) -> np.ndarray:
     """The places of so many examples, drawn at random, in order; 0: of all."""
     if not 0 < limit < count:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).permutation(count)[:limit])
 
 
-def _squad(config: TextConfig, wordpiece: WordPiece, data_dir: Path) -> TextDataset:
+def read_questions(
+    config: TextConfig, wordpiece: WordPiece, data_dir: Path
+) -> TextDataset:
+    """Reads SQuAD: the files of the configuration, or tensorflow-datasets' data."""
     data = config.data
 
-    def read(file: str | None, split: str, limit: int) -> Asked:
+    def read(file: str | None, split: str, limit: int) -> QuestionSet:
         questions = read_json(file) if file else read_tfds(data_dir, split)
-        questions = [questions[i] for i in some(len(questions), limit)]
+        questions = [questions[i] for i in subset_indices(len(questions), limit)]
         windows = make_windows(
             questions,
             wordpiece,
@@ -102,23 +82,54 @@ def _squad(config: TextConfig, wordpiece: WordPiece, data_dir: Path) -> TextData
             stride=data.stride,
             question_limit=data.question_limit,
         )
-        return Asked(questions, windows)
+        return QuestionSet(questions, windows)
 
     train = read(config.train_file, "train", data.examples)
     evaluation = read(config.eval_file, "validation", data.evaluation_examples)
     return TextDataset(Examples(train.windows.features), evaluation)
 
 
-def _glue(config: TextConfig, wordpiece: WordPiece, data_dir: Path) -> TextDataset:
+def read_glue_task(
+    config: TextConfig, wordpiece: WordPiece, data_dir: Path
+) -> TextDataset:
+    """Reads a task of GLUE."""
     data = config.data
 
     def read(split: str, limit: int) -> Examples:
         arrays = read_glue(data.name, split, wordpiece, data_dir, data.max_length)
         rows = Examples(arrays)
-        return Examples(rows.take(some(rows.size, limit)))
+        return Examples(rows.take(subset_indices(rows.size, limit)))
 
     # Of the two of MNLI the first, "matched".
     split = glue_task(data.name).evaluation[0]
     return TextDataset(
         read("train", data.examples), read(split, data.evaluation_examples)
+    )
+
+
+def labelled_files(
+    config: TextConfig, wordpiece: WordPiece, data_dir: Path
+) -> TextDataset:
+    """Reads texts with labels from the two files of the configuration."""
+    del data_dir
+    data = config.data
+    codes = {label: index for index, label in enumerate(data.labels)}
+
+    def read(file: str | None, limit: int) -> Examples:
+        rows = read_labelled(str(file), data.text_columns, data.label_column)
+        for row in rows:
+            if row.label not in codes:
+                raise DataError(
+                    f"{file}: row {row.number} has the label {row.label!r}, expected "
+                    f"one of {', '.join(data.labels)}"
+                )
+        rows = [rows[i] for i in subset_indices(len(rows), limit)]
+        columns = [list(texts) for texts in zip(*(r.texts for r in rows), strict=True)]
+        labels = np.array([codes[row.label] for row in rows], np.int32)
+        arrays = encode(columns, wordpiece, data.max_length)
+        return Examples(arrays | {"label": labels})
+
+    return TextDataset(
+        read(config.train_file, data.examples),
+        read(config.eval_file, data.evaluation_examples),
     )

@@ -4,6 +4,7 @@ Reference: Wang et al., GLUE, ICLR 2019, arXiv 1804.07461. WNLI's development se
 made so that what is learnt from its training set misleads there.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,11 +94,7 @@ def read_glue(
       DataError: the labels of the split are hidden.
     """
     task = glue_task(name)
-    room = max_length - 1 - len(task.columns)
-    if room < len(task.columns):
-        raise ConfigError(
-            f"max_length must be at least {1 + 2 * len(task.columns)}, got {max_length}"
-        )
+    check_room(len(task.columns), max_length)
     try:
         builder = open_dataset(f"glue/{name}", data_dir)
     except DatasetMissing as error:
@@ -111,12 +108,32 @@ def read_glue(
             f"glue/{name} in {data_dir}: the labels of {split} are hidden; splits with "
             f"labels are train, {', '.join(task.evaluation)}"
         )
-    columns = [
-        [tokens.ids for tokens in wordpiece([row[column].decode() for row in rows])]
-        for column in task.columns
-    ]
-    sequences = [truncate(texts, room) for texts in zip(*columns, strict=True)]
-    return wordpiece.pack(sequences, max_length) | {"label": labels}
+    columns = [[row[column].decode() for row in rows] for column in task.columns]
+    return encode(columns, wordpiece, max_length) | {"label": labels}
+
+
+def check_room(texts: int, max_length: int) -> int:
+    """How many tokens of one or two texts a row holds.
+
+    Raises:
+      ConfigError: there is not one for each.
+    """
+    room = max_length - 1 - texts
+    if room < texts:
+        raise ConfigError(
+            f"max_length must be at least {1 + 2 * texts}, got {max_length}"
+        )
+    return room
+
+
+def encode(
+    columns: Sequence[Sequence[str]], wordpiece: WordPiece, max_length: int
+) -> dict[str, np.ndarray]:
+    """Rows of tokens of one or two columns of texts, see `WordPiece.pack`."""
+    room = check_room(len(columns), max_length)
+    ids = [[tokens.ids for tokens in wordpiece(texts)] for texts in columns]
+    sequences = [truncate(texts, room) for texts in zip(*ids, strict=True)]
+    return wordpiece.pack(sequences, max_length)
 
 
 def truncate(texts: tuple[np.ndarray, ...], room: int) -> tuple[np.ndarray, ...]:

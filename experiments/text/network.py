@@ -11,19 +11,24 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
+import cram_jax
 from experiments.batches import Batch, Source
 from experiments.errors import ConfigError, WeightsError
+from experiments.targets import LeafFilters
 from experiments.text.config import BertConfig, TextConfig
-from experiments.text.glue import glue_task
 from experiments.text.huggingface import HEADS, Model, load_bert, read_config
 
 # What may differ from the weights: it shapes no tensor and no output.
-OURS = (
+IGNORED_FIELDS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "classifier_dropout",
     "initializer_range",
 )
+
+
+ENCODER = LeafFilters(*[cram_jax.matching(r"^bert/layer\d+/.*/kernel$")] * 2)
+"""The dense layers of a BERT; its embeddings, pooler and task head stay dense."""
 
 
 class Network(NamedTuple):
@@ -42,19 +47,20 @@ class Network(NamedTuple):
     module: Callable[[Any], Model]
 
 
-def network(config: TextConfig) -> Network:
+def network(
+    config: TextConfig, head: str, options: dict[str, Any] | None = None
+) -> Network:
     """The network of a configuration.
 
     Args:
-      config: its task, its shape and its weights.
+      config: its shape and its weights.
+      head: "question_answering" or "classification".
+      options: of the head: how many ``labels``.
 
     Returns:
       Its functions.
     """
-    head, options = "question_answering", {}
-    if config.data.name != "squad":
-        head = "classification"
-        options = {"labels": glue_task(config.data.name).outputs}
+    options = options or {}
     dtype = jnp.dtype(config.model.dtype)
 
     def make(seed: Any) -> Model:
@@ -118,14 +124,14 @@ def losses(
     return loss_fn, evaluation_loss
 
 
-def fetch(
-    judge: Callable[..., Any], params: Any, examples: Source, batch_size: int
+def predict_all(
+    predict: Callable[..., Any], params: Any, examples: Source, batch_size: int
 ) -> list[np.ndarray]:
-    """What ``judge(params, batch)`` gives, a tuple of arrays, for every example."""
+    """What ``predict(params, batch)`` gives, a tuple of arrays, for every example."""
     # Where parameters lie on several processes, so does what comes of them.
     gather = partial(multihost_utils.process_allgather, tiled=True)
     batches = examples.evaluation_batches(batch_size)
-    parts = [gather(judge(params, batch)) for batch in batches]
+    parts = [gather(predict(params, batch)) for batch in batches]
     return [np.concatenate(a)[: examples.size] for a in zip(*parts, strict=True)]
 
 
@@ -149,7 +155,7 @@ def check_weights(config: TextConfig) -> None:
     wrong = {
         name: getattr(theirs, name)
         for name in names
-        if name not in OURS and getattr(theirs, name) != getattr(ours, name)
+        if name not in IGNORED_FIELDS and getattr(theirs, name) != getattr(ours, name)
     }
     if wrong:
         name, value = next(iter(wrong.items()))

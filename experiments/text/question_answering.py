@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from experiments.batches import Batch, Examples
-from experiments.targets import ENCODER
 from experiments.task import Task
 from experiments.text.config import TextConfig
-from experiments.text.data import Asked
-from experiments.text.network import fetch, losses, network
+from experiments.text.data import QuestionSet
+from experiments.text.network import ENCODER, Network, losses, network, predict_all
 from experiments.text.scores import answer_scores
 from experiments.text.squad import best_answers
+
+
+def make_network(config: TextConfig) -> Network:
+    """The network of a configuration."""
+    return network(config, "question_answering")
 
 
 def question_answering(config: TextConfig) -> Task:
@@ -28,7 +32,7 @@ def question_answering(config: TextConfig) -> Task:
     Returns:
       The task; its metrics are ``f1`` and ``exact_match``.
     """
-    model = network(config)
+    model = make_network(config)
 
     def row_losses(
         logits: tuple[jax.Array, jax.Array], batch: Batch, smoothing: float
@@ -46,15 +50,15 @@ def question_answering(config: TextConfig) -> Task:
     loss_fn, evaluation_loss = losses(model, row_losses, config.label_smoothing)
 
     @jax.jit
-    def judge(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def predict(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         logits = model.forward(params, batch, False)
         return *logits, row_losses(logits, batch, 0.0)
 
-    def evaluate(params: Any, batch_stats: Any, asked: Asked) -> dict[str, float]:
+    def evaluate(params: Any, batch_stats: Any, asked: QuestionSet) -> dict[str, float]:
         del batch_stats
         rows = Examples(asked.windows.features)
         size = config.data.evaluation_batch
-        start, end, row_loss = fetch(judge, params, rows, size)
+        start, end, row_loss = predict_all(predict, params, rows, size)
         answers = best_answers(asked.questions, asked.windows, start, end)
         gold = {q.id: [answer.text for answer in q.answers] for q in asked.questions}
         scores = answer_scores(answers, gold)
@@ -71,7 +75,7 @@ def question_answering(config: TextConfig) -> Task:
         evaluate=evaluate,
         evaluation_loss=evaluation_loss,
         metric="f1",
-        layers=ENCODER,
+        filters=ENCODER,
         head=("qa_outputs",),
         pretrained=model.pretrained,
     )

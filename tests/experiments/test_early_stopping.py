@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from experiments import checkpoints
-from experiments.training import init_state, train
+from experiments.run_directory import load_config
+from experiments.step import init_state
+from experiments.training import train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -20,7 +22,7 @@ SCORES = [40.0, 60.0, 50.0, 60.0, 70.0, 80.0]
 def setting(with_method, data, task, train_step):
     """Six evaluations in two epochs of five steps, with scores of our choice."""
     config = dataclasses.replace(
-        with_method("sgd"), evaluate_every=0.4, checkpoint_every=0, patience=2
+        with_method("none"), evaluate_every=0.4, checkpoint_every=0, patience=2
     )
 
     def make(scores=SCORES):
@@ -33,7 +35,7 @@ def setting(with_method, data, task, train_step):
 
         return task._replace(evaluate=evaluate), judged
 
-    return config, data, make, train_step("sgd")
+    return config, data, make, train_step("none")
 
 
 def stored_model(run, config, data, task):
@@ -72,7 +74,7 @@ def test_without_patience_the_last_model_counts(setting, progress, tmp_path):
     assert not (tmp_path / "model").exists()
     equal(stored_model(tmp_path, config, data, task)[0], judged[-1])
     # The best one is a run of its own.
-    assert checkpoints.load_config(tmp_path / "best") == config
+    assert load_config(tmp_path / "best") == config
     equal(stored_model(tmp_path / "best", config, data, task)[0], judged[1])
 
 

@@ -13,7 +13,9 @@ import pytest
 from experiments import checkpoints
 from experiments.__main__ import main
 from experiments.errors import RunError
-from experiments.training import init_state, train
+from experiments.run_directory import load_config
+from experiments.step import init_state
+from experiments.training import train
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
@@ -139,7 +141,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
 def test_a_damaged_configuration_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"name": ')
     with pytest.raises(RunError, match=r"cannot read .*config\.json: Expecting value"):
-        checkpoints.load_config(tmp_path)
+        load_config(tmp_path)
 
 
 def test_a_damaged_model_is_named(tmp_path, setting):

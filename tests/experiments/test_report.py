@@ -6,13 +6,13 @@ import pytest
 
 from experiments import paper
 from experiments.__main__ import main
-from experiments.checkpoints import save_config
 from experiments.config import OptimizerConfig, variant
 from experiments.errors import RunError
 from experiments.evaluation import Accuracy
 from experiments.recipes import cifar10, cifar10_ablations
 from experiments.report import gather, method_label, write_report
 from experiments.results import add_run, load_results, new_results, save_results
+from experiments.run_directory import save_config
 
 NAMES = ("dense", "k70", "k90", "u50", "u90", "2:4")
 
@@ -30,7 +30,7 @@ def store(tmp_path):
             Accuracy(target, value - 1, value, (value,) * calibrations)
             for target, value in accuracies.items()
         ]
-        add_run(results, config.optimizer.method, config, rows, 1.0)
+        add_run(results, config.optimizer.rule, config, rows, 1.0)
         save_results(results, run / "evaluation.json")
         return run
 
@@ -126,10 +126,10 @@ def test_targets_of_one_run_alone_stand_where_it_has_them(store):
 @pytest.mark.parametrize(
     ("changes", "label"),
     [
-        ({"method": "sgd"}, "SGD"),
-        ({"method": "cram_plus", "targets": ("k95",)}, "CrAM+-k95"),
-        ({"method": "cram", "targets": ("2:4", "4:8")}, "CrAM-N:M"),
-        ({"method": "topk_plus"}, "Top-K+-Multi"),
+        ({"rule": "none"}, "SGD"),
+        ({"rule": "cram_plus", "train_targets": ("k95",)}, "CrAM+-k95"),
+        ({"rule": "cram", "train_targets": ("2:4", "4:8")}, "CrAM-N:M"),
+        ({"rule": "topk_plus"}, "Top-K+-Multi"),
     ],
 )
 def test_methods_are_called_as_in_the_paper(changes, label):
@@ -152,5 +152,5 @@ def test_what_is_not_there_is_named(store, tmp_path, capsys):
         gather([run])
     (run / "evaluation.json").unlink()
     assert main(["report", str(run), "--out", str(tmp_path / "out")]) == 1
-    message = f"error: {run} was not evaluated: python -m experiments evaluate {run}"
+    message = f"error: {run} was not evaluated; do it with\n  python -m experiments evaluate {run}"
     assert message in capsys.readouterr().err

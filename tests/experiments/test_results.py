@@ -4,15 +4,14 @@ import json
 import pytest
 from rich.console import Console
 
+from experiments.display import accuracy_table, plot_accuracy
 from experiments.evaluation import Accuracy
-from experiments.images.config import Config
+from experiments.images.config import ImageConfig
 from experiments.results import (
-    accuracy_table,
     add_run,
     cell,
     load_results,
     new_results,
-    plot_accuracy,
     save_results,
     summarize,
 )
@@ -28,7 +27,7 @@ def results():
                 Accuracy("k90", 10.0 + seed, 97.0 + seed - shift),
                 Accuracy("2:4", 50.0, 98.0 - shift),
             ]
-            add_run(results, method, Config(seed=seed), accuracies, 1.5)
+            add_run(results, method, ImageConfig(seed=seed), accuracies, 1.5)
     return results
 
 
@@ -48,7 +47,7 @@ def test_the_mean_and_the_sample_deviation(results):
 
 def test_one_run_has_no_deviation():
     results = new_results(["dense"])
-    add_run(results, "SGD", Config(), [Accuracy("dense", 98.76, 99.0)], 1.0)
+    add_run(results, "SGD", ImageConfig(), [Accuracy("dense", 98.76, 99.0)], 1.0)
     assert cell(results, "SGD", "pruned", "dense") == "98.8"
 
 
@@ -73,16 +72,16 @@ def test_the_plot_is_a_picture(results, tmp_path):
 def test_one_run_has_the_deviation_of_its_draws():
     results = new_results(["k90"])
     drawn = Accuracy("k90", 10.0, 98.0, (97.0, 98.0, 99.0))
-    add_run(results, "SGD", Config(), [drawn], 1.0)
+    add_run(results, "SGD", ImageConfig(), [drawn], 1.0)
     assert cell(results, "SGD", "recalibrated", "k90") == "98.0 ± 1.0"
     assert cell(results, "SGD", "pruned", "k90") == "10.0"
     # Of two runs it is the deviation over the runs: 96 and 98 are sqrt(2) apart.
-    add_run(results, "SGD", Config(seed=1), [Accuracy("k90", 10.0, 96.0)], 1.0)
+    add_run(results, "SGD", ImageConfig(seed=1), [Accuracy("k90", 10.0, 96.0)], 1.0)
     assert cell(results, "SGD", "recalibrated", "k90") == "97.0 ± 1.4"
 
 
 def test_an_unknown_figure_is_an_empty_cell():
     results = new_results(["dense", "k90"])
-    add_run(results, "SGD", Config(), [Accuracy("dense", 98.0, 99.0)], 1.0)
+    add_run(results, "SGD", ImageConfig(), [Accuracy("dense", 98.0, 99.0)], 1.0)
     assert cell(results, "SGD", "pruned", "k90") == ""
     accuracy_table(results, "Title")

@@ -13,9 +13,11 @@ from experiments.batches import Examples
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigError, RunError, WeightsError
 from experiments.evaluation import make_evaluation
-from experiments.images.config import Config
+from experiments.images.config import ImageConfig
 from experiments.images.task import classification
-from experiments.training import init_state, train
+from experiments.run_directory import save_config
+from experiments.step import init_state
+from experiments.training import train
 from experiments.warm_start import initial_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -37,7 +39,7 @@ def source(config, task, tmp_path_factory):
 def finetuning(source, with_method):
     """Changes a configuration to start from the source."""
 
-    def change(method="sgd", **changes):
+    def change(method="none", **changes):
         config = with_method(method, warmup=0.0)
         return dataclasses.replace(config, init_from=str(source), **changes)
 
@@ -57,7 +59,7 @@ def test_a_run_starts_from_the_last_checkpoint_of_another(
     step = train_step("cram_plus")
     state = train(with_method("cram_plus"), run, data, task, progress, train_step=step)
     # Its optimiser is another, so that its state has another structure.
-    config = dataclasses.replace(finetuning("sgd"), init_from=str(run))
+    config = dataclasses.replace(finetuning("none"), init_from=str(run))
     model = initial_model(config, task)
     assert_equal(model, (state.params, state.batch_stats))
 
@@ -67,7 +69,7 @@ def test_a_finetuned_run_resumes_exactly_and_needs_its_source_no_more(
 ):
     copy = tmp_path / "copy"
     shutil.copytree(source, copy)
-    config = dataclasses.replace(finetuning("sgd"), init_from=str(copy))
+    config = dataclasses.replace(finetuning("none"), init_from=str(copy))
     whole = train(config, tmp_path / "whole", data, task, progress)
     shutil.rmtree(copy)
 
@@ -97,7 +99,7 @@ def test_the_masks_of_a_compressed_model_stay_through_a_resumed_transfer(
     few = data._replace(
         classes=3, train=of_three(data.train), evaluation=of_three(data.evaluation)
     )
-    config = finetuning("sgd", new_head=True)
+    config = finetuning("none", new_head=True)
     config = dataclasses.replace(
         config,
         init_from=str(source),
@@ -128,7 +130,7 @@ def test_the_masks_of_a_compressed_model_stay_through_a_resumed_transfer(
 
 
 def test_another_number_of_classes_is_named(finetuning, data):
-    config = finetuning("sgd")
+    config = finetuning("none")
     task = classification(config, data._replace(classes=7))
     message = (
         r"does not fit resnet here: head/bias is \(4,\) there and \(7,\) here, and 1 "
@@ -141,7 +143,7 @@ def test_another_number_of_classes_is_named(finetuning, data):
 def test_another_network_is_named_and_the_directory_not_claimed(
     finetuning, data, tmp_path, progress
 ):
-    config = finetuning("sgd")
+    config = finetuning("none")
     model = dataclasses.replace(config.model, widths=(4, 8, 8), blocks=(1, 1, 1))
     config = dataclasses.replace(config, model=model)
     task = classification(config, data)
@@ -159,7 +161,7 @@ def test_a_damaged_source_is_named(source, tmp_path):
 
 
 def test_a_run_without_checkpoints_is_named(config, tmp_path):
-    checkpoints.save_config(tmp_path, config)
+    save_config(tmp_path, config)
     with pytest.raises(RunError, match="holds no checkpoint"):
         checkpoints.read_model(tmp_path)
 
@@ -179,7 +181,7 @@ def test_a_source_that_cannot_be_one_is_refused(source, message, finetuning, tas
 
 def test_masks_without_a_compressed_model_are_refused():
     with pytest.raises(ConfigError, match="keep_pruned needs init_from"):
-        Config(optimizer=OptimizerConfig(keep_pruned=True))
+        ImageConfig(optimizer=OptimizerConfig(keep_pruned=True))
 
 
 def test_recipes_that_start_from_weights_ask_for_them_first(tmp_path, capsys):

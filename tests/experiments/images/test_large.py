@@ -14,7 +14,7 @@ from experiments.config import OptimizerConfig
 from experiments.datasets import open_dataset
 from experiments.errors import ConfigError, DatasetMissing
 from experiments.images.catalogue import CATALOGUE, TRANSFER_SETS
-from experiments.images.config import Config, DataConfig, ModelConfig
+from experiments.images.config import DataConfig, ImageConfig, ModelConfig
 from experiments.images.data import load
 from experiments.images.large import LargeImages, middle, random_box
 from experiments.images.task import classification
@@ -233,7 +233,7 @@ def test_the_catalogue_agrees_with_tensorflow_datasets(tmp_path):
 
 
 def test_training_on_large_images_resumes_exactly(data, progress, tmp_path):
-    config = Config(
+    config = ImageConfig(
         name="large",
         data=DataConfig(
             name="transfer_birdsnap",
@@ -244,7 +244,7 @@ def test_training_on_large_images_resumes_exactly(data, progress, tmp_path):
             evaluation_batch=4,
         ),
         model=ModelConfig(widths=(4,), blocks=(1,), patch=8),
-        optimizer=OptimizerConfig(method="sgd", warmup=0.0),
+        optimizer=OptimizerConfig(rule="none", warmup=0.0),
         epochs=2,
         evaluate_every=0,
         checkpoint_every=1,

@@ -34,7 +34,7 @@ def test_an_epoch_on_512_images_of_cifar10_lowers_the_loss(shared, progress, tmp
         "smoke",
         epochs=1,
         learning_rate=0.02,
-        targets=("k50", "k70"),
+        train_targets=("k50", "k70"),
     )
     config = dataclasses.replace(
         config,

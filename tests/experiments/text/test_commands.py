@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from experiments import checkpoints
 from experiments.__main__ import main
 from experiments.results import load_results
+from experiments.run_directory import load_config
 from experiments.stored_config import from_dict
 from experiments.text.huggingface import load_bert, save_bert
 from experiments.text.network import network
@@ -80,7 +81,7 @@ def test_training_starts_from_the_weights_and_leaves_embeddings_alone(
     kernel = np.asarray(model.bert.layer0.output.kernel[...])
     assert not np.array_equal(params["bert"]["layer0"]["output"]["kernel"], kernel)
     assert not jax.tree.leaves(batch_stats)
-    config = checkpoints.load_config(run)
+    config = load_config(run)
     assert (config.weights, config.train_file) == (str(weights), str(facts))
 
 
@@ -99,7 +100,7 @@ def test_evaluation_is_a_table_of_f1_without_recalibration(run, capsys, tmp_path
     assert entry["recalibrated"] == entry["draws"] == {}
     assert entry["metrics"]["u50"]["f1"] == entry["pruned"]["u50"]
     assert set(entry["metrics"]["u50"]) == {"f1", "exact_match", "loss"}
-    assert from_dict(entry["config"]) == checkpoints.load_config(run)
+    assert from_dict(entry["config"]) == load_config(run)
 
     assert main(["report", str(run), "--out", str(tmp_path)]) == 0
     report = (tmp_path / "report.md").read_text()
@@ -109,7 +110,7 @@ def test_evaluation_is_a_table_of_f1_without_recalibration(run, capsys, tmp_path
 
 def test_a_compressed_model_trains_on_under_its_masks(run, places, tmp_path, capsys):
     compressed = tmp_path / "u60"
-    command = f"compress {run} --projector u60 --out {compressed}"
+    command = f"compress {run} --target u60 --out {compressed}"
     assert main(command.split()) == 0
     text = capsys.readouterr().out
     assert "bert/layer0/output/kernel" in text

@@ -13,7 +13,7 @@ OPTIONS = (
     "--model.num-attention-heads 2 --model.intermediate-size 32 "
     "--model.vocab-size 128 --data.max-length 48 --data.stride 8 "
     "--data.question-limit 12 --data.batch-size 8 --data.evaluation-examples 5 "
-    "--optimizer.targets u50 --epochs 3 --patience 1 --evaluate-every 1"
+    "--optimizer.train-targets u50 --epochs 3 --patience 1 --evaluate-every 1"
 )
 
 

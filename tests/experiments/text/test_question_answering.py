@@ -11,12 +11,12 @@ import pytest
 
 import cram_jax
 from experiments.sharding import assemble, make_mesh, state_shardings
-from experiments.targets import ENCODER, projector
-from experiments.text.data import load_text
-from experiments.text.network import network
+from experiments.step import init_state, make_train_step
+from experiments.targets import projector
+from experiments.text.kind import load_text
+from experiments.text.network import ENCODER, network
 from experiments.text.question_answering import question_answering
 from experiments.text.squad import read_json
-from experiments.training import init_state, make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -109,7 +109,7 @@ def test_the_compressed_pass_has_the_dropout_of_the_dense_one(
         jnp.zeros_like, gradient["bert"]["embeddings"]
     )
     perturbed = optax.tree.add_scale(params, text_config.optimizer.rho, gradient)
-    pruned, _ = cram_jax.compress(perturbed, projector("u50", layers=ENCODER))
+    pruned, _ = cram_jax.compress(perturbed, projector("u50", filters=ENCODER))
     (compressed, _), _ = loss_and_gradient(pruned)
     _, metrics = text_step(state, batch)
     # float32, and two compilations

@@ -10,7 +10,7 @@ import pytest
 from experiments.evaluation import make_evaluation
 from experiments.optimizers import keep_zeros
 from experiments.second_order import SecondOrder
-from experiments.targets import ENCODER
+from experiments.text.network import ENCODER
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
