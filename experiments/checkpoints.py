@@ -99,7 +99,7 @@ def restore(
     for step in steps:
         place = Path(checkpoints.directory) / str(step)
         try:
-            _check_fits(place / "default", abstract)
+            _check_fits(place / "default", abstract, place.parents[1])
             with reading(place):
                 stored = checkpoints.restore(
                     step, args=ocp.args.StandardRestore(abstract)
@@ -156,7 +156,7 @@ def load_model(
         abstract = {"params": like.params, "batch_stats": like.batch_stats}
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract)
         abstract["checksums"] = _each(abstract, _abstract_checksums)
-        _check_fits(run / "model", abstract)
+        _check_fits(run / "model", abstract, run)
         with reading(run / "model"), ocp.StandardCheckpointer() as checkpointer:
             model = checkpointer.restore((run / "model").absolute(), abstract)
         _check_whole(model, run / "model")
@@ -288,31 +288,32 @@ class _OtherModel(RunError):
     """A checkpoint is whole, but of another configuration."""
 
 
-def _check_fits(place: Path, abstract: Any) -> None:
+def _check_fits(place: Path, abstract: Any, run: Path) -> None:
     """Raises if a readable checkpoint is of another structure than the run's."""
     try:
         handler = ocp.PyTreeCheckpointHandler()
         with ocp.Checkpointer(handler) as checkpointer:
-            stored = checkpointer.metadata(place).item_metadata.tree
+            stored = checkpointer.metadata(place.absolute()).item_metadata.tree
     except Exception:  # of json, of tensorstore or of orbax: it is damaged
         return
     there, here = _shapes(stored), _shapes(abstract)
     if there != here:
         path = min(p for p in {*there, *here} if there.get(p) != here.get(p))
         raise _OtherModel(
-            f"{place} is of another configuration than {place.parents[1]}/config.json: "
+            f"{place} is of another configuration than {run / 'config.json'}: "
             f"{path} is {there.get(path, 'missing')} there and "
             f"{here.get(path, 'missing')} here"
         )
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    # Orbax stores nothing of empty parts, and tuples as lists.
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree.leaves_with_path(tree)
-        if hasattr(leaf, "shape") and leaf.shape is not None
-    }
+    shapes = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)  # what is stored of it
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        shapes[name] = tuple(leaf.shape)
+    return shapes
 
 
 def _check_whole(stored: Any, place: Path) -> None:

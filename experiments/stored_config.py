@@ -53,6 +53,15 @@ def from_dict(values: Mapping[str, Any], base: RunConfig | None = None) -> Any:
     return _dataclass(CONFIGS[kind], _renamed(values), "", base)
 
 
+def read_fields(cls: Any, values: Mapping[str, Any]) -> Any:
+    """Makes a dataclass of values from a file.
+
+    Raises:
+      ConfigError: a name is unknown, or a value of the wrong type or out of range.
+    """
+    return _dataclass(cls, values, "", None)
+
+
 def differences(one: RunConfig, other: RunConfig) -> list[str]:
     """The names of the fields in which two configurations differ."""
     first, second = _flat(to_dict(one)), _flat(to_dict(other))

@@ -20,6 +20,8 @@ def check_source(config: RunConfig) -> None:
       WeightsError: the weights of a text run are not those of its network.
     """
     kind, source = kind_of(config), config.init_from
+    if config.new_head and source is None and not getattr(config, "weights", None):
+        raise ConfigError("new_head needs a model to start from, see --init-from")
     if source is None:
         kind.check_weights(config)
         return
@@ -52,7 +54,12 @@ def initial_model(config: RunConfig, task: Task) -> Model | None:
     """
     check_source(config)
     if config.init_from is None:
-        return task.pretrained(config.seed)
+        pretrained = task.pretrained(config.seed)
+        if pretrained is None or not config.new_head:
+            return pretrained
+        params, batch_stats = pretrained
+        drawn = task.init(config.seed)[0]
+        return params | {name: drawn[name] for name in task.head}, batch_stats
     source = Path(config.init_from)
     ours = task.init(config.seed)
     if source.is_dir():

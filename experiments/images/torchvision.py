@@ -1,7 +1,5 @@
 """Weights of torchvision's ResNets, from its files to our trees."""
 
-import importlib.util
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,15 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import nnx
-from safetensors.flax import load_file
 
 from experiments.errors import ConfigError, WeightsError
 from experiments.images.config import ModelConfig
 from experiments.images.layers import torch_linear
 from experiments.images.models import IMAGENET_RESNETS, make_model
 from experiments.images.resnet import ResNet
+from experiments.weight_files import read_tensors
 
 LEAVES = {
     "kernel": "weight",
@@ -134,47 +131,6 @@ def torch_name(path: tuple[Any, ...]) -> str:
         )
         owner = f"layer{stage}.{int(block) - 1}.{layer}"
     return f"{owner}.{LEAVES[leaf]}"
-
-
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a ``.safetensors``, ``.pth`` or ``.pt`` file, by name.
-
-    Raises:
-      WeightsError: there is none, or it cannot be read.
-    """
-    if not path.is_file():
-        raise WeightsError(f"there is no file {path}")
-    if path.suffix == ".safetensors":
-        try:
-            tensors = load_file(path)
-        except safetensors.SafetensorError as error:
-            raise WeightsError(f"{path} is not a safetensors file: {error}") from error
-        return {key: np.asarray(value) for key, value in tensors.items()}
-    if path.suffix in (".pth", ".pt"):
-        return _read_pickle(path)
-    raise WeightsError(f"{path} must be a .safetensors, .pth or .pt file")
-
-
-def _read_pickle(path: Path) -> dict[str, np.ndarray]:
-    if importlib.util.find_spec("torch") is None:
-        raise WeightsError(
-            f"{path} is a pickle of PyTorch: install torch, or convert it where torch "
-            "is, with safetensors.torch.save_file(torch.load(...), 'x.safetensors')"
-        )
-    import torch  # not among our dependencies
-
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"PyTorch cannot read {path}: {error}") from error
-    if not isinstance(tensors, Mapping):
-        raise WeightsError(f"{path} holds a {type(tensors).__name__}, not a state dict")
-    for key, value in tensors.items():
-        if not isinstance(value, torch.Tensor):
-            raise WeightsError(
-                f"{path} is not a state dict: its {key!r} is a {type(value).__name__}"
-            )
-    return {key: value.float().numpy() for key, value in tensors.items()}
 
 
 def _abstract(name: str) -> ResNet:

@@ -7,7 +7,6 @@ A directory holds ``config.json`` and ``model.safetensors``, or the older
 
 import dataclasses
 import json
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from experiments.errors import ConfigError, WeightsError
+from experiments.stored_config import read_fields
 from experiments.text.bert import (
     Bert,
     BertForQuestionAnswering,
     BertForSequenceClassification,
 )
 from experiments.text.config import BertConfig
+from experiments.weight_files import read_tensors
+
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 Model = Bert | BertForQuestionAnswering | BertForSequenceClassification
 
@@ -226,9 +233,11 @@ def read_config(directory: str | Path) -> BertConfig:
     if not path.is_file():
         raise WeightsError(f"{path} is missing; a directory of a BERT model has one")
     try:
-        settings = json.loads(path.read_text())
-    except ValueError as error:
+        settings = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise WeightsError(f"{path} must hold an object")
     for name, supported in {
         "model_type": "bert",
         "position_embedding_type": "absolute",
@@ -239,21 +248,17 @@ def read_config(directory: str | Path) -> BertConfig:
         if value != supported:
             raise ConfigError(f"{path}: {name} must be {supported!r}, got {value!r}")
     names = {field.name for field in dataclasses.fields(BertConfig)}
-    return BertConfig(**{k: v for k, v in settings.items() if k in names})
+    return read_fields(BertConfig, {k: v for k, v in settings.items() if k in names})
 
 
 def _read_tensors(directory: Path) -> tuple[dict[str, np.ndarray], Path]:
     """The tensors, under one set of names, and the file that they come from."""
-    readers = {
-        "model.safetensors": _read_safetensors,
-        "pytorch_model.bin": _read_pytorch,
-    }
-    there = [name for name in readers if (directory / name).is_file()]
+    there = [name for name in WEIGHTS if (directory / name).is_file()]
     if not there:
-        raise WeightsError(f"{directory} holds none of {', '.join(readers)}")
+        raise WeightsError(f"{directory} holds none of {', '.join(WEIGHTS)}")
     file = directory / there[0]
     tensors: dict[str, np.ndarray] = {}
-    for stored, tensor in readers[file.name](file).items():
+    for stored, tensor in read_tensors(file).items():
         if stored.endswith("position_ids"):  # a buffer of older files: 0, 1, 2, ...
             continue
         name = stored.removeprefix("bert.")
@@ -264,32 +269,3 @@ def _read_tensors(directory: Path) -> tuple[dict[str, np.ndarray], Path]:
             raise WeightsError(f"{file} holds {name} twice, also as {stored}")
         tensors[name] = tensor
     return tensors, file
-
-
-def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            names = opened.keys()
-            return {name: opened.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise WeightsError(f"{file} cannot be read: {error}") from error
-
-
-def _read_pytorch(file: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise WeightsError(
-            f"{file} is in PyTorch's format: install torch to read it, or convert it "
-            "to model.safetensors where torch is"
-        ) from error
-    try:
-        # Tensors alone: a pickle of anything else could run code.
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{file} cannot be read: {error}") from error
-    return {
-        # NumPy has no bfloat16 for torch to convert to.
-        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        for name, tensor in tensors.items()
-    }

@@ -1,17 +1,18 @@
 """What is particular to runs on text, see `experiments.kinds.Kind`."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.batches import Arrays
 from experiments.datasets import default_data_dir
 from experiments.errors import ConfigError, DataError, VocabularyError, cannot_write
 from experiments.task import Model, Task
 from experiments.text import classification, question_answering
 from experiments.text.config import TextConfig
 from experiments.text.data import (
+    QuestionSet,
     TextDataset,
     labelled_files,
     read_glue_task,
@@ -23,6 +24,7 @@ from experiments.text.huggingface import save_bert
 from experiments.text.network import Network, check_weights
 from experiments.text.tokenization import (
     WordPiece,
+    copy_vocabulary,
     load_wordpiece,
     vocabulary_files,
 )
@@ -91,7 +93,27 @@ def load_text(config: TextConfig, data_dir: Path | None = None) -> TextDataset:
       DataError: a file is missing, or does not hold what it should.
     """
     wordpiece = load_wordpiece(vocabulary_of(config), config.model.vocab_size)
-    return _family(config).read(config, wordpiece, data_dir or default_data_dir())
+    data = _family(config).read(config, wordpiece, data_dir or default_data_dir())
+    rows = data.evaluation
+    rows = rows.windows.features if isinstance(rows, QuestionSet) else rows.arrays
+    for arrays in (data.train.arrays, rows):
+        _check_ids(config, arrays)
+    return data
+
+
+def _check_ids(config: TextConfig, arrays: Arrays) -> None:
+    """Raises if a lookup would reach beyond its table: jax fills in NaN there."""
+    for array, field in (
+        ("input_ids", "vocab_size"),
+        ("token_type_ids", "type_vocab_size"),
+    ):
+        largest, size = int(arrays[array].max()), getattr(config.model, field)
+        if largest >= size:
+            reason = "two texts in a row need two" if array == "token_type_ids" else ""
+            raise ConfigError(
+                f"model.{field}={size} is too small for {config.data.name}, whose "
+                f"{array} reach {largest}" + (f": {reason}" if reason else "")
+            )
 
 
 def text_task(config: TextConfig) -> Task:
@@ -128,9 +150,7 @@ def keep_sources(config: TextConfig, run: Path) -> None:
     """Copies the vocabulary into the run, so that nothing outside is needed later."""
     folder = run / VOCABULARY
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in vocabulary_files(vocabulary_of(config)):
-            shutil.copyfile(file, folder / file.name)
+        copy_vocabulary(vocabulary_of(config), folder)
     except OSError as error:
         raise cannot_write(folder, error) from error
 
@@ -150,10 +170,10 @@ def export(
     config: TextConfig, params: Any, run: Path, out: Path, vocabulary: Path | None
 ) -> None:
     """Writes a Hugging Face directory, with the vocabulary that lies in the run."""
-    files = vocabulary_files(vocabulary or run / VOCABULARY)
+    source = vocabulary or run / VOCABULARY
+    vocabulary_files(source)  # says what is missing before anything is written
     try:
         save_bert(out, _family(config).network(config).module(params))
-        for file in files:
-            shutil.copyfile(file, out / file.name)
+        copy_vocabulary(source, out)
     except OSError as error:
         raise cannot_write(out, error) from error

@@ -1,5 +1,7 @@
 """WordPiece: the tokens of BERT, and where in the text each comes from."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +13,7 @@ from experiments.errors import VocabularyError
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 FILES = ("tokenizer.json", "vocab.txt")
+SETTINGS = "tokenizer_config.json"
 CHUNK = 1024  # texts; the library's record of a text is many times larger than ours
 
 
@@ -92,25 +95,29 @@ class WordPiece:
 def load_wordpiece(path: str | Path, vocab_size: int | None = None) -> WordPiece:
     """Reads a vocabulary.
 
-    ``tokenizer.json`` says itself how text is normalised; for ``vocab.txt``, one entry
-    a line, it is that of the uncased BERT: lower case, no accents, no control
-    characters, every Chinese character a word.
+    ``tokenizer.json`` says itself how text is normalised. For ``vocab.txt``, one entry
+    a line, ``tokenizer_config.json`` beside it may say so: ``do_lower_case``,
+    ``strip_accents`` and ``tokenize_chinese_chars``. By default it is as for the
+    uncased BERT: lower case, no accents, no control characters, every Chinese character
+    a word.
 
     Args:
       path: one of the two files, or a directory that holds one.
-      vocab_size: of the BertConfig whose weights go with it.
+      vocab_size: of the BertConfig whose weights go with it. It may be larger by what
+        fills it up to a multiple of 8, 16, 32 or 64.
 
     Returns:
       The tokenizer; special tokens that stand in a text are understood as such.
 
     Raises:
-      VocabularyError: there is no such file, it is malformed, or it does not have
+      VocabularyError: there is no such file, it is malformed, or it is not one of
         ``vocab_size`` entries.
     """
     path = vocabulary_files(path)[0]
     read = _read_json if path.suffix == ".json" else _read_vocabulary
     wordpiece = WordPiece(read(path), path)
-    if vocab_size is not None and len(wordpiece) != vocab_size:
+    fitting = {-(-len(wordpiece) // m) * m for m in (1, 8, 16, 32, 64)}
+    if vocab_size is not None and vocab_size not in fitting:
         raise VocabularyError(
             f"{path} has {len(wordpiece)} entries, but the weights are for "
             f"vocab_size={vocab_size}: take the vocabulary that came with them"
@@ -138,6 +145,21 @@ def vocabulary_files(path: str | Path) -> list[Path]:
     return [path]
 
 
+def copy_vocabulary(path: str | Path, folder: Path) -> None:
+    """Copies a vocabulary, with what says how its text is normalised.
+
+    Raises:
+      OSError: it cannot be written.
+      VocabularyError: there is none.
+    """
+    files = vocabulary_files(path)
+    files += [f for f in (files[0].with_name(SETTINGS),) if f.is_file()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        if file.resolve() != (folder / file.name).resolve():
+            shutil.copyfile(file, folder / file.name)
+
+
 def _read_json(file: Path) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
@@ -151,7 +173,10 @@ def _read_json(file: Path) -> tokenizers.Tokenizer:
 
 def _read_vocabulary(file: Path) -> tokenizers.Tokenizer:
     try:
-        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        # A byte order mark and blank lines at the end are an editor's, not entries.
+        lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    except OSError as error:
+        raise VocabularyError(f"{file} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise VocabularyError(f"{file} is not UTF-8: {error}") from error
     entries: dict[str, int] = {}
@@ -163,9 +188,43 @@ def _read_vocabulary(file: Path) -> tokenizers.Tokenizer:
             )
     model = tokenizers.models.WordPiece(entries, unk_token="[UNK]")
     tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.normalizer = _normalizer(file, entries)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.add_special_tokens(
         [name for name in (*SPECIAL, "[MASK]") if name in entries]
     )
     return tokenizer
+
+
+def _normalizer(
+    file: Path, entries: dict[str, int]
+) -> tokenizers.normalizers.BertNormalizer:
+    """What is done to text before it is divided, by the file beside ``vocab.txt``."""
+    settings: dict[str, bool | None] = {
+        "do_lower_case": None,
+        "strip_accents": None,
+        "tokenize_chinese_chars": True,
+    }
+    beside = file.with_name(SETTINGS)
+    if beside.is_file():
+        try:
+            stored = json.loads(beside.read_text(encoding="utf-8-sig"))
+            settings |= {name: stored[name] for name in settings if name in stored}
+        except (OSError, ValueError, TypeError) as error:
+            raise VocabularyError(f"{beside} cannot be read: {error}") from error
+        for name, value in settings.items():
+            if not isinstance(value, bool | None):
+                raise VocabularyError(f"{beside}: {name} must be a truth value")
+    lower = settings["do_lower_case"]
+    cased = [entry for entry in entries if entry != entry.lower() and entry[0] != "["]
+    if lower is None and cased:
+        raise VocabularyError(
+            f"{file} has entries in upper case, such as {cased[0]!r}: say in "
+            f"{SETTINGS} beside it whether text is put in lower case, "
+            '{"do_lower_case": false} for a cased model'
+        )
+    return tokenizers.normalizers.BertNormalizer(
+        lowercase=lower is not False,
+        strip_accents=settings["strip_accents"],
+        handle_chinese_chars=bool(settings["tokenize_chinese_chars"]),
+    )

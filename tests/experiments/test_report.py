@@ -152,5 +152,6 @@ def test_what_is_not_there_is_named(store, tmp_path, capsys):
         gather([run])
     (run / "evaluation.json").unlink()
     assert main(["report", str(run), "--out", str(tmp_path / "out")]) == 1
-    message = f"error: {run} was not evaluated; do it with\n  python -m experiments evaluate {run}"
+    message = f"error: {run} was not evaluated; do it with\n  "
+    message += f"python -m experiments evaluate {run}"
     assert message in capsys.readouterr().err

@@ -12,7 +12,7 @@ from flax import nnx
 
 import cram_jax
 from experiments.batches import Examples
-from experiments.config import Method
+from experiments.config import Rule
 from experiments.errors import ConfigError, NonFiniteLoss, RunError
 from experiments.images.catalogue import CATALOGUE
 from experiments.images.data import Dataset
@@ -25,7 +25,7 @@ from experiments.targets import projector
 from experiments.training import train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-METHODS = typing.get_args(Method)
+METHODS = typing.get_args(Rule)
 
 
 def first_batch(config, data):

@@ -15,9 +15,9 @@ from experiments.images.resnet import Bottleneck, ResNet
 from experiments.images.torchvision import (
     from_state_dict,
     load_torchvision,
-    read_tensors,
     torch_name,
 )
+from experiments.weight_files import read_tensors
 
 SOURCE = "x.pth as resnet"
 
@@ -154,8 +154,8 @@ def test_safetensors_come_back_whatever_their_dtype(tmp_path, dtype):
     ("name", "content", "message"),
     [
         ("x.safetensors", None, "there is no file .*x.safetensors"),
-        ("x.safetensors", b"no", "x.safetensors is not a safetensors file: "),
-        ("x.h5", b"no", "x.h5 must be a .safetensors, .pth or .pt file"),
+        ("x.safetensors", b"no", "x.safetensors cannot be read as safetensors: "),
+        ("x.h5", b"no", "x.h5 must be a .safetensors, .pth, .pt or .bin file"),
     ],
 )
 def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
