@@ -14,26 +14,32 @@ from cram_jax.losses import subsampled
 from cram_jax.sparsity import n_m, top_k
 from cram_jax.quantization import fake_quant
 from cram_jax.combinators import compose, identity, one_of
-from cram_jax.caching import cached
+from cram_jax.caching import CachedState, cached
 from cram_jax.projector import Projection, Projector, stateless
 
 # After training.
 from cram_jax.compress import compress, keep_pruned
 from cram_jax.second_order import second_order_prune
 from cram_jax.batch_norm import recalibrate
-from cram_jax.report import sparsity_report
+from cram_jax.report import SparsityReport, sparsity_report
 
 # What projectors are built on.
-from cram_jax.leaves import all_but, matching, prunable
+from cram_jax.axes import Axes, axes_of, stacked
+from cram_jax.leaves import Where, all_but, matching, prunable
 from cram_jax.selection import keep_largest
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Axes",
+    "CachedState",
     "CramState",
     "Projection",
     "Projector",
+    "SparsityReport",
+    "Where",
     "all_but",
+    "axes_of",
     "cached",
     "compose",
     "compress",
@@ -52,6 +58,7 @@ __all__ = [
     "sam",
     "second_order_prune",
     "sparsity_report",
+    "stacked",
     "stateless",
     "subsampled",
     "top_k",

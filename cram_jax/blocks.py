@@ -1,67 +1,25 @@
 """Blocks of weights that are kept or removed together."""
 
 import math
-from collections.abc import Callable, Sequence
 from types import EllipsisType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.projector import apply_masks
+from cram_jax.axes import Axes
 from cram_jax.reshaping import join_axes, split_axis
 
 Block: TypeAlias = tuple[int | EllipsisType | None, ...]
-"""Shape of a block along the last axes of a leaf, see `cram_jax.top_k`."""
+"""Shape of a block of inputs x outputs, see `cram_jax.top_k`."""
 
-Compress: TypeAlias = Callable[
-    [Sequence[jax.Array]], Sequence[tuple[jax.Array, jax.Array]]
-]
-"""From leaves to one ``(values, mask)`` each."""
+Sides: TypeAlias = tuple[int, ...]
+"""How many entries of each axis of a leaf a block holds."""
 
 
-def by_block(compress: Compress, block: Block) -> Compress:
-    """Makes a function that prunes single weights prune blocks of them.
-
-    Args:
-      compress: prunes by magnitude. It sees the root mean square of every block, in
-        float32 at least, and only of leaves that the block divides.
-      block: the shape of a block.
-
-    Returns:
-      The function; leaves that the block does not divide stay as they are.
-    """
-
-    def compress_blocks(
-        leaves: Sequence[jax.Array],
-    ) -> list[tuple[jax.Array, jax.Array]]:
-        cuts = [_cut(jnp.shape(leaf), block) for leaf in leaves]
-        if not any(cuts):
-            raise ValueError(
-                f"block={block} divides no prunable leaf, got shapes "
-                f"{[jnp.shape(leaf) for leaf in leaves]}"
-            )
-        masks = iter(
-            mask
-            for _, mask in compress(
-                [_rms(leaf, cut) for leaf, cut in zip(leaves, cuts, strict=True) if cut]
-            )
-        )
-        pairs = []
-        for leaf, cut in zip(leaves, cuts, strict=True):
-            if cut is None:
-                pairs.append((leaf, jnp.ones_like(leaf, dtype=bool)))
-                continue
-            mask = join_axes(jnp.broadcast_to(next(masks), cut), leaf)
-            pairs.append((apply_masks(mask, leaf), mask))
-        return pairs
-
-    return compress_blocks
-
-
-def check_block(block: Block) -> None:
-    """Raises a ValueError unless it is the shape of a block."""
+def block_value(block: Any) -> Block:
+    """The shape of a block, checked."""
     sides = block[1:] if isinstance(block, tuple) and block[:1] == (...,) else block
     if (
         not isinstance(sides, tuple)
@@ -73,6 +31,8 @@ def check_block(block: Block) -> None:
             f"axis, perhaps after a leading ..., such as (1, 4) or (..., 1), got "
             f"{block!r}"
         )
+    whole = (...,) if sides is not block else ()
+    return (*whole, *(None if side is None else int(side) for side in sides))
 
 
 def _is_positive(side: object) -> bool:
@@ -80,28 +40,90 @@ def _is_positive(side: object) -> bool:
     return is_integer and side >= 1  # type: ignore[operator]
 
 
-def _cut(shape: tuple[int, ...], block: Block) -> tuple[int, ...] | None:
-    """Each axis as two, blocks and places in a block; None if it cannot be cut."""
+def sides_of_block(
+    shape: tuple[int, ...], axes: Axes, block: Block, *, pad: bool
+) -> Sides | str:
+    """What a block holds of each axis of a leaf, or why it cannot be cut into blocks.
+
+    Args:
+      shape: of the leaf.
+      axes: their roles.
+      block: the shape of a block.
+      pad: whether blocks may reach over the edge.
+    """
+    if not axes.inputs or not axes.outputs:
+        return f"it has no {'outputs' if axes.inputs else 'inputs'} to cut into blocks"
+    if 0 in shape:
+        return "it has no entries"
+    parts = [*((axis,) for axis in axes.windows), axes.inputs, axes.outputs]
     whole = block[0] is ...
     sides = block[1:] if whole else block
-    before = len(shape) - len(sides)
+    before = len(parts) - len(sides)
     if before < 0:
-        return None
-    every = [*(shape[:before] if whole else [1] * before), *sides]
+        return f"it has fewer than {len(sides)} axes to cut into blocks"
+    found = [1] * len(shape)
+    every = [*[None if whole else 1] * before, *sides]
+    for part, side in zip(parts, every, strict=True):
+        sizes = [shape[axis] for axis in part]
+        inside = side if isinstance(side, int) else math.prod(sizes)
+        cut = _cut(sizes, inside, pad)
+        if cut is None:
+            return f"{inside} does not divide its {'x'.join(map(str, sizes))} " + (
+                "inputs"
+                if part == axes.inputs
+                else "outputs"
+                if part == axes.outputs
+                else "windows"
+            )
+        for axis, own in zip(part, cut, strict=True):
+            found[axis] = own
+    return tuple(found)
+
+
+def _cut(sizes: list[int], side: int, pad: bool) -> list[int] | None:
+    """The side of a block along axes that count as one, the last of them fastest."""
     cut: list[int] = []
-    for size, side in zip(shape, every, strict=True):
-        inside = size if side is None else int(side)
-        if inside == 0 or size % inside:
+    for size in reversed(sizes):
+        inside = min(side, size)
+        if not pad and max(side, size) % inside:
             return None
-        cut += [size // inside, inside]
-    return tuple(cut)
+        cut.insert(0, inside)
+        side = side // size if side % size == 0 else 1
+    return cut if side == 1 or pad else None
 
 
-def _rms(leaf: jax.Array, cut: tuple[int, ...]) -> jax.Array:
-    """Root mean square of each block; the axes inside a block have length 1."""
-    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+def block_scores(leaf: jax.Array, sides: Sides) -> jax.Array:
+    """Root mean square of each block, in float32 at least; of what there is of it.
+
+    Args:
+      leaf: of any shape.
+      sides: from `sides_of_block`.
+
+    Returns:
+      One entry a block, with the axes of the leaf.
+    """
+    wide = _padded(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), sides)
     for axis in reversed(range(leaf.ndim)):
-        wide = split_axis(wide, axis, cut[2 * axis + 1])
-    inside = tuple(range(1, len(cut), 2))
-    squares = jnp.sum(wide**2, axis=inside, keepdims=True)
-    return jnp.sqrt(squares / math.prod(cut[1::2]))
+        wide = split_axis(wide, axis, sides[axis])
+    squares = jnp.sum(wide**2, axis=tuple(range(1, wide.ndim, 2)))
+    for axis, (size, side) in enumerate(zip(leaf.shape, sides, strict=True)):
+        inside = np.minimum(side, size - side * np.arange(-(-size // side)))
+        along = [-1 if other == axis else 1 for other in range(leaf.ndim)]
+        squares = squares / inside.reshape(along).astype(squares.dtype)
+    return jnp.sqrt(squares)
+
+
+def spread_over_blocks(mask: jax.Array, leaf: jax.Array, sides: Sides) -> jax.Array:
+    """From a mask with an entry for each block to one for each entry of the leaf."""
+    padded = _padded(leaf, sides)
+    cut: list[int] = []
+    for size, side in zip(mask.shape, sides, strict=True):
+        cut += [size, side]
+    mask = jnp.expand_dims(mask, tuple(range(1, 2 * leaf.ndim, 2)))
+    mask = join_axes(jnp.broadcast_to(mask, cut), padded)
+    return mask[tuple(slice(size) for size in leaf.shape)]
+
+
+def _padded(leaf: jax.Array, sides: Sides) -> jax.Array:
+    width = [(0, -size % side) for size, side in zip(leaf.shape, sides, strict=True)]
+    return jnp.pad(leaf, width) if np.any(width) else leaf

@@ -1,12 +1,19 @@
 """Masks that are kept for several steps (appendix C.6)."""
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from cram_jax.projector import Params, Projection, Projector, apply_masks
+from cram_jax.projector import (
+    Params,
+    Projection,
+    Projector,
+    apply_masks,
+    check_projector,
+)
+from cram_jax.validation import check_integer
 
 
 class CachedState(NamedTuple):
@@ -24,7 +31,7 @@ class CachedState(NamedTuple):
     inner: Any
 
 
-def cached(projector: Projector, *, every: int) -> Projector:
+def cached(projector: Projector, *, every: int) -> "Cached":
     """Computes masks at every ``every``-th use, and applies the last ones in between.
 
     Saves most of a projection, which itself is small beside a gradient: measure before
@@ -53,45 +60,59 @@ def cached(projector: Projector, *, every: int) -> Projector:
 
     Reference: Peste et al., CrAM, ICLR 2023, appendix C.6, arXiv 2207.14200.
     """
-    if not isinstance(projector, Projector):
-        raise TypeError(f"projector must be a Projector, got {projector!r}")
-    if isinstance(every, bool) or not isinstance(every, int | np.integer):
-        raise TypeError(f"every must be an integer, got {every!r}")
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
+    check_projector("projector", projector)
+    check_integer("every", every, 1)
+    return Cached(projector, every=int(every))
 
-    def init(params: Params) -> CachedState:
-        nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=bool), params)
-        return CachedState(
-            jnp.zeros([], jnp.int32), _pack(nothing), projector.init(params)
-        )
+
+@dataclass(frozen=True, repr=False)
+class Cached(Projector):
+    """See `cached`."""
+
+    projector: Projector
+    _: KW_ONLY
+    every: int
+
+    @property
+    def draws(self) -> bool:
+        """If the projector does."""
+        return self.projector.draws
+
+    def notes(self, params: Params) -> list[str]:
+        """What the projector notes."""
+        return self.projector.notes(params)
+
+    def init(self, params: Params) -> CachedState:
+        """No uses, no entry kept."""
+        bits = jax.tree.map(lambda leaf: _pack(jnp.zeros_like(leaf, bool)), params)
+        if not jax.tree.leaves(params):
+            # What optax.tree.map_params asks with: bits are not like parameters.
+            bits = jnp.zeros([], jnp.uint8)
+        return CachedState(jnp.zeros([], jnp.int32), bits, self.projector.init(params))
 
     def project(
-        params: Params, state: CachedState, key: jax.Array | None
+        self, params: Params, state: CachedState, key: jax.Array | None
     ) -> tuple[Projection, CachedState]:
+        """Computes the masks anew, or applies the last ones."""
+
         def refresh() -> tuple[Params, Any]:
-            projection, inner = projector.project(params, state.inner, key)
-            return _pack(projection.masks), inner
+            projection, inner = self.projector.project(params, state.inner, key)
+            return jax.tree.map(_pack, projection.masks), inner
 
         def reuse() -> tuple[Params, Any]:
             return state.bits, state.inner
 
-        bits, inner = jax.lax.cond(state.uses % every == 0, refresh, reuse)
-        masks = _unpack(bits, params)
+        bits, inner = jax.lax.cond(state.uses % self.every == 0, refresh, reuse)
+        masks = jax.tree.map(_unpack, bits, params)
         projection = Projection(apply_masks(masks, params), masks)
         return projection, CachedState(state.uses + 1, bits, inner)
 
-    return Projector(init, project, f"cached({projector.label}, every={every})")
+
+def _pack(mask: jax.Array) -> jax.Array:
+    return jnp.packbits(jnp.atleast_1d(mask), axis=-1)
 
 
-def _pack(masks: Params) -> Params:
-    return jax.tree.map(lambda mask: jnp.packbits(jnp.atleast_1d(mask), axis=-1), masks)
-
-
-def _unpack(bits: Params, params: Params) -> Params:
-    def unpack(packed: jax.Array, leaf: jax.Array) -> jax.Array:
-        last = leaf.shape[-1] if leaf.ndim else 1
-        entries = jnp.unpackbits(packed, axis=-1, count=last)
-        return entries.reshape(leaf.shape).astype(bool)
-
-    return jax.tree.map(unpack, bits, params)
+def _unpack(bits: jax.Array, leaf: jax.Array) -> jax.Array:
+    last = leaf.shape[-1] if leaf.ndim else 1
+    entries = jnp.unpackbits(bits, axis=-1, count=last)
+    return entries.reshape(leaf.shape).astype(bool)

@@ -1,6 +1,7 @@
 """Projectors made of projectors."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -9,17 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.projector import (
-    Family,
     Params,
     Projection,
     Projector,
     apply_masks,
-    stateless,
+    check_projector,
 )
 
 
-def identity() -> Projector:
-    """Leaves the parameters as they are, with masks that are all True.
+def identity() -> "Identity":
+    """Leaves the parameters unchanged, with masks that are all True.
 
     As a member of `one_of` it is a step without compression; in `cram` with
     ``normalize=True`` it makes SAM.
@@ -31,19 +31,38 @@ def identity() -> Projector:
       >>> compress([jnp.array([1.0, 2.0])], identity()).masks
       [Array([ True,  True], dtype=bool)]
     """
+    return Identity()
 
-    def project(params: Params, key: jax.Array | None) -> Projection:
+
+@dataclass(frozen=True, repr=False)
+class Identity(Projector):
+    """See `identity`."""
+
+    @property
+    def draws(self) -> bool:
+        """Never."""
+        return False
+
+    @property
+    def shared(self) -> Hashable:
+        """Itself."""
+        return self
+
+    def project(
+        self, params: Params, state: Any, key: jax.Array | None
+    ) -> tuple[Projection, Any]:
+        """The parameters."""
         del key
         masks = jax.tree.map(lambda leaf: jnp.ones_like(leaf, dtype=bool), params)
-        return Projection(params, masks)
-
-    return stateless(project, "identity()")
+        return Projection(params, masks), state
 
 
 def one_of(
     *projectors: Projector, probabilities: Sequence[float] | None = None
-) -> Projector:
+) -> "OneOf":
     """Draws one of several projectors at every use: the paper's Multi (Algorithm 1).
+
+    Members that differ only in their sparsity share one program.
 
     Args:
       *projectors: what to draw from, at least one.
@@ -60,8 +79,8 @@ def one_of(
 
     Example:
       >>> multi = one_of(top_k(0.5), top_k(0.75))
-      >>> multi.label
-      'one_of(top_k(0.5), top_k(0.75))'
+      >>> multi
+      one_of(top_k(0.5), top_k(0.75))
       >>> params = [jnp.array([[1.0, 2.0, 3.0, 4.0]])]
       >>> compress(params, multi, key=jax.random.key(0)).params
       [Array([[0., 0., 0., 4.]], dtype=float32)]
@@ -69,45 +88,89 @@ def one_of(
     Reference: Peste et al., CrAM, ICLR 2023, Algorithm 1, arXiv 2207.14200.
     """
     _check_members("one_of", projectors)
-    weights = _check_probabilities(probabilities, len(projectors))
-    label = f"one_of({', '.join(member.label for member in projectors)})"
-    family, members = _common_family(projectors)
+    return OneOf(
+        projectors, probabilities=_probabilities_value(probabilities, len(projectors))
+    )
 
-    def init(params: Params) -> tuple[Any, ...]:
-        return tuple(member.init(params) for member in projectors)
 
-    def use(
-        index: int, params: Params, states: tuple[Any, ...], key: jax.Array
-    ) -> tuple[Projection, tuple[Any, ...]]:
-        projection, state = projectors[index].project(params, states[index], key)
-        return projection, (*states[:index], state, *states[index + 1 :])
+@dataclass(frozen=True, repr=False)
+class Combination(Projector):
+    """Projectors, each with a state of its own."""
+
+    projectors: tuple[Projector, ...] = field(metadata={"variadic": True})
+
+    def init(self, params: Params) -> tuple[Any, ...]:
+        """The states of the members."""
+        return tuple(member.init(params) for member in self.projectors)
+
+    def notes(self, params: Params) -> list[str]:
+        """What the members note, each once."""
+        by_leaf = zip(
+            *(member.notes(params) for member in self.projectors), strict=True
+        )
+        return ["; ".join(dict.fromkeys(filter(None, notes))) for notes in by_leaf]
+
+
+@dataclass(frozen=True, repr=False)
+class OneOf(Combination):
+    """See `one_of`."""
+
+    _: KW_ONLY
+    probabilities: tuple[float, ...] | None = None
 
     def project(
-        params: Params, state: tuple[Any, ...], key: jax.Array | None
+        self, params: Params, state: tuple[Any, ...], key: jax.Array | None
     ) -> tuple[Projection, tuple[Any, ...]]:
+        """Draws a member and uses it."""
         if key is None:
-            raise ValueError(f"{label} draws at random: key must be given, got None")
+            raise ValueError(f"{self!r} draws at random: key must be given, got None")
         draw, inner = jax.random.split(key)
-        index = jax.random.choice(draw, len(projectors), p=weights)
-        if family is not None:
-            return family.project(params, members, index), state
-        branches = [partial(use, i) for i in range(len(projectors))]
-        return jax.lax.switch(index, branches, params, state, inner)
+        count = len(self.projectors)
+        weights = self.probabilities
+        index = jax.random.choice(
+            draw,
+            count,
+            p=None if weights is None else jnp.asarray(weights, jnp.float32),
+        )
+        groups = self._groups()
+        branches = [partial(self._use, group, index) for group in groups]
+        if len(groups) == 1:
+            return branches[0](params, state, inner)
+        group_of = [
+            next(i for i, group in enumerate(groups) if member in group)
+            for member in range(count)
+        ]
+        branch = jnp.asarray(group_of)[index]
+        return jax.lax.switch(branch, branches, params, state, inner)
 
-    return Projector(init, project, label)
+    def _groups(self) -> list[list[int]]:
+        """The members that share a program."""
+        groups: dict[Hashable, list[int]] = {}
+        for index, member in enumerate(self.projectors):
+            shared = member.shared
+            groups.setdefault(index if shared is None else (shared,), []).append(index)
+        return list(groups.values())
+
+    def _use(
+        self,
+        group: list[int],
+        index: jax.Array,
+        params: Params,
+        states: tuple[Any, ...],
+        key: jax.Array,
+    ) -> tuple[Projection, tuple[Any, ...]]:
+        first = group[0]
+        member = self.projectors[first]
+        if len(group) > 1:
+            place = np.zeros(len(self.projectors), int)
+            place[group] = range(len(group))
+            members = [self.projectors[i] for i in group]
+            member = member.drawn(members, jnp.asarray(place)[index])
+        projection, state = member.project(params, states[first], key)
+        return projection, (*states[:first], state, *states[first + 1 :])
 
 
-def _common_family(
-    projectors: Sequence[Projector],
-) -> tuple[Family | None, tuple[Any, ...]]:
-    """The family that all projectors are of, if there is one, and its members."""
-    families = [p.family for p in projectors if p.family is not None]
-    if len(families) < len(projectors) or len({f.name for f in families}) > 1:
-        return None, ()
-    return families[0], tuple(family.member for family in families)
-
-
-def compose(*projectors: Projector) -> Projector:
+def compose(*projectors: Projector) -> "Compose":
     """Applies projectors one after the other, such as pruning and then quantising.
 
     An entry is kept if every projector keeps it; what one sets to zero stays zero.
@@ -128,50 +191,57 @@ def compose(*projectors: Projector) -> Projector:
       Array([ 0., -4.,  4.,  0.], dtype=float32)
     """
     _check_members("compose", projectors)
-    label = f"compose({', '.join(member.label for member in projectors)})"
+    return Compose(projectors)
 
-    def init(params: Params) -> tuple[Any, ...]:
-        return tuple(member.init(params) for member in projectors)
+
+@dataclass(frozen=True, repr=False)
+class Compose(Combination):
+    """See `compose`."""
+
+    @property
+    def draws(self) -> bool:
+        """If a member does."""
+        return any(member.draws for member in self.projectors)
+
+    @property
+    def shared(self) -> Hashable:
+        """What the members share, if all can be."""
+        shared = tuple(member.shared for member in self.projectors)
+        return None if None in shared else ("compose", shared)
+
+    def drawn(self, members: Sequence["Compose"], index: jax.Array) -> "Compose":
+        """Itself with members drawn each by itself."""
+        columns = zip(*(member.projectors for member in members), strict=True)
+        return Compose(tuple(column[0].drawn(column, index) for column in columns))
 
     def project(
-        params: Params, state: tuple[Any, ...], key: jax.Array | None
+        self, params: Params, state: tuple[Any, ...], key: jax.Array | None
     ) -> tuple[Projection, tuple[Any, ...]]:
-        keys = (
-            [None] * len(projectors)
-            if key is None
-            else jax.random.split(key, len(projectors))
-        )
+        """Uses the members in turn."""
+        count = len(self.projectors)
+        keys = [None] * count if key is None else jax.random.split(key, count)
         masks = None
         states = []
-        for member, member_state, member_key in zip(
-            projectors, state, keys, strict=True
-        ):
-            (params, kept), member_state = member.project(
-                params, member_state, member_key
-            )
+        for member, own, draw in zip(self.projectors, state, keys, strict=True):
+            (params, kept), own = member.project(params, own, draw)
             masks = (
                 kept if masks is None else jax.tree.map(jnp.logical_and, masks, kept)
             )
             params = apply_masks(masks, params)
-            states.append(member_state)
+            states.append(own)
         return Projection(params, masks), tuple(states)
-
-    return Projector(init, project, label)
 
 
 def _check_members(name: str, projectors: tuple[Projector, ...]) -> None:
     if not projectors:
         raise ValueError(f"{name} needs at least one projector, got none")
     for index, member in enumerate(projectors):
-        if not isinstance(member, Projector):
-            raise TypeError(
-                f"projectors[{index}] of {name} must be a Projector, got {member!r}"
-            )
+        check_projector(f"projectors[{index}] of {name}", member)
 
 
-def _check_probabilities(
+def _probabilities_value(
     probabilities: Sequence[float] | None, count: int
-) -> jax.Array | None:
+) -> tuple[float, ...] | None:
     if probabilities is None:
         return None
     weights = np.asarray(probabilities)
@@ -185,4 +255,4 @@ def _check_probabilities(
             f"probabilities must be {count} numbers >= 0 that add up to 1, one a "
             f"projector, got {probabilities!r}"
         )
-    return jnp.asarray(weights, dtype=jnp.float32)
+    return tuple(weights.tolist())

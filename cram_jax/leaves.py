@@ -1,27 +1,36 @@
 """Which leaves a projector may touch."""
 
+import abc
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from cram_jax.projector import Params, Projection, check_structure, leaf_path
+from cram_jax.axes import Axes, AxesLike, axes_of, check_pattern
+from cram_jax.paths import by_path, named_leaves
+from cram_jax.projector import Params, Projection, Projector
+from cram_jax.values import Value
 
 Where: TypeAlias = Callable[[str, jax.Array], bool] | Any
 """``(path, leaf) -> bool``, or a pytree of bools with the parameters' structure."""
 
 
-def prunable(params: Params, where: Where | None = None) -> list[bool]:
+def prunable(
+    params: Params, where: Where | None = None, axes: AxesLike | None = None
+) -> list[bool]:
     """Says of each leaf, in the order of ``jax.tree.leaves``, whether it may be pruned.
 
     Args:
       params: a pytree of arrays.
       where: ``(path, leaf) -> bool``, or a tree of bools like ``params``. A path is the
-        keys from the root, joined by "/": ``"encoder/dense/kernel"``; in an NNX State
-        that was not made pure it ends in ``"/value"``. By default the leaves of two or
-        more dimensions, which leaves out biases and normalisation.
+        keys from the root, joined by "/": ``"encoder/dense/kernel"``, in an NNX State
+        as in the pure tree. By default the leaves of two or more dimensions, not
+        counting those of stacked layers, that are not a bias, a norm's scale or the
+        like: see `axes_of`.
+      axes: what is known of the axes, see `axes_of`.
 
     Returns:
       One bool a leaf, at least one of them True.
@@ -39,64 +48,127 @@ def prunable(params: Params, where: Where | None = None) -> list[bool]:
       >>> prunable(params, lambda path, leaf: path.endswith("bias"))
       [True, False]
     """
-    leaves = [
-        (leaf_path(path), leaf) for path, leaf in jax.tree.leaves_with_path(params)
-    ]
-    if where is None:
-        chosen = [jnp.ndim(leaf) >= 2 for _, leaf in leaves]
-    elif callable(where):
-        chosen = [bool(where(path, leaf)) for path, leaf in leaves]
-    else:
-        chosen = _bools(where, params)
+    where = where_value(where)
+    leaves = described(params, axes)
+    chosen = [not reason for reason in reasons_against(params, leaves, where)]
     if not any(chosen):
         raise ValueError(
             f"where={where!r} chooses no leaf to prune, expected at least one of "
-            f"{[path for path, _ in leaves]}"
+            f"{[leaf.path for leaf in leaves]}"
             + (" (by default those of two or more dimensions)" if where is None else "")
         )
-    for (path, leaf), is_chosen in zip(leaves, chosen, strict=True):
-        if is_chosen and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+    for leaf, is_chosen in zip(leaves, chosen, strict=True):
+        dtype = jnp.result_type(leaf.value)
+        if is_chosen and not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"params[{path!r}] has dtype {jnp.result_type(leaf).name}, expected a "
-                f"floating dtype; exclude the leaf with `where`"
+                f"params[{leaf.path!r}] has dtype {dtype}, expected a floating dtype; "
+                f"exclude the leaf with `where`"
             )
     return chosen
 
 
-def _bools(where: Any, params: Params) -> list[bool]:
-    check_structure("where, if it is not a function,", where, params)
-    chosen = jax.tree.leaves(where)
-    for leaf in chosen:
-        if not isinstance(leaf, bool):
-            raise TypeError(f"where must be a tree of bools, got the leaf {leaf!r}")
-    return chosen
+class Leaf(NamedTuple):
+    """A parameter, where it is, and what its axes are."""
+
+    path: str
+    value: Any
+    axes: Axes
 
 
-def matching(pattern: str) -> Where:
-    """Leaves of two or more dimensions whose path matches, for ``where``.
+def described(params: Params, axes: AxesLike | None) -> list[Leaf]:
+    """Each leaf of the parameters with its path and axes."""
+    named = named_leaves(params)
+    return [
+        Leaf(path, leaf, own)
+        for (path, leaf), own in zip(named, axes_of(params, axes), strict=True)
+    ]
+
+
+def reasons_against(
+    params: Params, leaves: Sequence[Leaf], where: Where | None
+) -> list[str]:
+    """Why each leaf is not to be pruned; empty if it is."""
+    if where is None or isinstance(where, PathFilter):
+        return [
+            _not_a_matrix(leaf)
+            or ("" if where is None or where.accepts(leaf.path) else "not in `where`")
+            for leaf in leaves
+        ]
+    if callable(where):
+        chosen = [bool(where(leaf.path, leaf.value)) for leaf in leaves]
+    else:
+        chosen = where.like("where", params)
+    return ["" if is_chosen else "not in `where`" for is_chosen in chosen]
+
+
+def _not_a_matrix(leaf: Leaf) -> str:
+    if leaf.axes.is_matrix:
+        return ""
+    layer = " in a layer" if leaf.axes.stack else ""
+    if jnp.ndim(leaf.value) - len(leaf.axes.stack) < 2:
+        return f"fewer than 2 dimensions{layer}"
+    return "added or multiplied, not contracted"
+
+
+def where_value(where: Where | None) -> Any:
+    """A filter of leaves, as a value that compares and hashes."""
+    return by_path("where", where, (bool,), "bools")
+
+
+@dataclass(frozen=True, repr=False)
+class PathFilter(Value, abc.ABC):
+    """Chooses leaves of two or more dimensions by their paths."""
+
+    pattern: str
+
+    def __call__(self, path: str, leaf: jax.Array) -> bool:
+        """Whether a leaf is chosen."""
+        return jnp.ndim(leaf) >= 2 and self.accepts(path)
+
+    @abc.abstractmethod
+    def accepts(self, path: str) -> bool:
+        """Whether the path is one of those to choose."""
+
+
+class Matching(PathFilter):
+    """See `matching`."""
+
+    def accepts(self, path: str) -> bool:
+        """Whether the pattern is found in the path."""
+        return re.search(self.pattern, path) is not None
+
+
+class AllBut(PathFilter):
+    """See `all_but`."""
+
+    def accepts(self, path: str) -> bool:
+        """Whether the pattern is not found in the path."""
+        return re.search(self.pattern, path) is None
+
+
+def matching(pattern: str) -> Matching:
+    """The leaves prunable by default whose path matches, for ``where``.
 
     Args:
       pattern: a regular expression, found anywhere in the path, as ``"^encoder/"``.
 
     Returns:
-      A function ``(path, leaf) -> bool``.
+      A function ``(path, leaf) -> bool``, a value that compares.
 
     Raises:
       ValueError: the pattern is no regular expression.
 
     Example:
       >>> encoder_only = top_k(0.5, scope="layer", where=matching("^encoder/"))
+      >>> encoder_only == top_k(0.5, scope="layer", where=matching("^encoder/"))
+      True
     """
-    expression = _compiled(pattern)
-
-    def where(path: str, leaf: jax.Array) -> bool:
-        return jnp.ndim(leaf) >= 2 and expression.search(path) is not None
-
-    return where
+    check_pattern(pattern)
+    return Matching(pattern)
 
 
-def all_but(pattern: str) -> Where:
-    """Leaves of two or more dimensions whose path does not match, for ``where``.
+def all_but(pattern: str) -> AllBut:
+    """The leaves prunable by default whose path does not match, for ``where``.
 
     Trees do not tell which layer is first or last: name them.
 
@@ -104,7 +176,7 @@ def all_but(pattern: str) -> Where:
       pattern: a regular expression, found anywhere in the path.
 
     Returns:
-      A function ``(path, leaf) -> bool``.
+      A function ``(path, leaf) -> bool``, a value that compares.
 
     Raises:
       ValueError: the pattern is no regular expression.
@@ -112,47 +184,87 @@ def all_but(pattern: str) -> Where:
     Example:
       >>> but_first_and_last = top_k(0.9, where=all_but("^(stem|head)/"))
     """
-    expression = _compiled(pattern)
-
-    def where(path: str, leaf: jax.Array) -> bool:
-        return jnp.ndim(leaf) >= 2 and expression.search(path) is None
-
-    return where
+    check_pattern(pattern)
+    return AllBut(pattern)
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(
-            f"pattern must be a regular expression, got {pattern!r}: {error}"
-        ) from error
-
-
-def project_prunable(
-    params: Params,
-    where: Where | None,
-    compress: Callable[[Sequence[jax.Array]], Sequence[tuple[jax.Array, jax.Array]]],
-) -> Projection:
+class LeafProjector(Projector):
     """Compresses the prunable leaves together, and leaves the others as they are.
 
-    Args:
-      params: a pytree of arrays.
-      where: see `prunable`.
-      compress: from the prunable leaves to one ``(values, mask)`` each.
-
-    Returns:
-      The projection of the whole tree.
+    Attributes:
+      where: which leaves are prunable.
+      axes: what is known of their axes.
     """
-    leaves = jax.tree.leaves(params)
-    structure: Any = jax.tree.structure(params)
-    chosen = prunable(params, where)
-    compressed = iter(
-        compress([leaf for leaf, c in zip(leaves, chosen, strict=True) if c])
-    )
-    pairs = [
-        next(compressed) if c else (leaf, jnp.ones_like(leaf, dtype=bool))
-        for leaf, c in zip(leaves, chosen, strict=True)
-    ]
-    values, masks = zip(*pairs, strict=True)
-    return Projection(structure.unflatten(values), structure.unflatten(masks))
+
+    where: Any
+    axes: Any
+
+    @property
+    def draws(self) -> bool:
+        """Never."""
+        return False
+
+    @property
+    def shared(self) -> Hashable:
+        """Itself."""
+        return self
+
+    @abc.abstractmethod
+    def project_leaves(
+        self, leaves: Sequence[Leaf]
+    ) -> Sequence[tuple[jax.Array, jax.Array]]:
+        """From prunable leaves without an obstacle to one ``(values, mask)`` each."""
+
+    def obstacle(self, leaf: Leaf) -> str:
+        """Why a prunable leaf has to stay as it is; empty if it does not have to."""
+        del leaf
+        return ""
+
+    def notes(self, params: Params) -> list[str]:
+        """Why leaves stay dense, and which axes were assumed of the others."""
+        leaves = described(params, self.axes)
+        return [
+            reason
+            or self.obstacle(leaf)
+            or (f"assumed to be {leaf.axes}" if leaf.axes.assumed else "")
+            for leaf, reason in zip(
+                leaves, reasons_against(params, leaves, self.where), strict=True
+            )
+        ]
+
+    def project(
+        self, params: Params, state: Any, key: jax.Array | None
+    ) -> tuple[Projection, Any]:
+        """Compresses the prunable leaves."""
+        del key
+        chosen = prunable(params, self.where, self.axes)
+        leaves = described(params, self.axes)
+        obstacles = [
+            self.obstacle(leaf) if is_chosen else "-"
+            for leaf, is_chosen in zip(leaves, chosen, strict=True)
+        ]
+        if all(obstacles):
+            raise ValueError(
+                f"{self!r} fits no prunable leaf: "
+                + "; ".join(
+                    f"{leaf.path!r} of shape {jnp.shape(leaf.value)}: {obstacle}"
+                    for leaf, obstacle in zip(leaves, obstacles, strict=True)
+                    if obstacle != "-"
+                )
+            )
+        compressed = iter(
+            self.project_leaves(
+                [x for x, why in zip(leaves, obstacles, strict=True) if not why]
+            )
+        )
+        pairs = [
+            (leaf.value, jnp.ones_like(leaf.value, dtype=bool))
+            if why
+            else next(compressed)
+            for leaf, why in zip(leaves, obstacles, strict=True)
+        ]
+        values, masks = zip(*pairs, strict=True)
+        structure: Any = jax.tree.structure(params)
+        return Projection(
+            structure.unflatten(values), structure.unflatten(masks)
+        ), state

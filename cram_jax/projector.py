@@ -5,11 +5,15 @@ pure value. Training, one-shot compression and export use the same one, so that 
 is trained is what is deployed.
 """
 
+import abc
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
+
+from cram_jax.values import Value
 
 Params: TypeAlias = Any
 """A pytree of floating-point arrays."""
@@ -28,39 +32,97 @@ class Projection(NamedTuple):
     masks: Params
 
 
-class Family(NamedTuple):
-    """Projectors that differ in a number alone, so that one program can serve them all.
+class Projector(Value, abc.ABC):
+    """A value that compresses parameters.
 
-    `one_of` asks for it: a program for each of many sparsities would take longer to
-    compile, and more memory.
-
-    Attributes:
-      name: equal for all of them, and for no others.
-      member: the number of this one.
-      project: ``(params, members, index) -> Projection``, that of ``members[index]``;
-        the index is traced.
+    Projectors are frozen dataclasses: equal ones do the same, they can be static
+    arguments of `jax.jit`, and print as the call that made them. To write one of your
+    own see `stateless`, or inherit from this class.
     """
 
-    name: Hashable
-    member: Any
-    project: Callable[[Params, Sequence[Any], jax.Array], Projection]
+    @property
+    def draws(self) -> bool:
+        """Whether `project` needs a key."""
+        return True
+
+    def init(self, params: Params) -> Any:
+        """The state before the first use: by default none.
+
+        Traces `project` on abstract values, so that what it refuses is refused here.
+
+        Args:
+          params: a pytree of arrays, of which only shapes and dtypes are looked at.
+
+        Returns:
+          A pytree of arrays, often ``()``.
+
+        Raises:
+          ValueError: if `project` would change a structure, shape or dtype.
+        """
+        # A tree without leaves is what optax.tree.map_params asks with.
+        if jax.tree.leaves(params):
+            key = jax.eval_shape(lambda: jax.random.key(0))
+            projection, _ = jax.eval_shape(
+                lambda params, key: self.project(params, (), key), params, key
+            )
+            _check_projection(projection, params, repr(self))
+        return ()
+
+    @abc.abstractmethod
+    def project(
+        self, params: Params, state: Any, key: jax.Array | None
+    ) -> tuple[Projection, Any]:
+        """Compresses parameters.
+
+        Args:
+          params: a pytree of arrays.
+          state: from `init` or the last use.
+          key: a PRNG key, or None if the caller has none to give.
+
+        Returns:
+          The projection, and the state for the next use.
+        """
+
+    def notes(self, params: Params) -> list[str]:
+        """What a report says of each leaf: why it stays dense, or what was assumed."""
+        return [""] * len(jax.tree.leaves(params))
+
+    @property
+    def shared(self) -> Hashable:
+        """Equal for projectors that one program can serve; None if there is none.
+
+        `one_of` asks for it: a program for each of many sparsities would take longer to
+        compile, and more memory.
+        """
+        return None
+
+    def drawn(self, members: Sequence[Any], index: jax.Array) -> Self:
+        """Does what ``members[index]`` does, for a traced index and equal `shared`."""
+        del members, index
+        return self
 
 
-class Projector(NamedTuple):
-    """A pair of pure functions that compress parameters, and a name for them.
+def check_projector(name: str, value: Any) -> None:
+    """Raises a TypeError unless the value is a projector."""
+    if not isinstance(value, Projector):
+        raise TypeError(f"{name} must be a Projector, got {value!r}")
 
-    Attributes:
-      init: ``params -> state``; the state is a pytree of arrays, often ``()``.
-      project: ``(params, state, key) -> (Projection, state)``. ``key`` is a PRNG key,
-        or None where the caller has none to give.
-      label: names the projector in tables, errors and logs, such as ``"top_k(0.9)"``.
-      family: for projectors without a state, what others it can share a program with.
-    """
 
-    init: Callable[[Params], Any]
-    project: Callable[[Params, Any, jax.Array | None], tuple[Projection, Any]]
+@dataclass(frozen=True, repr=False)
+class Stateless(Projector):
+    """See `stateless`."""
+
+    function: Callable[[Params, jax.Array | None], Projection]
     label: str
-    family: Family | None = None
+
+    def __repr__(self) -> str:
+        return self.label
+
+    def project(
+        self, params: Params, state: Any, key: jax.Array | None
+    ) -> tuple[Projection, Any]:
+        """The function's projection."""
+        return self.function(params, key), state
 
 
 def stateless(
@@ -76,7 +138,7 @@ def stateless(
       label: the projector's name in tables and errors.
 
     Returns:
-      A projector whose state is empty.
+      A projector whose state is empty. It equals others of that function and label.
 
     Raises:
       ValueError: at ``init``, if the function changes a structure, shape or dtype.
@@ -95,18 +157,7 @@ def stateless(
       >>> compress({"kernel": jnp.array([[0.1, -2.0]])}, threshold(0.5)).params
       {'kernel': Array([[ 0., -2.]], dtype=float32)}
     """
-
-    def init(params: Params) -> tuple[()]:
-        projection = jax.eval_shape(function, params, jax.random.key(0))
-        _check_projection(projection, params, label)
-        return ()
-
-    def project(
-        params: Params, state: tuple[()], key: jax.Array | None
-    ) -> tuple[Projection, tuple[()]]:
-        return function(params, key), state
-
-    return Projector(init, project, label)
+    return Stateless(function, label)
 
 
 def _check_projection(projection: Any, params: Params, label: str) -> None:

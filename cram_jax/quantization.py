@@ -1,21 +1,18 @@
 """Projectors that round weights to few levels."""
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.leaves import Where, project_prunable
-from cram_jax.projector import (
-    Params,
-    Projection,
-    Projector,
-    safe_denominator,
-    stateless,
-)
+from cram_jax.axes import Axes, AxesLike, axes_value
+from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
+from cram_jax.projector import safe_denominator
+from cram_jax.validation import check_choice, check_flag, check_integer
 
 # Shares of the range that least squares tries: first these, then as many between the
 # neighbours of the best of them.
@@ -30,7 +27,8 @@ def fake_quant(
     per: Literal["channel", "tensor"] = "channel",
     clip: Literal["max", "least_squares"] = "max",
     where: Where | None = None,
-) -> Projector:
+    axes: AxesLike | None = None,
+) -> "FakeQuant":
     """Rounds weights to the values that ``bits``-wide integers can hold, with a scale.
 
     A weight ``w`` becomes ``scale * (q - zero)`` with the integer
@@ -41,20 +39,22 @@ def fake_quant(
       ``2**(bits - 1) - 1``. Otherwise ``q`` is from 0 to ``2**bits - 1``, from the
       smallest to the largest weight (or 0), which suits weights that lean to a side.
     - The range reaches to the largest weight, or, with ``clip="least_squares"``, to
-      where a search finds the least squared error of the rounded weights: better at 4
-      bits and below, and some forty passes over the weights, so rather for `compress`
-      than for every step of a large model.
+      where a search finds the least squared error of the rounded weights: more
+      accurate at 4 bits and below, but about forty passes over the weights: use it in
+      `compress`, not in every training step.
 
-    The result stays in the leaf's dtype, and gradients pass through as if nothing had
-    been rounded. The masks are all True.
+    The result stays in the leaf's dtype, and in its finite range. Gradients pass
+    through as if nothing had been rounded. The masks are all True.
 
     Args:
       bits: width of the integers, 2 <= bits <= 16.
       symmetric: whether positive and negative weights get the same range.
-      per: "channel", a scale for each output channel (the last axis of a Flax kernel;
-        a leaf of fewer than two dimensions has one), or "tensor", one for each leaf.
+      per: "channel", a scale for each output of a layer, and for each row of a lookup
+        table; or "tensor", one for each layer. What is neither a matrix nor a table has
+        one. A layer is a leaf or a slice of stacked layers.
       clip: "max" or "least_squares".
-      where: which leaves, see `prunable`; by default those of two or more dimensions.
+      where: which leaves, see `prunable`.
+      axes: what is known of the axes, see `axes_of`.
 
     Returns:
       A projector.
@@ -74,51 +74,67 @@ def fake_quant(
 
     Reference: Peste et al., CrAM, ICLR 2023, table 16, arXiv 2207.14200.
     """
-    if isinstance(bits, bool) or not isinstance(bits, int | np.integer):
-        raise TypeError(f"bits must be an integer, got {bits!r}")
-    if not 2 <= bits <= 16:
-        raise ValueError(f"bits must be between 2 and 16, got {bits}")
-    if not isinstance(symmetric, bool):
-        raise TypeError(f"symmetric must be True or False, got {symmetric!r}")
-    if per not in ("channel", "tensor"):
-        raise ValueError(f"per must be 'channel' or 'tensor', got {per!r}")
-    if clip not in ("max", "least_squares"):
-        raise ValueError(f"clip must be 'max' or 'least_squares', got {clip!r}")
-    fit = _fit_range if clip == "max" else _fit_least_squares
-    highest = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
+    check_integer("bits", bits, 2, 16)
+    check_flag("symmetric", symmetric)
+    check_choice("per", per, ("channel", "tensor"))
+    check_choice("clip", clip, ("max", "least_squares"))
+    return FakeQuant(
+        int(bits),
+        symmetric=bool(symmetric),
+        per=per,
+        clip=clip,
+        where=where_value(where),
+        axes=axes_value(axes),
+    )
 
-    def round_leaf(leaf: jax.Array) -> jax.Array:
+
+@dataclass(frozen=True, repr=False)
+class FakeQuant(LeafProjector):
+    """See `fake_quant`."""
+
+    bits: int
+    _: KW_ONLY
+    symmetric: bool = True
+    per: Literal["channel", "tensor"] = "channel"
+    clip: Literal["max", "least_squares"] = "max"
+    where: Any = None
+    axes: Any = None
+
+    def project_leaves(
+        self, leaves: Sequence[Leaf]
+    ) -> list[tuple[jax.Array, jax.Array]]:
+        """Rounds each leaf."""
+        return [
+            (self._round(leaf.value, leaf.axes), jnp.ones_like(leaf.value, bool))
+            for leaf in leaves
+        ]
+
+    def _round(self, leaf: jax.Array, axes: Axes) -> jax.Array:
+        fit = _fit_range if self.clip == "max" else _fit_least_squares
+        highest = 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
+        own = _own_scale(axes) if self.per == "channel" else axes.stack
         # bfloat16 cannot hold the ratio w / scale to the nearest of 255 levels.
         wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-        axes = (
-            tuple(range(leaf.ndim - 1)) if per == "channel" and leaf.ndim >= 2 else None
-        )
-        grid = fit(wide, highest, symmetric, axes)
-        rounded = jax.lax.stop_gradient(_rounded(wide, grid).astype(leaf.dtype))
-        return rounded + (leaf - jax.lax.stop_gradient(leaf))
+        over = tuple(axis for axis in range(leaf.ndim) if axis not in own)
+        grid = fit(wide, highest, self.symmetric, over)
+        # The outermost level may lie outside of the dtype, if its range is used up.
+        limit = jnp.finfo(leaf.dtype).max.astype(wide.dtype)
+        rounded = jnp.clip(_rounded(wide, grid), -limit, limit).astype(leaf.dtype)
+        return jax.lax.stop_gradient(rounded) + (leaf - jax.lax.stop_gradient(leaf))
 
-    def compress(leaves: Sequence[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-        return [(round_leaf(leaf), jnp.ones_like(leaf, bool)) for leaf in leaves]
 
-    def project(params: Params, key: jax.Array | None) -> Projection:
-        del key
-        return project_prunable(params, where, compress)
-
-    options = {"symmetric": symmetric, "per": per, "clip": clip}
-    defaults = {"symmetric": True, "per": "channel", "clip": "max"}
-    suffix = "".join(
-        f", {name}={value!r}"
-        for name, value in options.items()
-        if value != defaults[name]
-    )
-    return stateless(project, f"fake_quant({bits}{suffix})")
+def _own_scale(axes: Axes) -> tuple[int, ...]:
+    """The axes along which each entry has a scale of its own."""
+    if not axes.is_matrix:
+        return axes.stack
+    return axes.stack + (axes.lookup or axes.outputs)
 
 
 class _Grid(NamedTuple):
     """The values ``scale * q`` for integers q from ``low`` to ``high``.
 
-    Arrays that broadcast against the leaf. The integers are counted from the one that
-    stands for zero: from ``-zero`` on, in the words of `fake_quant`.
+    Arrays that broadcast against the leaf. Integers are relative to the zero point:
+    they start at ``-zero``, in the words of `fake_quant`.
     """
 
     scale: jax.Array
@@ -132,7 +148,8 @@ class _Attempt(NamedTuple):
     grid: _Grid
 
 
-Axes = tuple[int, ...] | None
+Over: TypeAlias = tuple[int, ...]
+"""The axes along which weights share a grid."""
 
 
 def _levels(leaf: jax.Array, grid: _Grid) -> jax.Array:
@@ -151,32 +168,33 @@ def _grid(
         scale = jnp.maximum(-smallest, largest) / highest
         low = jnp.full_like(scale, -highest)
     else:
-        scale = (largest - smallest) / highest
+        # Each by itself: the difference of the two may be too large for the dtype.
+        scale = largest / highest - smallest / highest
         low = jnp.round(smallest / safe_denominator(scale))
     return _Grid(
         safe_denominator(scale), low, low + (2 * highest if symmetric else highest)
     )
 
 
-def _fit_range(leaf: jax.Array, highest: int, symmetric: bool, axes: Axes) -> _Grid:
-    smallest = jnp.minimum(jnp.min(leaf, axes, keepdims=True), 0)
-    largest = jnp.maximum(jnp.max(leaf, axes, keepdims=True), 0)
+def _fit_range(leaf: jax.Array, highest: int, symmetric: bool, over: Over) -> _Grid:
+    smallest = jnp.min(leaf, over, keepdims=True, initial=0)
+    largest = jnp.max(leaf, over, keepdims=True, initial=0)
     return _grid(smallest, largest, highest, symmetric)
 
 
 def _fit_least_squares(
-    leaf: jax.Array, highest: int, symmetric: bool, axes: Axes
+    leaf: jax.Array, highest: int, symmetric: bool, over: Over
 ) -> _Grid:
     """Tries shares of the range, then alternates between levels and their best scale.
 
     The error has many small dips, so the search is a fine one. Neither half of an
     alternation can make it larger.
     """
-    smallest = jnp.minimum(jnp.min(leaf, axes, keepdims=True), 0)
-    largest = jnp.maximum(jnp.max(leaf, axes, keepdims=True), 0)
+    smallest = jnp.min(leaf, over, keepdims=True, initial=0)
+    largest = jnp.max(leaf, over, keepdims=True, initial=0)
 
     def error(grid: _Grid) -> jax.Array:
-        return jnp.sum((_rounded(leaf, grid) - leaf) ** 2, axes, keepdims=True)
+        return jnp.sum((_rounded(leaf, grid) - leaf) ** 2, over, keepdims=True)
 
     def search(shares: jax.Array, best: _Attempt) -> _Attempt:
         """Tries shares, a first axis of them before the axes of a grid."""
@@ -192,8 +210,8 @@ def _fit_least_squares(
 
     def refine(_: int, grid: _Grid) -> _Grid:
         levels = _levels(leaf, grid)
-        along = jnp.sum(levels * leaf, axes, keepdims=True)
-        scale = along / safe_denominator(jnp.sum(levels**2, axes, keepdims=True))
+        along = jnp.sum(levels * leaf, over, keepdims=True)
+        scale = along / safe_denominator(jnp.sum(levels**2, over, keepdims=True))
         return grid._replace(scale=jnp.where(scale > 0, scale, grid.scale))
 
     ones = jnp.ones_like(largest)

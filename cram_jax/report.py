@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from cram_jax.projector import Params, check_structure, leaf_path
+from cram_jax.leaves import Leaf, described, reasons_against
+from cram_jax.projector import Params, Projector, check_projector, check_structure
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class LeafSparsity:
       size: its number of entries.
       kept: how many of them are kept.
       bytes: its size in memory.
-      note: why it is dense; empty where it is not.
+      note: why it is dense, if it is, or which axes the projector had to assume.
     """
 
     path: str
@@ -84,7 +85,9 @@ class SparsityReport:
         return _table([header, *rows, ("total", "", *_figures(self), "")])
 
 
-def sparsity_report(params: Params, masks: Params | None = None) -> SparsityReport:
+def sparsity_report(
+    params: Params, masks: Params | None = None, projector: Projector | None = None
+) -> SparsityReport:
     """Counts what is kept of every leaf, and the bytes that this could save.
 
     Zeros save nothing by themselves: "packed" is the size of the kept values plus one
@@ -92,43 +95,54 @@ def sparsity_report(params: Params, masks: Params | None = None) -> SparsityRepo
 
     Args:
       params: a pytree of arrays.
-      masks: from `compress`, True where an entry is kept; by default the entries that
-        are not zero count as kept.
+      masks: from `compress`, True where an entry is kept. By default the zeros of
+        leaves that are `prunable` by default count as removed: a bias of zeros is not
+        sparse.
+      projector: what compressed them. It knows why a leaf is dense, and which axes it
+        had to assume.
 
     Returns:
       The report. Leaves that were left dense have a note.
 
     Raises:
+      TypeError: the projector is not a projector.
       ValueError: the masks do not have the structure of the parameters.
 
     Example:
       >>> kernel = jnp.array([[1.0, -4.0], [2.0, 3.0]])
       >>> params = {"bias": jnp.zeros(2), "kernel": kernel}
-      >>> print(sparsity_report(*compress(params, top_k(0.5))))
+      >>> projector = top_k(0.5)
+      >>> print(sparsity_report(*compress(params, projector), projector))
       leaf   shape entries kept sparsity bytes packed
       bias       2       2    2   0.00 %     8      8 dense: fewer than 2 dimensions
       kernel   2x2       4    2  50.00 %    16      9
       total              6    4  33.33 %    24     17
     """
+    leaves = described(params, None)
+    reasons = reasons_against(params, leaves, None)
     if masks is None:
-        masks = jax.tree.map(lambda leaf: leaf != 0, params)
-    check_structure("masks", masks, params)
-    return SparsityReport(
-        tuple(
-            _count(leaf_path(path), leaf, mask)
-            for (path, leaf), mask in zip(
-                jax.tree.leaves_with_path(params), jax.tree.leaves(masks), strict=True
-            )
-        )
+        kept = [
+            jnp.size(leaf.value) if reason else int(jnp.count_nonzero(leaf.value))
+            for leaf, reason in zip(leaves, reasons, strict=True)
+        ]
+    else:
+        check_structure("masks", masks, params)
+        kept = [int(jnp.sum(mask)) for mask in jax.tree.leaves(masks)]
+    if projector is not None:
+        check_projector("projector", projector)
+        reasons = projector.notes(params)
+    return SparsityReport(tuple(map(_count, leaves, kept, reasons)))
+
+
+def _count(leaf: Leaf, kept: int, reason: str) -> LeafSparsity:
+    size = jnp.size(leaf.value)
+    if kept == size:
+        reason = f"dense: {reason}" if reason else "dense"
+    elif not reason.startswith("assumed"):
+        reason = ""
+    return LeafSparsity(
+        leaf.path, jnp.shape(leaf.value), size, kept, leaf.value.nbytes, reason
     )
-
-
-def _count(path: str, leaf: jax.Array, mask: jax.Array) -> LeafSparsity:
-    kept = int(jnp.sum(mask))
-    note = ""
-    if kept == leaf.size:
-        note = "dense" if leaf.ndim >= 2 else "dense: fewer than 2 dimensions"
-    return LeafSparsity(path, leaf.shape, leaf.size, kept, leaf.nbytes, note)
 
 
 def _sparsity(kept: int, size: int) -> float:

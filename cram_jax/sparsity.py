@@ -1,30 +1,30 @@
 """Projectors that set weights to zero."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from fractions import Fraction
-from functools import partial
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.blocks import Block, by_block, check_block
-from cram_jax.leaves import Where, project_prunable
-from cram_jax.projector import (
-    Family,
-    Params,
-    Projection,
-    Projector,
-    apply_masks,
-    stateless,
+from cram_jax.axes import AxesLike, axes_value
+from cram_jax.blocks import (
+    Block,
+    block_scores,
+    block_value,
+    sides_of_block,
+    spread_over_blocks,
 )
+from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
+from cram_jax.projector import apply_masks
 from cram_jax.reshaping import join_axes, split_axis
 from cram_jax.selection import keep_largest, magnitude_key
+from cram_jax.validation import check_choice, check_flag, check_integer
 
 Number: TypeAlias = float | np.floating | np.ndarray | jax.Array
-KeptCount: TypeAlias = Callable[[int], int | jax.Array]
-"""From a number of weights to how many of them stay."""
 
 
 def top_k(
@@ -32,28 +32,32 @@ def top_k(
     *,
     scope: Literal["global", "layer"] = "global",
     block: Block | None = None,
+    pad: bool = False,
     where: Where | None = None,
-) -> Projector:
+    axes: AxesLike | None = None,
+) -> "TopK":
     """Keeps the weights of largest magnitude, exactly as many as the sparsity says.
 
     Of ``size`` weights ``size - floor(sparsity * size)`` stay, counted over all
-    prunable leaves together or in each leaf. Equal magnitudes: the weight that comes
-    first stays.
+    prunable leaves together or in each layer, which is a leaf or a slice of stacked
+    layers. Equal magnitudes: the weight that comes first stays.
     The paper uses the global scope for images, where layers then differ in sparsity,
     and one share for every layer in language models (appendix D).
 
     With ``block``, whole blocks stay or go, by their root mean square, and it is blocks
-    that are counted. It is the shape of a block along the last axes, where None is a
-    whole axis; the axes before are cut into single entries, or are whole after a
-    leading ``...``. For Flax kernels of shape (..., inputs, outputs):
+    that are counted. A block is (inputs, outputs), however the model lays out its
+    kernels; None is all of them. It is one position of a convolution's window, and all
+    of the window after a leading ``...``:
 
-    - ``(1, 4)``: four neighbouring outputs of one input;
+    - ``(4, 2)``: four neighbouring inputs of two outputs;
     - ``(..., 1)``: an output channel, of dense layers and convolutions alike;
-    - ``(..., 64)``: an attention head of 64 units in a kernel (inputs, heads * 64);
-    - ``(1, None, None)``: a head in the output kernel (heads, units, outputs) of
-      ``MultiHeadAttention``; its query, key and value then no longer matter.
+    - ``(None, 64)``: a head of 64 units in the kernel of a query, key or value, be it
+      (inputs, heads * 64) or (inputs, heads, 64);
+    - ``(64, None)``: a head in the output kernel of an attention; its query, key and
+      value then no longer matter.
 
-    A leaf that the block does not divide stays dense; `sparsity_report` lists it.
+    A leaf that the block does not divide stays dense, unless ``pad``: then blocks at
+    the edge hold less. So do lookup tables. `sparsity_report` says so.
 
     The product is exact: 29 % of 100 is 29. The sparsity is read as the decimal that it
     prints as; a traced one, with which it can change from step to step without another
@@ -63,16 +67,19 @@ def top_k(
       sparsity: share of zeros, 0 <= sparsity < 1; a number or a scalar array.
       scope: "global" or "layer".
       block: shape of the blocks; by default single weights.
-      where: which leaves, see `prunable`; by default those of two or more dimensions.
+      pad: whether blocks may be incomplete.
+      where: which leaves, see `prunable`.
+      axes: what is known of the axes, see `axes_of`.
 
     Returns:
-      A projector. Its masks are bool, shaped like the leaves.
+      A projector. Its masks are bool, shaped like the leaves. With a traced sparsity it
+      equals only itself.
 
     Raises:
       ValueError: the sparsity is out of range, the scope unknown, or the block of a
         wrong form; at ``init``, if ``where`` chooses no leaf or the block divides none.
-      TypeError: the sparsity is not a number; at ``init``, if a leaf to prune is not of
-        a floating dtype.
+      TypeError: the sparsity is not a number, or ``pad`` not a bool; at ``init``, if a
+        leaf to prune is not of a floating dtype.
 
     Example:
       >>> params = {"a": jnp.array([[1.0, -4.0]]), "b": jnp.array([[2.0, 3.0]])}
@@ -86,69 +93,123 @@ def top_k(
     Reference: Peste et al., CrAM, ICLR 2023, arXiv 2207.14200.
     """
     check_sparsity(sparsity)
-    if scope not in ("global", "layer"):
-        raise ValueError(f"scope must be 'global' or 'layer', got {scope!r}")
-    if block is not None:
-        check_block(block)
+    check_choice("scope", scope, ("global", "layer"))
+    check_flag("pad", pad)
+    return TopK(
+        _sparsity_value(sparsity),
+        scope=scope,
+        block=None if block is None else block_value(block),
+        pad=bool(pad),
+        where=where_value(where),
+        axes=axes_value(axes),
+    )
 
-    def project_keeping(params: Params, kept: KeptCount) -> Projection:
-        def compress(leaves: Sequence[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-            groups = [leaves] if scope == "global" else [[leaf] for leaf in leaves]
+
+@dataclass(frozen=True, repr=False)
+class TopK(LeafProjector):
+    """See `top_k`."""
+
+    sparsity: Any
+    _: KW_ONLY
+    scope: Literal["global", "layer"] = "global"
+    block: Block | None = None
+    pad: bool = False
+    where: Any = None
+    axes: Any = None
+
+    @property
+    def shared(self) -> Hashable:
+        """Itself with another sparsity."""
+        return None if isinstance(self.sparsity, _Traced) else replace(self, sparsity=0)
+
+    def drawn(self, members: Sequence["TopK"], index: jax.Array) -> "TopK":
+        """Itself with the sparsity of ``members[index]``."""
+        return replace(self, sparsity=_Drawn(tuple(m.sparsity for m in members), index))
+
+    def obstacle(self, leaf: Leaf) -> str:
+        """That the block does not divide the leaf."""
+        sides = self._sides(leaf)
+        return sides if isinstance(sides, str) else ""
+
+    def project_leaves(
+        self, leaves: Sequence[Leaf]
+    ) -> list[tuple[jax.Array, jax.Array]]:
+        """Keeps the largest weights or blocks."""
+        sides = [self._sides(leaf) for leaf in leaves]
+        scores = [
+            leaf.value if own is None else block_scores(leaf.value, own)
+            for leaf, own in zip(leaves, sides, strict=True)
+        ]
+        if self.scope == "global":
+            kept = kept_count(sum(map(jnp.size, scores)), self.sparsity)
+            masks = list(keep_largest(scores, kept))
+        else:
             masks = [
-                mask
-                for group in groups
-                for mask in keep_largest(group, kept(sum(map(jnp.size, group))))
+                self._largest_of_layers(score, leaf.axes.stack)
+                for score, leaf in zip(scores, leaves, strict=True)
             ]
-            return [
-                (apply_masks(mask, x), mask)
-                for x, mask in zip(leaves, masks, strict=True)
+        if self.block is not None:
+            masks = [
+                spread_over_blocks(mask, leaf.value, own)
+                for mask, leaf, own in zip(masks, leaves, sides, strict=True)
             ]
+        return [
+            (apply_masks(mask, leaf.value), mask)
+            for mask, leaf in zip(masks, leaves, strict=True)
+        ]
 
-        chosen = compress if block is None else by_block(compress, block)
-        return project_prunable(params, where, chosen)
+    def _sides(self, leaf: Leaf) -> Any:
+        if self.block is None:
+            return None
+        return sides_of_block(
+            jnp.shape(leaf.value), leaf.axes, self.block, pad=self.pad
+        )
 
-    def project(params: Params, key: jax.Array | None) -> Projection:
-        del key
-        return project_keeping(params, partial(kept_count, sparsity=sparsity))
+    def _largest_of_layers(self, score: jax.Array, stack: tuple[int, ...]) -> jax.Array:
+        size = score.size // max(math.prod(score.shape[a] for a in stack), 1)
+        kept = kept_count(size, self.sparsity)
 
-    def project_one_of(
-        params: Params, sparsities: Sequence[Number], index: jax.Array
-    ) -> Projection:
-        def kept(size: int) -> jax.Array:
-            return jnp.asarray([kept_count(size, s) for s in sparsities])[index]
+        def largest(layer: jax.Array) -> jax.Array:
+            return keep_largest([layer], kept)[0]
 
-        return project_keeping(params, kept)
-
-    traced = isinstance(sparsity, jax.core.Tracer)
-    amount = "traced" if traced else str(sparsity)
-    options = {"scope": None if scope == "global" else scope, "block": block}
-    suffix = "".join(f", {k}={v!r}" for k, v in options.items() if v is not None)
-    label = f"top_k({amount}{suffix})".replace("Ellipsis", "...")
-    # The closures keep ``where`` alive, so that no other has its id.
-    name = ("top_k", scope, block, id(where))
-    family = None if traced else Family(name, sparsity, project_one_of)
-    return stateless(project, label)._replace(family=family)
+        for axis in stack:  # the last becomes the outermost, so that the others stay
+            largest = jax.vmap(largest, in_axes=axis, out_axes=axis)
+        return largest(score)
 
 
-def n_m(n: int, m: int, *, where: Where | None = None) -> Projector:
+def n_m(
+    n: int,
+    m: int,
+    *,
+    stride: int = 1,
+    where: Where | None = None,
+    axes: AxesLike | None = None,
+) -> "NM":
     """Keeps the n largest of every m consecutive weights, such as 2:4.
 
-    Groups run along the input dimension, axis -2 of a Flax kernel of shape
-    (..., inputs, outputs). Equal magnitudes: the earlier one is kept. A leaf whose
-    input dimension m does not divide stays dense; `sparsity_report` lists it.
+    Groups run along the inputs, in every output and every position of a window. If
+    there are several input axes, they run along the last. Equal magnitudes: the earlier
+    one is kept. A leaf whose inputs m does not divide stays dense, and so do lookup
+    tables; `sparsity_report` lists them.
+
+    An engine that groups otherwise says so by ``axes`` and ``stride``: "input" is the
+    axis along which it groups, and with a stride s the members of a group lie s apart:
+    i, i + s, ..., i + (m - 1) s.
 
     Args:
       n: weights kept in each group, 1 <= n <= m.
       m: weights in a group.
-      where: which leaves, see `prunable`; by default those of two or more dimensions.
+      stride: how far the members of a group lie apart, at least 1.
+      where: which leaves, see `prunable`.
+      axes: what is known of the axes, see `axes_of`.
 
     Returns:
       A projector. Its masks are bool, shaped like the leaves.
 
     Raises:
-      ValueError: n or m out of range; at ``init``, if no leaf complies.
-      TypeError: n or m is not an integer; at ``init``, if a leaf to prune is not of a
-        floating dtype.
+      ValueError: n, m or stride out of range; at ``init``, if no leaf complies.
+      TypeError: n, m or stride is not an integer; at ``init``, if a leaf to prune is
+        not of a floating dtype.
 
     Example:
       >>> kernel = jnp.array([[1.0], [4.0], [3.0], [2.0]])
@@ -157,49 +218,95 @@ def n_m(n: int, m: int, *, where: Where | None = None) -> Projector:
 
     Reference: Peste et al., CrAM, ICLR 2023, appendix C.5, arXiv 2207.14200.
     """
-    for name, value in (("n", n), ("m", m)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
+    check_integer("n", n)
+    check_integer("m", m)
+    check_integer("stride", stride, 1)
     if not 1 <= n <= m:
         raise ValueError(f"n must be between 1 and m={m}, got n={n}")
+    return NM(
+        int(n),
+        int(m),
+        stride=int(stride),
+        where=where_value(where),
+        axes=axes_value(axes),
+    )
 
-    def complies(leaf: jax.Array) -> bool:
-        return jnp.ndim(leaf) >= 2 and jnp.shape(leaf)[-2] % m == 0
 
-    def compress(leaves: Sequence[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-        if not any(complies(leaf) for leaf in leaves):
-            raise ValueError(
-                f"m={m} divides the input dimension (axis -2) of no prunable leaf, got "
-                f"shapes {[jnp.shape(leaf) for leaf in leaves]}"
-            )
-        masks = [
-            _largest_of_groups(leaf, n, m)
-            if complies(leaf)
-            else jnp.ones_like(leaf, dtype=bool)
-            for leaf in leaves
+@dataclass(frozen=True, repr=False)
+class NM(LeafProjector):
+    """See `n_m`."""
+
+    n: int
+    m: int
+    _: KW_ONLY
+    stride: int = 1
+    where: Any = None
+    axes: Any = None
+
+    def obstacle(self, leaf: Leaf) -> str:
+        """That the groups do not divide the inputs."""
+        if not leaf.axes.inputs:
+            return "it has no inputs"
+        inputs = jnp.shape(leaf.value)[leaf.axes.inputs[-1]]
+        span = self.m * self.stride
+        return f"{span} does not divide its {inputs} inputs" if inputs % span else ""
+
+    def project_leaves(
+        self, leaves: Sequence[Leaf]
+    ) -> list[tuple[jax.Array, jax.Array]]:
+        """Keeps the largest weights of each group."""
+        masks = [self._largest_of_groups(x.value, x.axes.inputs[-1]) for x in leaves]
+        return [
+            (apply_masks(mask, leaf.value), mask)
+            for mask, leaf in zip(masks, leaves, strict=True)
         ]
-        return list(zip(apply_masks(masks, list(leaves)), masks, strict=True))
 
-    def project(params: Params, key: jax.Array | None) -> Projection:
-        del key
-        return project_prunable(params, where, compress)
+    def _largest_of_groups(self, leaf: jax.Array, axis: int) -> jax.Array:
+        """True where fewer than n of the group come before, by size then place.
 
-    return stateless(project, f"n_m({n}, {m})")
-
-
-def _largest_of_groups(leaf: jax.Array, n: int, m: int) -> jax.Array:
-    """True where fewer than n of the group come before the weight, by size then place.
-
-    m * m comparisons in one fused pass: for groups this small a sort costs more.
-    """
-    keys = split_axis(magnitude_key(leaf), leaf.ndim - 2, m)
-    own, other = keys[..., :, None, :], keys[..., None, :, :]
-    earlier = jnp.tri(m, k=-1, dtype=bool)[:, :, None]
-    ahead = jnp.sum((other > own) | ((other == own) & earlier), axis=-2)
-    return join_axes(ahead < n, leaf)
+        m * m comparisons in one fused pass: for groups this small a sort costs more.
+        """
+        # Axes from ``axis`` on: groups, members and, with a stride, what is between.
+        whole = split_axis(magnitude_key(leaf), axis, self.m * self.stride)
+        keys = split_axis(whole, axis + 1, self.stride) if self.stride > 1 else whole
+        own, other = jnp.expand_dims(keys, axis + 2), jnp.expand_dims(keys, axis + 1)
+        earlier = np.tri(self.m, k=-1, dtype=bool)
+        earlier = np.expand_dims(
+            earlier, [i for i in range(own.ndim) if i not in (axis + 1, axis + 2)]
+        )
+        ahead = jnp.sum((other > own) | ((other == own) & earlier), axis=axis + 2)
+        kept = ahead < self.n
+        return join_axes(join_axes(kept, whole), leaf)
 
 
-def kept_count(size: int, sparsity: Number) -> int | jax.Array:
+@dataclass(frozen=True, eq=False)
+class _Traced:
+    """A traced sparsity, which has no value to compare: it equals only itself."""
+
+    value: jax.Array
+
+    def __repr__(self) -> str:
+        return "traced"
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """The sparsity at a traced index."""
+
+    sparsities: tuple[float, ...]
+    index: jax.Array
+
+
+def _sparsity_value(sparsity: Number) -> Any:
+    """The decimal that a sparsity prints as."""
+    if isinstance(sparsity, jax.core.Tracer):
+        return _Traced(sparsity)
+    if isinstance(sparsity, float | int) and not isinstance(sparsity, np.floating):
+        return sparsity
+    return float(str(np.asarray(sparsity)[()]))
+
+
+def kept_count(size: int, sparsity: Any) -> int | jax.Array:
     """How many of ``size`` weights stay: ``size - floor(sparsity * size)``, exactly.
 
     Args:
@@ -213,6 +320,16 @@ def kept_count(size: int, sparsity: Number) -> int | jax.Array:
       >>> kept_count(100, 0.29), kept_count(3, 1 - 1 / 3)
       (71, 1)
     """
+    if not isinstance(size, int):
+        raise ValueError(
+            f"a sparsity is of a number of weights: the shapes of what is pruned must "
+            f"be known, got {size} weights"
+        )
+    if isinstance(sparsity, _Drawn):
+        counts = [kept_count(size, share) for share in sparsity.sparsities]
+        return jnp.asarray(counts)[sparsity.index]
+    if isinstance(sparsity, _Traced):
+        sparsity = sparsity.value
     if not isinstance(sparsity, jax.core.Tracer):
         exact = Fraction(str(np.asarray(sparsity)[()])) * size
         nearest = round(exact)
@@ -244,9 +361,10 @@ def _floor_product(
 
 def check_sparsity(sparsity: Number) -> None:
     """Raises unless 0 <= sparsity < 1; a traced one is trusted."""
-    if isinstance(sparsity, jax.core.Tracer):
+    is_number = isinstance(sparsity, float | int | np.number | np.ndarray | jax.Array)
+    if is_number and not np.ndim(sparsity) and isinstance(sparsity, jax.core.Tracer):
         return
-    if not isinstance(sparsity, float | int | np.number | np.ndarray | jax.Array):
+    if not is_number or np.ndim(sparsity):
         raise TypeError(
             f"sparsity must be a number with 0 <= sparsity < 1, got {sparsity!r}"
         )

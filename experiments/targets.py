@@ -25,6 +25,9 @@ class Layers(NamedTuple):
 IMAGES = Layers(None, cram_jax.all_but("^(stem|conv1_1|head)/"))
 """Uniform pruning leaves the first and the last layer dense, as the paper's runs do."""
 
+ENGINE_BLOCK = (4, 2)
+"""Inputs and outputs of the blocks that sparse engines run fast."""
+
 ENCODER = Layers(*[cram_jax.matching(r"^bert/layer\d+/.*/kernel$")] * 2)
 """The dense layers of a BERT; its embeddings, pooler and task head stay dense."""
 
@@ -37,8 +40,9 @@ def projector(
     Args:
       target: ``dense``; ``k90`` (90 % of the weights are zero, global magnitude);
         ``u90`` (90 % of every layer, of images of every one but the first and the
-        last); ``2:4`` (n of every m); ``4bit`` (fake quantisation); or several applied
-        in order, such as ``k90+4bit``.
+        last); ``b90`` (the same in blocks of 4 inputs and 2 outputs); ``2:4`` (n of
+        every m); ``4bit`` (fake quantisation); or several applied in order, such as
+        ``k90+4bit``.
       masks_every: uses for which the masks of one projection serve.
       layers: of the network.
 
@@ -83,6 +87,8 @@ def label(target: str) -> str:
             words.append(f"{part[1:]} %")
         elif part.startswith("u"):
             words.append(f"{part[1:]} % uniform")
+        elif part.startswith("b"):
+            words.append(f"{part[1:]} % in blocks")
         elif part.startswith("o"):
             words.append(f"{part[1:]} % second order")
         elif part.endswith("bit"):
@@ -121,7 +127,8 @@ def _part(part: str, target: str, masks_every: int, layers: Layers) -> Projector
     if pruner is None:
         raise ConfigError(
             f"target {target!r} is unknown; expected dense, k90 (sparsity in per "
-            f"cent), u90 (the same in every layer), 2:4 (n of m), 4bit, or several "
+            f"cent), u90 (the same in every layer), b90 (the same in blocks of 4 "
+            f"inputs and 2 outputs), 2:4 (n of m), 4bit, or several "
             f"joined by +, such as k90+4bit; or o90 (second order, when evaluated)"
         )
     return cram_jax.cached(pruner, every=masks_every) if masks_every > 1 else pruner
@@ -133,6 +140,11 @@ def _pruner(part: str, layers: Layers) -> Projector | None:
         if match[1] == "k":
             return cram_jax.top_k(share, where=layers.prunable)
         return cram_jax.top_k(share, scope="layer", where=layers.uniform)
+    if match := re.fullmatch(r"b(\d+(?:\.\d+)?)", part):
+        share = float(Decimal(match[1]) / 100)
+        return cram_jax.top_k(
+            share, scope="layer", block=ENGINE_BLOCK, where=layers.uniform
+        )
     if match := re.fullmatch(r"(\d+):(\d+)", part):
         return cram_jax.n_m(int(match[1]), int(match[2]), where=layers.prunable)
     return None

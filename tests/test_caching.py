@@ -77,5 +77,5 @@ def test_what_it_cannot_keep_is_refused():
             cached(top_k(0.5), every=every)
     with pytest.raises(TypeError, match="projector must be a Projector, got 0.5"):
         cached(0.5, every=2)
-    with pytest.raises(ValueError, match="m=4 divides the input dimension"):
+    with pytest.raises(ValueError, match="4 does not divide its 5 inputs"):
         cached(n_m(2, 4), every=2).init(kernels(1)[0])

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import chex
@@ -8,6 +9,7 @@ import pytest
 import strategies
 from hypothesis import given
 from hypothesis import strategies as st
+from watching import Watched
 
 from cram_jax import (
     Projection,
@@ -32,14 +34,17 @@ def assert_trees_equal(ours, expected):
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
 
 
-def counting(label):
-    """A projector that counts its uses."""
+@dataclasses.dataclass(frozen=True)
+class Counting(Projector):
+    """Counts its uses."""
 
-    def project(params, state, key):
-        del key
+    label: str
+
+    def init(self, params):
+        return jnp.zeros([], jnp.int32)
+
+    def project(self, params, state, key):
         return identity().project(params, (), None)[0], state + 1
-
-    return Projector(lambda params: jnp.zeros([], jnp.int32), project, label)
 
 
 @given(strategies.trees())
@@ -75,7 +80,7 @@ def test_one_of_gives_what_one_member_gives(params, seed):
     [(None, [1 / 3] * 3), ((0.5, 0.0, 0.5), [0.5, 0, 0.5])],
 )
 def test_one_of_draws_with_the_probabilities_it_was_given(probabilities, expected):
-    projector = one_of(*map(counting, "abc"), probabilities=probabilities)
+    projector = one_of(*map(Counting, "abc"), probabilities=probabilities)
     params, draws = {"w": jnp.ones(2)}, 3000
 
     @jax.jit
@@ -156,24 +161,12 @@ def test_compose_keeps_what_every_member_keeps_and_zeros_stay_zero():
 
 def test_compose_hands_each_member_its_state_and_a_key_of_its_own():
     keys = []
-
-    def listening(params, state, key):
-        keys.append(key)
-        return identity().project(params, (), None)[0], state + 1
-
-    member = Projector(lambda params: jnp.zeros([], jnp.int32), listening, "listening")
-    projector = compose(member, counting("count"), member)
+    member = Watched(Counting("a"), lambda params, key, projection: keys.append(key))
+    projector = compose(member, Counting("b"), member)
     params = {"w": jnp.ones(2)}
     _, state = projector.project(params, projector.init(params), KEY)
     assert [int(count) for count in state] == [1, 1, 1]
     assert not (jax.random.key_data(keys[0]) == jax.random.key_data(keys[1])).all()
-
-
-def test_labels_tell_what_is_inside():
-    assert one_of(compose(top_k(0.5), fake_quant(4)), n_m(2, 4), identity()).label == (
-        "one_of(compose(top_k(0.5), fake_quant(4)), n_m(2, 4), identity())"
-    )
-    assert top_k(0.5, scope="layer").label == "top_k(0.5, scope='layer')"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +178,8 @@ def test_one_program_serves_top_k_of_many_sparsities(options):
     params = {"a": jax.random.normal(jax.random.key(0), (6, 8)), "b": jnp.ones((3, 4))}
     members = [top_k(sparsity, **options) for sparsity in (0.29, 0.5, 1 - 1 / 3)]
     together = one_of(*members)
-    apart = one_of(*(member._replace(family=None) for member in members))
+    # Watched members have nothing in common, so that each gets a program.
+    apart = one_of(*(Watched(member, lambda *_: None) for member in members))
 
     def program(multi):
         project = jax.jit(lambda key: compress(params, multi, key=key))

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from recordings import recorded_masks
+from watching import Watched
 
 import cram_jax
 
@@ -113,13 +114,11 @@ def replay(path):
     for step in range(trace.meta["n_steps"]):
         seen = []
         projector = trace.projector(step)
-
-        def project(params, state, key, projector=projector, seen=seen):
-            projection, state = projector.project(params, state, key)
-            seen.append(projection)
-            return projection, state
-
-        transformation = trace.transformation(projector._replace(project=project))
+        watched = Watched(
+            projector,
+            lambda params, key, projection, seen=seen: seen.append(projection),
+        )
+        transformation = trace.transformation(watched)
         x, y = (jnp.asarray(trace.arrays[f"s{step}/{name}"]) for name in "xy")
         loss, grads = jax.value_and_grad(loss_fn)(params, x, y)
         state = transformation.init(params)

@@ -22,7 +22,7 @@ def test_a_stateless_projector_is_its_function():
     projection, state = projector.project(
         PARAMS, projector.init(PARAMS), jax.random.key(0)
     )
-    assert projector.label == "halve"
+    assert repr(projector) == "halve"
     assert state == ()
     assert (projection.params["kernel"] == 0.5).all()
 

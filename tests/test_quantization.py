@@ -184,10 +184,10 @@ def test_unknown_options_are_refused(options, error, match):
 
 
 def test_the_label_names_what_is_not_the_default():
-    assert fake_quant(4).label == "fake_quant(4)"
+    assert repr(fake_quant(4)) == "fake_quant(4)"
     projector = fake_quant(4, symmetric=False, per="tensor", clip="least_squares")
     expected = "fake_quant(4, symmetric=False, per='tensor', clip='least_squares')"
-    assert projector.label == expected
+    assert repr(projector) == expected
 
 
 def test_integer_parameters_are_refused():

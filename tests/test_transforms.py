@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
+from watching import Watched
 
 import cram_jax
 from cram_jax import (
@@ -164,11 +165,8 @@ def test_the_ascent_moves_leaves_that_the_projector_leaves_alone():
     grads = jax.grad(loss_fn)(params, batch)
     seen = []
 
-    def project(tree, state, key):
-        seen.append(tree)
-        return identity().project(tree, state, key)
-
-    transformation = cram(loss_fn, identity()._replace(project=project), rho=0.5)
+    watched = Watched(identity(), lambda tree, key, projection: seen.append(tree))
+    transformation = cram(loss_fn, watched, rho=0.5)
     transformation.update(grads, transformation.init(params), params, batch=batch)
     assert_close(seen[-1], jax.tree.map(lambda p, g: p + 0.5 * g, params, grads))
 
@@ -195,13 +193,10 @@ def test_a_normalised_ascent_has_length_rho(rho):
     params = {"w": jnp.array([[3.0, 0.0], [0.0, 4.0]])}
     seen = []
 
-    def project(tree, state, key):
-        seen.append(tree["w"])
-        return identity().project(tree, state, key)
-
+    watched = Watched(identity(), lambda tree, key, projection: seen.append(tree["w"]))
     transformation = cram(
         lambda params: jnp.sum(params["w"] ** 2),
-        identity()._replace(project=project),
+        watched,
         rho,
         normalize=True,
     )
@@ -378,11 +373,10 @@ def test_compressed_sam_follows_equation_11():
 def test_compressed_sam_draws_alike_in_both_projections():
     drawn = []
 
-    def draw(params, state, key):
+    def listener(params, key, projection):
         drawn.append(jax.random.key_data(key))
-        return identity().project(params, state, None)
 
     params, batch = make_params(), make_batch()
-    rule = compressed_sam(loss_fn, identity()._replace(project=draw))
+    rule = compressed_sam(loss_fn, Watched(identity(), listener))
     rule.update(params, rule.init(params), params, batch=batch)
     np.testing.assert_array_equal(*drawn)

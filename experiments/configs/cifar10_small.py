@@ -4,6 +4,8 @@
     python -m experiments evaluate runs/cifar10_small-cram_plus-seed0
 
 - `cifar10_small`: CrAM+-Multi, 50 to 95 %.
+- `cifar10_small_blocks`: CrAM+-Multi on blocks of 4 inputs and 2 outputs, 50 to 90 % of
+  every layer but the first and the last.
 - `cifar10_small_nm`: CrAM+-N:M, 2:4 or 4:8 with equal chance.
 - `cifar10_small_sgd`, for twice as many epochs.
 - `cifar10_small_sam`.
@@ -28,8 +30,16 @@ config = dataclasses.replace(
     checkpoint_every=2,
 )
 
+_BLOCKS = ("b50", "b70", "b80", "b90")
+
 configs = (
     config,
+    variant(
+        config,
+        "cifar10_small_blocks",
+        targets=_BLOCKS,
+        evaluate=("dense", *_BLOCKS, "k50", "k80", "k90"),
+    ),
     variant(config, "cifar10_small_nm", targets=("2:4", "4:8")),
     variant(config, "cifar10_small_sgd", epochs=2 * config.epochs, method="sgd"),
     variant(config, "cifar10_small_sam", method="sam", rho=0.1),

@@ -69,7 +69,7 @@ def test_differences_are_named_by_their_path():
         ("k7", "top_k(0.07)", "7 %", 0.07),
         (
             "u90",
-            "top_k(0.9, scope='layer')",
+            "top_k(0.9, scope='layer', where=all_but('^(stem|conv1_1|head)/'))",
             "90 % uniform",
             None,
         ),
@@ -84,13 +84,13 @@ def test_differences_are_named_by_their_path():
     ],
 )
 def test_targets_read_as_the_paper_writes_them(target, projector_label, text, share):
-    assert projector(target).label == projector_label
+    assert repr(projector(target)) == projector_label
     assert label(target) == text
     assert sparsity(target) == share
 
 
 def test_masks_can_serve_for_many_steps_but_not_levels():
-    assert projector("k90+4bit", masks_every=20).label == (
+    assert repr(projector("k90+4bit", masks_every=20)) == (
         "compose(cached(top_k(0.9), every=20), fake_quant(4))"
     )
 

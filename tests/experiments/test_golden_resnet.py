@@ -14,6 +14,7 @@ import optax
 import pytest
 from flax import nnx
 from recordings import recorded_masks
+from watching import Watched
 
 import cram_jax
 from experiments.models.resnet import ResNet
@@ -122,14 +123,10 @@ def cram_plus_pass(params, masks, rho, sparsity, **inputs):
     """
     projector = recorded_masks(masks) if sparsity is None else cram_jax.top_k(sparsity)
     seen = []
-
-    def project(params, state, key):
-        seen.append(projector.project(params, state, key)[0])
-        return seen[-1], state
-
-    rule = cram_jax.cram_plus(
-        loss_fn, projector._replace(project=project), rho, has_aux=True
+    watched = Watched(
+        projector, lambda params, key, projection: seen.append(projection)
     )
+    rule = cram_jax.cram_plus(loss_fn, watched, rho, has_aux=True)
     dense = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, batch_stats), grads = dense(params, **inputs)
     direction, state = rule.update(grads, rule.init(params), params, **inputs)

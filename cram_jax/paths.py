@@ -1,0 +1,110 @@
+"""The leaves of parameters by their paths."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import jax
+
+from cram_jax.projector import Params, leaf_path
+
+T = TypeVar("T", bound=Hashable)
+
+
+def named_leaves(tree: Params, types: tuple[type, ...] = ()) -> list[tuple[str, Any]]:
+    """Each leaf with its path, in the order of ``jax.tree.leaves``.
+
+    An NNX Variable is called like its value. So paths in an NNX State, which
+    `flax.nnx.Optimizer` hands to ``init``, are those in the pure tree of ``update``.
+
+    Args:
+      tree: a pytree.
+      types: of nodes that count as leaves.
+
+    Returns:
+      Pairs of path and leaf.
+
+    Example:
+      >>> named_leaves({"dense": {"bias": 1, "kernel": 2}})
+      [('dense/bias', 1), ('dense/kernel', 2)]
+    """
+
+    def is_leaf(node: Any) -> bool:
+        return isinstance(node, types) or _is_variable(node)
+
+    named = []
+    for path, node in jax.tree.leaves_with_path(tree, is_leaf=is_leaf):
+        if not _is_variable(node):
+            named.append((leaf_path(path), node))
+            continue
+        for inner, leaf in jax.tree.leaves_with_path(
+            node, is_leaf=lambda node: isinstance(node, types)
+        ):
+            named.append((leaf_path((*path, *inner[1:])), leaf))
+    return named
+
+
+def _is_variable(node: Any) -> bool:
+    # By name, because Flax is not among what this package needs.
+    return any(
+        parent.__name__ == "Variable" and parent.__module__.startswith("flax.nnx.")
+        for parent in type(node).__mro__
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class ByPath(Generic[T]):
+    """A tree as a value: what it holds at each path.
+
+    Attributes:
+      entries: pairs of path and leaf.
+    """
+
+    entries: tuple[tuple[str, T], ...]
+
+    def __repr__(self) -> str:
+        return repr(dict(self.entries))
+
+    def like(self, name: str, params: Params) -> list[T]:
+        """The entries in the order of the parameters' leaves.
+
+        Args:
+          name: of the argument, for the error.
+          params: what the tree has to be structured like.
+
+        Raises:
+          ValueError: the tree has other paths than the parameters.
+        """
+        own = [path for path, _ in self.entries]
+        expected = [path for path, _ in named_leaves(params)]
+        if own != expected:
+            raise ValueError(
+                f"{name}, if it is not a function, must have the structure of params "
+                f"with the leaves {expected}, got {own}"
+            )
+        return [entry for _, entry in self.entries]
+
+
+def by_path(name: str, tree: Any, types: tuple[type, ...], expected: str) -> Any:
+    """A tree as a `ByPath`; functions, None and what is one already stay as they are.
+
+    Args:
+      name: of the argument, for the error.
+      tree: a function, or a pytree.
+      types: of its leaves.
+      expected: what they are, for the error.
+
+    Raises:
+      TypeError: a leaf is of another type.
+    """
+    # A module of bools may be callable too, but is not a leaf.
+    is_function = callable(tree) and jax.tree_util.all_leaves([tree])
+    if tree is None or is_function or isinstance(tree, ByPath):
+        return tree
+    entries = named_leaves(tree, types)
+    for _, entry in entries:
+        if not isinstance(entry, types):
+            raise TypeError(
+                f"{name} must be a tree of {expected}, got the leaf {entry!r}"
+            )
+    return ByPath(tuple(entries))
