@@ -30,7 +30,8 @@ def _run(jaxpr, consts, args, dtype):
 
     def read(atom):
         if isinstance(atom, jex.Literal):
-            return _array(atom.val, dtype)
+            # A number in a program has the precision of its type.
+            return _array(np.asarray(atom.val, atom.aval.dtype), dtype)
         return values[atom]
 
     for eqn in jaxpr.eqns:
@@ -126,10 +127,15 @@ def _convolution(eqn, params, image, kernel):
     window = kernel.shape[2:]
     axes = tuple(range(2, image.ndim))
     views = np.lib.stride_tricks.sliding_window_view(image, window, axes)
-    views = views[(slice(None),) * 2 + tuple(slice(None, None, s) for s in params["window_strides"])]
+    views = views[
+        (slice(None),) * 2
+        + tuple(slice(None, None, s) for s in params["window_strides"])
+    ]
     groups = params["feature_group_count"]
     outs = []
-    for x, w in zip(np.split(views, groups, 1), np.split(kernel, groups, 0), strict=True):
+    for x, w in zip(
+        np.split(views, groups, 1), np.split(kernel, groups, 0), strict=True
+    ):
         n = len(window)
         summed = [1, *range(2 + n, 2 + 2 * n)]
         outs.append(np.tensordot(x, w, (summed, [1, *range(2, 2 + n)])))
@@ -223,9 +229,11 @@ def _select(predicate, *cases):
 
 
 def _convert(eqn, params, array):
-    return array.astype(np.dtype(params["new_dtype"]), copy=False) if (
-        np.dtype(params["new_dtype"]).kind != "f" or array.dtype.kind != "f"
-    ) else array
+    return (
+        array.astype(np.dtype(params["new_dtype"]), copy=False)
+        if (np.dtype(params["new_dtype"]).kind != "f" or array.dtype.kind != "f")
+        else array
+    )
 
 
 def _iota(eqn, params):
@@ -251,7 +259,9 @@ def _along(function):
 
 
 def _integer_pow(eqn, params, array):
-    return array ** float(params["y"]) if array.dtype.kind == "f" else array ** params["y"]
+    return (
+        array ** float(params["y"]) if array.dtype.kind == "f" else array ** params["y"]
+    )
 
 
 SIMPLE = {

@@ -1,5 +1,6 @@
 """How the factors of axes follow a reshape, a slice, or a meeting of two axes."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -114,9 +115,9 @@ def _common_sizes(axes: Sequence[Axis]) -> list[int] | None:
             tail *= len(factor.ids)
             tails.add(tail)
     cuts = [*sorted(tails, reverse=True), 1]
-    if any(outer % inner for outer, inner in zip(cuts, cuts[1:], strict=False)):
+    if any(outer % inner for outer, inner in itertools.pairwise(cuts)):
         return None
-    return [outer // inner for outer, inner in zip(cuts, cuts[1:], strict=False)]
+    return [outer // inner for outer, inner in itertools.pairwise(cuts)]
 
 
 def take_slice(

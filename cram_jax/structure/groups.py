@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.structure.structure import Leaf, Structure, named_leaves
+from cram_jax.paths import named_leaves
+from cram_jax.structure.structure import Leaf, Structure
 
 Kept: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 """Bool, one a group or a position: True where it stays."""
@@ -25,7 +26,13 @@ def group_masks(structure: Structure, kept: Any) -> Any:
       group along any of its axes.
 
     Example:
-      >>> kept = np.array([True, False, True, True])  # doctest: +SKIP
+      >>> from cram_jax.structure import group_masks, trace_structure
+      >>> def apply(params, x):
+      ...     return jax.nn.relu(x @ params["a"]) @ params["b"]
+      >>> params = {"a": jnp.ones((1, 3)), "b": jnp.ones((3, 2))}
+      >>> structure = trace_structure(apply, params, jnp.ones((1, 1)))
+      >>> group_masks(structure, jnp.array([True, False, True]))["a"]
+      Array([[ True, False,  True]], dtype=bool)
     """
     masks = [_leaf_mask(leaf, kept) for leaf in structure.leaves]
     return structure.treedef.unflatten(masks)
@@ -96,7 +103,8 @@ def kept_groups(structure: Structure, masks: Any) -> Kept:
 
 def _add_kept(kept: Kept, leaf: Leaf, axis: int, mask: Kept) -> None:
     others = tuple(other for other in range(mask.ndim) if other != axis)
-    grid = mask.any(axis=others).reshape([len(groups) for groups in leaf.groups[axis]])
+    sizes = [len(groups) for groups in leaf.groups[axis]]
+    grid: Any = np.any(mask, axis=others).reshape(sizes)
     for part, groups in enumerate(leaf.groups[axis]):
         rest = tuple(other for other in range(grid.ndim) if other != part)
         stays = grid.any(axis=rest) & (groups >= 0)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from jax.extend import core as jex
 
-from cram_jax.structure.equations import shape_of
 from cram_jax.structure.elementwise import Rule
+from cram_jax.structure.equations import shape_of
 from cram_jax.structure.factors import align
 from cram_jax.structure.labels import (
     Axis,

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.extend import core as jex
 
-from cram_jax.structure.equations import shape_of
 from cram_jax.structure import contractions, elementwise, indexing, movement
+from cram_jax.structure.equations import shape_of
 from cram_jax.structure.labels import (
     Ids,
     Key,

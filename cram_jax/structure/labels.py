@@ -1,8 +1,8 @@
 """One integer label for every position of every traced axis, and what is known of it.
 
 An axis is a tuple of factors, outer to inner: a flattened image is (height, width,
-channels), a fused projection is (heads, units). Labels of positions that must be removed
-together are united; `solve` turns the unions into classes.
+channels), a fused projection is (heads, units). Labels of positions that can only be
+removed together are united; `solve` turns the unions into classes.
 """
 
 import bisect

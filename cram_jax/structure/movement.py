@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jax.extend import core as jex
 
-from cram_jax.structure.equations import shape_of
 from cram_jax.structure.elementwise import Rule
+from cram_jax.structure.equations import shape_of
 from cram_jax.structure.factors import (
     ODD_MEETING,
     align,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cram_jax.paths import named_leaves
 from cram_jax.structure.groups import (
     Kept,
     check_kept,
@@ -14,7 +15,7 @@ from cram_jax.structure.groups import (
     kept_positions,
     leaves_like,
 )
-from cram_jax.structure.structure import Structure, named_leaves
+from cram_jax.structure.structure import Structure
 
 
 def shrink(structure: Structure, variables: Any, kept: Any) -> Any:
@@ -53,7 +54,8 @@ def shrink(structure: Structure, variables: Any, kept: Any) -> Any:
     def is_like(tree: Any) -> bool:
         return [path for path, _ in named_leaves(tree)] == paths
 
-    trees, treedef = jax.tree.flatten(variables, is_leaf=is_like)
+    trees = jax.tree.leaves(variables, is_leaf=is_like)
+    treedef: Any = jax.tree.structure(variables, is_leaf=is_like)
     if not any(is_like(tree) for tree in trees):
         leaves_like(structure, "variables", variables)
     cut = [
@@ -80,7 +82,8 @@ def _shrink_tree(structure: Structure, tree: Any, kept: Kept) -> Any:
                 if not positions.all():
                     array = jnp.take(array, np.flatnonzero(positions), axis=axis)
         small.append(array)
-    return jax.tree.structure(tree).unflatten(small)
+    treedef: Any = jax.tree.structure(tree)
+    return treedef.unflatten(small)
 
 
 def small_shapes(structure: Structure, kept: Any) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""The smaller network as a function: the model's own program, with its sizes rewritten."""
+"""The smaller network as a function: the model's program with its sizes rewritten."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from cram_jax.paths import named_leaves
 from cram_jax.structure.groups import Kept, has_groups, kept_positions
 from cram_jax.structure.replay import Replay
 from cram_jax.structure.shrink import as_kept, small_shapes
-from cram_jax.structure.structure import Model, Structure, named_leaves
+from cram_jax.structure.structure import Model, Structure
 from cram_jax.structure.trace import read_program
 
 
@@ -46,7 +47,8 @@ def small_apply(structure: Structure, kept: Any) -> Callable[..., Any]:
       >>> params = {"a": jnp.eye(4), "b": jnp.ones((4, 1))}
       >>> structure = trace_structure(apply, params, jnp.ones((1, 4)))
       >>> kept = np.array([True, False, True, True])
-      >>> small_apply(structure, kept)(shrink(structure, params, kept), jnp.ones((2, 4)))
+      >>> small = shrink(structure, params, kept)
+      >>> small_apply(structure, kept)(small, jnp.ones((2, 4)))
       Array([[3.],
              [3.]], dtype=float32)
     """

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cram_jax import Axes
+from cram_jax.paths import named_leaves
 from cram_jax.structure.costs import Costs
 from cram_jax.structure.interpret import Analysis
 from cram_jax.structure.labels import Ids, Role
@@ -145,6 +147,11 @@ class Structure:
             if reasons
         }
 
+    @property
+    def axes(self) -> Any:
+        """A tree like the variables of `cram_jax.Axes`, for ``axes=`` of projectors."""
+        return self.treedef.unflatten(Axes(*leaf.roles) for leaf in self.leaves)
+
     def part(self, select: Callable[[Any], Any]) -> "Structure":
         """The structure of some of the variables, such as the parameters only.
 
@@ -192,10 +199,8 @@ class Structure:
         return Structure(leaves, families, jax.tree.structure(chosen), self.costs)
 
     def __repr__(self) -> str:
-        return "\n".join(
-            [self._headline(), *self._leaf_lines(), *self._family_lines()]
-            + self._frozen_lines()
-        )
+        lines = [self._headline(), *self._leaf_lines()]
+        return "\n".join([*lines, *self._family_lines(), *self._frozen_lines()])
 
     def _headline(self) -> str:
         return (
@@ -228,19 +233,6 @@ class Structure:
             f"  {'; '.join(reasons)}: {', '.join(names)}"
             for reasons, names in by_reasons.items()
         ]
-
-
-def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Each leaf with its path; an NNX Variable is called like its value."""
-    return [
-        (
-            jax.tree_util.keystr(path, simple=True, separator="/").removesuffix(
-                "/value"
-            ),
-            leaf,
-        )
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    ]
 
 
 def axis_roles(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cram_jax.paths import named_leaves
 from cram_jax.structure.costs import count_costs
 from cram_jax.structure.interpret import Analysis, Input, analyse
 from cram_jax.structure.labels import Ids, Role, Source
@@ -17,7 +18,6 @@ from cram_jax.structure.structure import (
     Model,
     Structure,
     axis_roles,
-    named_leaves,
 )
 
 ONE_SIDED = "nothing computes it or nothing sums over it, so that no channel is removed"
@@ -128,7 +128,8 @@ def _chosen(result: Any, outputs: Callable[[Any], Any] | None) -> list[bool]:
     count = len(jax.tree.leaves(result))
     if outputs is None:
         return [True] * count
-    numbers = jax.tree.structure(result).unflatten(range(count))
+    treedef: Any = jax.tree.structure(result)
+    numbers = treedef.unflatten(range(count))
     picked = jax.tree.leaves(outputs(numbers))
     if not picked or not all(type(n) is int and 0 <= n < count for n in picked):
         raise ValueError(
