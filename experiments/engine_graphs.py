@@ -88,9 +88,7 @@ def _layer(network: engine.GraphBuilder, layer: Layer, x: str, mask: str) -> str
     return _layer_norm(network, layer.output_norm, y)
 
 
-def _block(
-    network: engine.GraphBuilder, block: BasicBlock | Bottleneck, x: str
-) -> str:
+def _block(network: engine.GraphBuilder, block: BasicBlock | Bottleneck, x: str) -> str:
     y = _normalised(network, block.conv1, block.norm1, x, relu=True)
     is_bottleneck = isinstance(block, Bottleneck)
     y = _normalised(network, block.conv2, block.norm2, y, relu=is_bottleneck)

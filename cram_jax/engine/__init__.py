@@ -6,7 +6,9 @@ calibration. It needs llvmlite, ``pip install 'cram_jax[engine]'``, and no compi
 
 from cram_jax.engine.calibration import Calibration
 from cram_jax.engine.engine import Engine, NodeProfile, Profile, compile
-from cram_jax.engine.graph import (
+from cram_jax.engine.files import load
+from cram_jax.engine.graph import Graph, GraphBuilder, Node
+from cram_jax.engine.operations import (
     Add,
     AddPositions,
     Affine,
@@ -16,14 +18,11 @@ from cram_jax.engine.graph import (
     Embedding,
     Flatten,
     Gelu,
-    Graph,
-    GraphBuilder,
     Input,
     LayerNorm,
     Linear,
     MaxPool,
     Mean,
-    Node,
     Operation,
     Relu,
     Softmax,
@@ -70,4 +69,5 @@ __all__ = [
     "batch_norm",
     "compile",
     "interpret",
+    "load",
 ]

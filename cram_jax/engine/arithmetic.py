@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from cram_jax.engine.code import MAGIC, MAGIC_BITS, Kernel, Value
 from cram_jax.engine.llvm import binding, ir
 
-_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2)
-_EXP += (1.6666665459e-1, 5.0000001201e-1)
+_EXP = (
+    *(1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3),
+    *(4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
+)
 # Abramowitz and Stegun, 7.1.26: erf to 1.5e-7.
 _ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 
@@ -156,9 +158,7 @@ def _pair_products(k: Kernel, x: Value, w: Value) -> Value:
     # 255 * 128 still fits into 16 bits.
     products = k.build.mul(k.cast(x, _halves(k)), k.cast(w, _halves(k)))
     products = k.cast(products, k.ints)
-    low = k.build.ashr(
-        k.build.shl(products, k.int_constant(16)), k.int_constant(16)
-    )
+    low = k.build.ashr(k.build.shl(products, k.int_constant(16)), k.int_constant(16))
     return k.build.add(low, k.build.ashr(products, k.int_constant(16)))
 
 

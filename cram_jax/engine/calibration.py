@@ -60,9 +60,7 @@ def find_ranges(calibration: Calibration, observe: Observe) -> dict[str, Range]:
             low, high = bounds[name]
             if high > low:
                 counts[name] += np.histogram(values, BINS, (low, high))[0]
-    return {
-        name: _clipped(calibration, *bounds[name], counts[name]) for name in bounds
-    }
+    return {name: _clipped(calibration, *bounds[name], counts[name]) for name in bounds}
 
 
 def _clipped(

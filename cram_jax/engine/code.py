@@ -23,7 +23,9 @@ class Kernel:
     pointers, integers and, in the lower half, floats.
     """
 
-    def __init__(self, module: Any, name: str, arguments: Sequence[str], target: Target):
+    def __init__(
+        self, module: Any, name: str, arguments: Sequence[str], target: Target
+    ):
         types = ir()
         self.target = target
         self.lanes = target.lanes
@@ -33,9 +35,7 @@ class Kernel:
         self.pointer = types.PointerType()
         self.ints = types.VectorType(self.i32, self.lanes)
         self.floats = types.VectorType(self.f32, self.lanes)
-        kind = types.FunctionType(
-            types.VoidType(), [self.pointer, self.i64, self.i64]
-        )
+        kind = types.FunctionType(types.VoidType(), [self.pointer, self.i64, self.i64])
         self.function = types.Function(module, kind, name)
         self.module = module
         self._arguments = {name: i for i, name in enumerate(arguments)}
@@ -203,7 +203,7 @@ class Kernel:
         return self.build.sitofp(x, self.floats)
 
     def where(self, mask: Value, x: Value, y: Value) -> Value:
-        """x where the lanes of an integer mask are not zero, else y."""
+        """X where the lanes of an integer mask are not zero, else y."""
         chosen = self.build.icmp_signed("!=", mask, self.int_constant(0))
         return self.build.select(chosen, x, y)
 

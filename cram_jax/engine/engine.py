@@ -16,9 +16,10 @@ from cram_jax.engine import tuning
 from cram_jax.engine.calibration import Calibration, as_calibration, find_ranges
 from cram_jax.engine.executor import Program
 from cram_jax.engine.fusion import Lookup, fuse
-from cram_jax.engine.graph import Graph, SpaceToDepth
+from cram_jax.engine.graph import Graph
 from cram_jax.engine.kernels import SparseProduct
 from cram_jax.engine.model import Model, PackedProduct, choose_forms, pack
+from cram_jax.engine.operations import SpaceToDepth
 from cram_jax.engine.plan import Builder
 from cram_jax.engine.reference import space_to_depth
 from cram_jax.engine.targets import Target, choose_target
@@ -32,7 +33,7 @@ def compile(
     *,
     calibration: Calibration | Iterable[Any] | None = None,
     threads: int = 1,
-    target: str | None = None,
+    target: str | Target | None = None,
 ) -> "Engine":
     """Compiles a network whose zeros it then skips.
 
@@ -45,7 +46,8 @@ def compile(
       calibration: examples that make it INT8: a `Calibration`, or batches for one by
         the smallest and largest numbers. None: float32.
       threads: how many work on a call.
-      target: the instruction set, a name in `TARGETS`; by default the best there is.
+      target: the instruction set, a name in `TARGETS` or a `Target`; by default the
+        best that this processor has.
 
     Returns:
       The engine: called with NumPy arrays, it returns NumPy arrays.

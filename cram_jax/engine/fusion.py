@@ -6,21 +6,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from cram_jax.engine.arrays import Pads
-from cram_jax.engine.graph import (
+from cram_jax.engine.graph import Graph, Node, consumers
+from cram_jax.engine.operations import (
     Add,
     Affine,
     Conv,
     Embedding,
     Gelu,
-    Graph,
     Input,
     Linear,
-    Node,
     Operation,
     Relu,
     Tanh,
     TensorType,
-    consumers,
     operation,
     window_pads,
 )
@@ -74,8 +72,8 @@ class Lookup(Operation):
 def fuse(graph: Graph) -> Graph:
     """The same network with products and look-ups that do what follows them, too.
 
-    Batch norm is folded into weights; a sum becomes the residual of one of its terms; an
-    activation is applied before the result is stored. Only values that nothing else
+    Batch norm is folded into weights; a sum becomes the residual of one of its terms;
+    an activation is applied before the result is stored. Only values that nothing else
     reads disappear; a fused node has the name of the last of its parts.
     """
     readers = consumers(graph)

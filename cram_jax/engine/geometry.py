@@ -87,7 +87,7 @@ class Grid:
         return self._cached[size]
 
     def spread(self, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """(..., stride) int32 with values (..., batch, height, width) in their places."""
+        """(..., stride): values (..., batch, height, width) in their places."""
         values = np.asarray(values)
         spread = np.zeros((*values.shape[:-3], self.stride), values.dtype)
         spread[..., self.places(size)] = values

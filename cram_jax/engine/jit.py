@@ -46,7 +46,7 @@ def kernel_address(spec: KernelSpec, target: Target) -> int:
 
 def features(target: Target) -> str:
     """LLVM features that make vectors of the target's width legal."""
-    return "-prefer-256-bit" if target.lanes == 16 and target.is_native() else ""
+    return "-prefer-256-bit" if target.lanes == 16 and target.features else ""
 
 
 def forget_lock() -> None:

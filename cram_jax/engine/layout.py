@@ -1,17 +1,16 @@
 """Which grid each tensor of a graph lies on."""
 
 from cram_jax.engine.geometry import Grid
-from cram_jax.engine.graph import (
+from cram_jax.engine.graph import Graph, Node
+from cram_jax.engine.model import PackedProduct
+from cram_jax.engine.operations import (
     AvgPool,
     Flatten,
-    Graph,
     MaxPool,
     Mean,
-    Node,
     SpaceToDepth,
     Token,
 )
-from cram_jax.engine.model import PackedProduct
 
 Phase = tuple[int, int]
 
@@ -108,4 +107,6 @@ def _shares_grid(node: Node, name: str) -> bool:
     part = node.operation
     if isinstance(part, PackedProduct):
         return part.strides == (1, 1) or name in node.inputs[1:]
-    return not isinstance(part, MaxPool | AvgPool | Mean | Flatten | Token | SpaceToDepth)
+    return not isinstance(
+        part, MaxPool | AvgPool | Mean | Flatten | Token | SpaceToDepth
+    )

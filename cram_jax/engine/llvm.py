@@ -1,6 +1,7 @@
 """LLVM through llvmlite, which is imported here only."""
 
 import ctypes
+import importlib
 import threading
 from functools import cache
 from types import ModuleType
@@ -22,7 +23,7 @@ def binding() -> ModuleType:
       ImportError: llvmlite is not installed; it says what to install.
     """
     try:
-        import llvmlite.binding as llvm
+        llvm = importlib.import_module("llvmlite.binding")
     except ImportError as error:
         raise ImportError(_MESSAGE) from error
     llvm.initialize_native_target()
@@ -38,10 +39,14 @@ def ir() -> ModuleType:
       ImportError: llvmlite is not installed; it says what to install.
     """
     try:
-        import llvmlite.ir as module
+        return importlib.import_module("llvmlite.ir")
     except ImportError as error:
         raise ImportError(_MESSAGE) from error
-    return module
+
+
+def is_x86() -> bool:
+    """Whether this processor is of the family that most instruction sets are for."""
+    return str(binding().get_default_triple()).startswith(("x86_64", "amd64"))
 
 
 class Compiled:
@@ -70,7 +75,9 @@ def machine(cpu: str = "", features: str = "", *, jit: bool = True) -> Any:
     llvm = binding()
     if not cpu:
         cpu = llvm.get_host_cpu_name()
-        features = ",".join(filter(None, (llvm.get_host_cpu_features().flatten(), features)))
+        features = ",".join(
+            filter(None, (llvm.get_host_cpu_features().flatten(), features))
+        )
     target = llvm.Target.from_default_triple()
     return target.create_target_machine(cpu=cpu, features=features, opt=2, jit=jit)
 

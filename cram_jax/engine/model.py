@@ -7,19 +7,17 @@ import numpy as np
 
 from cram_jax.engine.arrays import Pads, conv_size
 from cram_jax.engine.fusion import Product
-from cram_jax.engine.graph import (
+from cram_jax.engine.graph import Graph, Node, consumers
+from cram_jax.engine.operations import (
     Attention,
     AvgPool,
-    Graph,
     Input,
     LayerNorm,
     MaxPool,
     Mean,
-    Node,
     Operation,
     SpaceToDepth,
     TensorType,
-    consumers,
     operation,
 )
 from cram_jax.engine.packing import SparseWeights, pack_kernel
@@ -81,8 +79,8 @@ class PackedProduct(Operation):
         shape: tuple[int | None, ...] = x.shape[:-1]
         if len(shape) == 2:
             shape = tuple(
-                conv_size(size or 0, *rest)
-                for size, *rest in zip(
+                conv_size(size or 0, pads, window, stride)
+                for size, pads, window, stride in zip(
                     shape, self.pads, weights.window, self.strides, strict=True
                 )
             )
@@ -138,13 +136,32 @@ def pack(
             )
             node = Node(node.name, packed, node.inputs)
         nodes.append(node)
-    graph = Graph(tuple(nodes), fused.outputs)
-    forms = choose_forms(graph, ranges is not None)
-    of_bytes = dict(ranges or {})
+    return make_model(Graph(tuple(nodes), fused.outputs), ranges or {})
+
+
+def make_model(graph: Graph, ranges: Mapping[str, Range]) -> Model:
+    """A model of a packed graph, with the form of every tensor.
+
+    Raises:
+      ValueError: a tensor of bytes has no range, or products differ in kind.
+    """
+    int8 = bool(ranges)
     for node in graph.nodes:
-        if is_max_pool(node.operation) and forms[node.name] == {"u8"}:
-            of_bytes[node.name] = of_bytes[node.inputs[0]]
-    return Model(graph, of_bytes, forms)
+        part = node.operation
+        if isinstance(part, PackedProduct) and part.weights.int8 != int8:
+            raise ValueError(
+                f"node {node.name!r} must be {'INT8' if int8 else 'float32'} as ranges "
+                "say"
+            )
+    forms = choose_forms(graph, int8)
+    ranges = dict(ranges)
+    for node in graph.nodes:
+        if "u8" in forms[node.name]:
+            if is_max_pool(node.operation) and forms[node.name] == {"u8"}:
+                ranges[node.name] = ranges[node.inputs[0]]
+            if node.name not in ranges:
+                raise ValueError(f"node {node.name!r} has no range")
+    return Model(graph, ranges, forms)
 
 
 def quantise_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -186,7 +203,9 @@ def choose_forms(graph: Graph, int8: bool) -> dict[str, frozenset[str]]:
         if not wanted or kind.dtype == "int32":
             wanted = {"f32"}
         # Bytes are what these write themselves; elsewhere they are a copy of floats.
-        writes = isinstance(part := node.operation, PackedProduct | Input | SpaceToDepth)
+        writes = isinstance(
+            part := node.operation, PackedProduct | Input | SpaceToDepth
+        )
         writes |= is_max_pool(part) or isinstance(part, LayerNorm)
         if isinstance(part, Attention):
             writes |= kind.features // part.heads % 4 == 0

@@ -1,7 +1,6 @@
 """Sparse weights: which blocks are there, and what is in them."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -20,7 +19,7 @@ class SparseWeights:
       window: height and width of the kernel.
       inputs: channels in.
       outputs: channels out.
-      rows: outputs of a block.
+      rows: outputs of a block: 1, 2 or 4.
       occupied: (groups of outputs, lanes * taps), True for blocks that are there.
       values: (blocks, rows) float32, or (blocks, rows, 4) int8.
       scale: (outputs,) float32, what an integer stands for; None in float32.
@@ -29,7 +28,7 @@ class SparseWeights:
     window: tuple[int, int]
     inputs: int
     outputs: int
-    rows: Literal[1, 2, 4]
+    rows: int
     occupied: np.ndarray
     values: np.ndarray
     scale: np.ndarray | None = None
@@ -92,8 +91,8 @@ class SparseWeights:
         full[self.occupied] = self.values.reshape(-1, self.rows, width)
         full = full.reshape(groups, self.lanes, self.taps, self.rows, width)
         # taps, lanes and width, groups and rows
-        full = full.transpose(2, 1, 4, 0, 3)
-        kernel = full.reshape(self.taps, self.lanes * width, groups * self.rows)
+        moved = full.transpose(2, 1, 4, 0, 3)
+        kernel = moved.reshape(self.taps, self.lanes * width, groups * self.rows)
         kernel = kernel[:, : self.inputs, : self.outputs]
         return kernel.reshape(*self.window, self.inputs, self.outputs)
 
@@ -115,26 +114,33 @@ def pack_kernel(
     is_int8 = kernel.dtype == np.int8
     lanes, depth = lanes_of(inputs, is_int8), 4 if is_int8 else 1
     taps = height * width
-    padded = np.zeros(
-        (taps, lanes * depth, round_up(outputs, UNIT)), kernel.dtype
-    )
+    padded = np.zeros((taps, lanes * depth, round_up(outputs, UNIT)), kernel.dtype)
     padded[:, :inputs, :outputs] = kernel.reshape(taps, inputs, outputs)
-    split = padded.reshape(taps, lanes, depth, -1).transpose(3, 1, 0, 2)
-    split = np.ascontiguousarray(split).reshape(-1, lanes * taps, depth)
+    by_output = padded.reshape(taps, lanes, depth, -1).transpose(3, 1, 0, 2)
+    split = np.ascontiguousarray(by_output).reshape(-1, lanes * taps, depth)
     nonzero = (split != 0).any(axis=2)
     candidates = {}
     for rows in (1, 2, 4):
         occupied = nonzero.reshape(-1, rows, lanes * taps).any(axis=1)
-        candidates[rows] = (int(occupied.sum()) * _cost(rows, is_int8, target), occupied)
+        candidates[rows] = (
+            int(occupied.sum()) * _cost(rows, is_int8, target),
+            occupied,
+        )
     rows = min(candidates, key=lambda r: candidates[r][0])
     occupied = candidates[rows][1]
     grouped = split.reshape(-1, rows, lanes * taps, depth).transpose(0, 2, 1, 3)
-    values = grouped[occupied]
+    values: np.ndarray = grouped[occupied]
     if not is_int8:
         values = values[..., 0]
     values = np.ascontiguousarray(values)
     return SparseWeights(
-        (height, width), inputs, outputs, rows, occupied, values, scale  # type: ignore[arg-type]
+        (height, width),
+        inputs,
+        outputs,
+        rows,
+        occupied,
+        values,
+        scale,
     )
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from cram_jax.engine.fusion import Lookup, Product
-from cram_jax.engine.graph import (
+from cram_jax.engine.graph import Graph
+from cram_jax.engine.operations import (
     Add,
     AddPositions,
     Affine,
@@ -16,7 +17,6 @@ from cram_jax.engine.graph import (
     Embedding,
     Flatten,
     Gelu,
-    Graph,
     LayerNorm,
     Linear,
     MaxPool,

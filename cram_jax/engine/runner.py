@@ -1,10 +1,10 @@
 """The loop that runs a plan: one call for all operations, on any number of threads.
 
-Every thread that calls `run` takes jobs from each operation in turn. ``next`` of a record
-holds an epoch in its upper half and the next job in the lower one. A thread that comes
-late finds nothing of its epoch and returns, so that nobody waits for a thread that the
-system has not scheduled. If ``wait`` is not zero, the next operation starts when so many
-jobs are done.
+Every thread that calls `run` takes jobs from each operation in turn. ``next`` of a
+record holds an epoch in its upper half and the next job in the lower one. A thread
+that comes late finds nothing of its epoch and returns, so that nobody waits for a
+thread that the system has not scheduled. If ``wait`` is not zero, the next operation
+starts when so many jobs are done.
 """
 
 import ctypes

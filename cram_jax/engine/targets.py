@@ -46,9 +46,7 @@ _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
 TARGETS = {
     target.name: target
     for target in (
-        Target(
-            "avx512vnni", 16, 32, 1, "vpdpbusd", True, (*_AVX512, "avx512vnni")
-        ),
+        Target("avx512vnni", 16, 32, 1, "vpdpbusd", True, (*_AVX512, "avx512vnni")),
         Target("avx512", 16, 32, 2, "pmaddwd", True, _AVX512),
         Target("avx2vnni", 8, 16, 1, "vpdpbusd", True, ("avx2", "fma", "avxvnni")),
         Target("avx2", 8, 16, 2, "pmaddwd", True, ("avx2", "fma")),
@@ -58,7 +56,7 @@ TARGETS = {
 """The instruction sets, the fastest first."""
 
 
-def choose_target(name: str | None = None) -> Target:
+def choose_target(name: str | Target | None = None) -> Target:
     """The fastest instruction set of this processor, or the one asked for.
 
     Raises:
@@ -66,14 +64,14 @@ def choose_target(name: str | None = None) -> Target:
     """
     if name is None:
         return next(target for target in TARGETS.values() if target.is_native())
-    if name not in TARGETS:
+    if not isinstance(name, Target) and name not in TARGETS:
         raise ValueError(
             f"target must be one of {', '.join(map(repr, TARGETS))}, got {name!r}"
         )
-    target = TARGETS[name]
+    target = name if isinstance(name, Target) else TARGETS[name]
     if not target.is_native():
         raise ValueError(
-            f"target {name!r} needs {', '.join(target.features)}, which this "
+            f"target {target.name!r} needs {', '.join(target.features)}, which this "
             f"{platform.machine()} processor lacks; leave it out to choose the best"
         )
     return target

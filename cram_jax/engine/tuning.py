@@ -33,7 +33,9 @@ class TileTable:
     """
 
     def __init__(self, path: Path | None = None):
-        self._path = path or cache_folder() / f"tiles-{binding().get_host_cpu_name()}.json"
+        self._path = (
+            path or cache_folder() / f"tiles-{binding().get_host_cpu_name()}.json"
+        )
         self._tiles: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError):
             read = json.loads(self._path.read_text())
@@ -67,12 +69,12 @@ def tile_key(
     shape = (weights.padded_outputs, weights.lanes, weights.taps, len(weights.values))
     kind = "int8" if spec.int8 else "f32"
     form = f"{spec.output}{spec.residual and '+' + spec.residual}{spec.activation}"
-    return f"{target.name} {kind} {spec.rows} {form} {'x'.join(map(str, shape))} {vectors}"
+    return (
+        f"{target.name} {kind} {spec.rows} {form} {'x'.join(map(str, shape))} {vectors}"
+    )
 
 
 def cache_folder() -> Path:
     """Where the user's caches lie."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
     return Path(root).expanduser() / "cram_jax"
-
-

@@ -79,9 +79,7 @@ class Attend(KernelSpec):
                     top[t] = k.max(score, top[t])
             return top
 
-        top = _in_rows(
-            k, length, self.rows, scores, [k.constant(_LOWEST)] * self.tile
-        )
+        top = _in_rows(k, length, self.rows, scores, [k.constant(_LOWEST)] * self.tile)
 
         def exponentials(j: Value, *totals: Value) -> list[Value]:
             results = []
@@ -154,6 +152,7 @@ def _product(
     vectors: Callable[[Value], list[Value]],
 ) -> list[Value]:
     """Sums over ``depth`` of a scalar for each row times the same ``tile`` vectors."""
+
     def accumulate(i: Value, *totals: Value) -> list[Value]:
         operands = vectors(i)
         results = []

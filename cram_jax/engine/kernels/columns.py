@@ -55,8 +55,7 @@ class LayerNormalise(KernelSpec):
         epsilon, one = k.float_argument("epsilon"), k.constant(1)
         root = f"llvm.sqrt.v{k.lanes}f32"
         deviations = [
-            k.div(one, k.call(root, k.floats, k.fma(s, part, epsilon)))
-            for s in squares
+            k.div(one, k.call(root, k.floats, k.fma(s, part, epsilon))) for s in squares
         ]
 
         def normalised(row: Value) -> list[Value]:

@@ -13,7 +13,7 @@ UNIT = 4
 
 @dataclass(frozen=True)
 class SparseProduct(KernelSpec):
-    """``y[o, n] = bias[o] + sum_j weights[o, j] * x[offsets[j] + n]``, and what follows.
+    """``y[o, n] = bias[o] + sum_j weights[o, j] * x[offsets[j] + n]``, and more.
 
     x is (channels, columns) of 32-bit lanes: a float, or four channels as bytes. An
     offset names a channel and, in a convolution, a tap. One job computes ``tile``
@@ -21,7 +21,7 @@ class SparseProduct(KernelSpec):
 
     Attributes:
       int8: bytes in, 32-bit sums; else float32.
-      rows: outputs that share their offsets: those of a block.
+      rows: outputs that share their offsets, those of a block: 1, 2 or 4.
       tile: vectors of columns that stay in registers.
       output: "f32" or, with ``int8``, "u8".
       residual: "f32" or "u8" lanes that are added before the activation, or "".
@@ -37,7 +37,7 @@ class SparseProduct(KernelSpec):
     )
 
     int8: bool
-    rows: Literal[1, 2, 4]
+    rows: int
     tile: int
     output: Literal["f32", "u8"] = "f32"
     residual: Literal["", "f32", "u8"] = ""
@@ -57,7 +57,7 @@ class SparseProduct(KernelSpec):
         epilogue = _Epilogue(k, self, pointers, column)
 
         def unit(u: Value) -> None:
-            values = []
+            values: list[list[Value]] = []
             for group in range(UNIT // self.rows):
                 number = k.plus(k.times(u, UNIT // self.rows), group)
                 sums = self._sums(k, pointers, number, column)
@@ -130,7 +130,9 @@ class _Epilogue:
         self.low = k.float_argument("low")
         self.fill = k.word_argument("fill")
 
-    def row(self, unit: Value, row: Value, place: int, sums: list[Value]) -> list[Value]:
+    def row(
+        self, unit: Value, row: Value, place: int, sums: list[Value]
+    ) -> list[Value]:
         """Finishes one output; stores it unless it is bytes."""
         k, spec = self.k, self.spec
         at = k.plus(k.times(row, self.stride), self.column)

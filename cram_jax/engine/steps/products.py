@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from cram_jax.engine.plan import Builder
 
 
-def product_steps(b: Builder, node: Node) -> list[Step]:
-    """The steps of one product: its columns, in tiles of one or two widths."""
+def emit_product(b: Builder, node: Node) -> None:
+    """Adds the steps of one product: its columns, in tiles of one or two widths."""
     product = node.operation
     assert isinstance(product, PackedProduct)
     weights = product.weights
@@ -55,20 +55,18 @@ def product_steps(b: Builder, node: Node) -> list[Step]:
         fill=y.fill,
         **constants,
     )
-    return tiled_steps(
-        b, node, spec, words, [x] if residual is None else [x, residual], y
-    )
+    _add_tiled(b, node, spec, words, [x] if residual is None else [x, residual], y)
 
 
-def tiled_steps(
+def _add_tiled(
     b: Builder,
     node: Node,
     spec: kernels.SparseProduct,
     words: dict[str, object],
     reads: list[Buffer],
     y: Buffer,
-) -> list[Step]:
-    """The steps of a product for the tile that the plan was told."""
+) -> None:
+    """The steps for the tile that the plan was told."""
     product = node.operation
     assert isinstance(product, PackedProduct)
     weights, vectors = product.weights, y.grid.vectors
@@ -76,11 +74,10 @@ def tiled_steps(
     parts = -(-vectors // tile)
     units = weights.padded_outputs // kernels.UNIT
     chunks = min(units, -(-4 * b.threads // parts)) if b.threads > 1 else 1
-    steps = []
     for size, count, first in tiles_of(vectors, tile):
         share = count * size / vectors
         columns = count * size * y.grid.lanes
-        steps.append(
+        b.steps.append(
             Step(
                 node.name,
                 kernels.SparseProduct(**{**vars(spec), "tile": size}),
@@ -95,7 +92,7 @@ def tiled_steps(
                 ),
             )
         )
-    return steps
+    b.finish(node)
 
 
 def product_constants(
