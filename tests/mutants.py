@@ -264,13 +264,12 @@ MUTANTS = {
             Mutant("one / damping**0.5", "one / damping"),
             Mutant("jnp.sqrt(1 + jnp.sum(v**2", "jnp.sqrt(2 + jnp.sum(v**2"),
             Mutant("(c * (c + 1))", "(c * c)"),
-            Mutant(
-                "jnp.sqrt(2 * jnp.sum(root**2, axis=-1))", "jnp.sqrt(2 * root[..., 0])"
-            ),
+            Mutant("jnp.sqrt(2 * diagonal)", "jnp.sqrt(2 * root[..., 0])"),
             Mutant("weights - along * weights", "weights + along * weights"),
             Mutant("root - along[:, :, None] * row[:, None, :]", "root"),
             Mutant("fori_loop(0, blocks // _PART", "fori_loop(1, blocks // _PART"),
             Mutant("wide(gradients[i]) / count**0.5", "wide(gradients[i])"),
+            Mutant("jnp.isfinite(jnp.sum(g**2) / damping)", "jnp.isfinite(g).all()"),
             Mutant("jnp.where(kept[i], wide", "jnp.where(True, wide"),
             Mutant("jnp.minimum(micro_batch, count - start)", "micro_batch"),
             Mutant("* group + jnp.arange(group)", "* group"),
@@ -290,6 +289,9 @@ MUTANTS = {
             Mutant("moved.astype(leaves[i].dtype)", "moved"),
             Mutant("kept_count(size, share)", "kept_count(size, sparsity)"),
             Mutant("if size % examples_per_gradient:", "if False:"),
+            Mutant("if is_chosen and leaves[i][1].size", "if is_chosen"),
+            Mutant("first = number * examples_per_gradient", "first = number"),
+            Mutant("jnp.where(is_finite, leaves[i], jnp.nan)", "leaves[i]"),
         ],
     ),
 }

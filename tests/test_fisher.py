@@ -96,3 +96,9 @@ def test_single_precision_with_the_smallest_damping_agrees_with_double():
                 root = absorb(root, jnp.asarray(row)[None] / 10)
             results.append(np.asarray(jnp.sum(root**2, -1)))
     np.testing.assert_allclose(*results, rtol=1e-2)
+
+
+def test_a_curvature_beyond_all_digits_makes_no_saliency_undefined():
+    saliencies = fisher.saliency_root(jnp.zeros((1, 2, 2)), jnp.array([[0.0, 1.0]]))
+    assert saliencies[0, 0] == 0
+    assert 1e18 < saliencies[0, 1] < jnp.inf

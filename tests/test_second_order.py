@@ -13,7 +13,14 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import second_order_accuracy as digits
-from cram_jax import compress, second_order_prune, top_k
+from cram_jax import (
+    compose,
+    compress,
+    fake_quant,
+    second_order,
+    second_order_prune,
+    top_k,
+)
 from cram_jax.sparsity import kept_count
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -356,3 +363,33 @@ def test_an_example_reaches_the_loss_as_a_batch_of_one():
         recomputations=1,
     )
     assert set(shapes) == {((1, 3), (1,))}
+
+
+def test_it_is_a_projector_that_composes():
+    params = {"w": small_params()["one"].astype("float32")}
+    examples = examples_for(params, 8)
+    projector = second_order(0.5, linear, examples, recomputations=1)
+    assert projector.label == "second_order(0.5)"
+    expected = second_order_prune(linear, params, examples, 0.5, recomputations=1)
+    jax.tree.map(np.testing.assert_array_equal, compress(params, projector), expected)
+    both = compress(params, compose(projector, fake_quant(4)))
+    jax.tree.map(np.testing.assert_array_equal, both.masks, expected.masks)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        both.params,
+        compress(expected.params, fake_quant(4)).params,
+    )
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_leaves_of_no_entries_change_nothing(scope):
+    params = {"w": small_params()["one"].astype("float32")}
+    empty = {"none": jnp.zeros((0, 3))}
+    prune = partial(
+        second_order_prune, linear, sparsity=0.5, scope=scope, recomputations=1
+    )
+    result = prune(params | empty, examples_for(params | empty, 8))
+    assert result.params["none"].shape == result.masks["none"].shape == (0, 3)
+    assert int(result.masks["w"].sum()) == 8
+    alone = prune(empty, examples_for(empty, 8))
+    assert alone.masks["none"].shape == (0, 3)
