@@ -85,7 +85,7 @@ def second_order(
     ``micro_batch`` of gradients. That many floats have to fit in memory, once more
     those of the largest leaf, and ``micro_batch`` gradients: ``lower(params)`` tells.
     The statistics are float32, float64 for float64 parameters. One compiled program
-    serves every recomputation and sparsity; its size depends on neither m nor
+    serves every recomputation; its size depends on neither m nor
     ``block_size``.
 
     Sharded parameters give the same masks. With explicit axes, blocks lie where their
@@ -94,13 +94,13 @@ def second_order(
     pruning comes after training, and an error cannot be raised there.
 
     Args:
+      sparsity: share of zeros, 0 <= sparsity < 1.
       loss_fn: ``loss_fn(params, ...) -> scalar``, a mean over examples that also works
         for one; or ``(scalar, aux)`` with ``has_aux``. In evaluation mode, rather: one
         example has no batch statistics.
       examples: those arguments of the loss, by name, that have the examples along axis
         0: arrays or trees of arrays. 1,024 of the training set are usual. An example
         reaches the loss as a batch of one.
-      sparsity: share of zeros, 0 <= sparsity < 1.
       scope: "global" or "layer", see `top_k`.
       where: which leaves, see `prunable`.
       axes: what is known of the axes, see `axes_of`.
@@ -118,14 +118,16 @@ def second_order(
       has_aux: whether ``loss_fn`` returns auxiliary data, which is dropped.
 
     Returns:
-      The pruned parameters and the masks of the kept entries, both like ``params``.
+      A projector. Its masks are bool, shaped like the leaves.
 
     Raises:
-      TypeError: an argument is of a wrong type, ``loss_fn`` needs an argument that it
-        does not get or gives no scalar, or a leaf to prune is not of a floating dtype.
+      TypeError: an argument is of a wrong type; at use, if ``loss_fn`` needs an
+        argument that it does not get or gives no scalar, a leaf to prune is not of a
+        floating dtype, or the call is traced.
       ValueError: a number is out of range, there is no example, arrays of the examples
-        differ in their number or ``examples_per_gradient`` does not divide it, the
-        masks do not fit, or ``where`` chooses no leaf.
+        differ in their number or ``examples_per_gradient`` does not divide it; at use,
+        if the masks do not fit, ``where`` chooses no leaf, or a weight or the gradient
+        of an example is not finite, which the error names.
 
     Example:
       The inputs move together, so that the weight left does the work of both:
@@ -135,7 +137,8 @@ def second_order(
       >>> x = jnp.array([[1.0, 1.0], [2.0, 2.0], [-1.0, -1.0], [3.0, 3.0]])
       >>> params = {"kernel": jnp.array([[1.01], [0.9]])}
       >>> examples = {"x": x, "y": x @ jnp.array([[1.0], [0.9]])}
-      >>> second_order_prune(loss_fn, params, examples, 0.5).params["kernel"].round(2)
+      >>> projector = second_order(0.5, loss_fn, examples)
+      >>> compress(params, projector).params["kernel"].round(2)
       Array([[1.91],
              [0.  ]], dtype=float32)
 
