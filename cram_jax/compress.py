@@ -8,7 +8,8 @@ import optax
 
 from cram_jax.keys import as_key
 from cram_jax.leaves import Where, prunable
-from cram_jax.projector import Params, Projection, Projector, check_structure, leaf_path
+from cram_jax.paths import named_leaves
+from cram_jax.projector import Params, Projection, Projector, check_structure
 
 
 def compress(
@@ -92,10 +93,10 @@ def keep_pruned(
         raise ValueError(
             "where says whose zeros stay if there are no masks, got both; pass one"
         )
-    for path, mask in jax.tree.leaves_with_path(masks):
+    for path, mask in named_leaves(masks):
         if jnp.result_type(mask) != jnp.bool_:
             raise TypeError(
-                f"masks[{leaf_path(path)!r}] must be bool, got {jnp.result_type(mask)}"
+                f"masks[{path!r}] must be bool, got {jnp.result_type(mask)}"
             )
 
     def init(params: Params) -> KeepPrunedState:
@@ -104,9 +105,7 @@ def keep_pruned(
             return KeepPrunedState(params)
         if masks is None:
             return KeepPrunedState(_nonzero(params, where))
-        _check_masks(masks, params)
-        # Copies, because a training step may donate its state.
-        return KeepPrunedState(jax.tree.map(jnp.array, masks))
+        return KeepPrunedState(_like(masks, params))
 
     def update(
         updates: Params,
@@ -140,13 +139,21 @@ def _nonzero(params: Params, where: Where | None) -> Params:
     )
 
 
-def _check_masks(masks: Params, params: Params) -> None:
-    check_structure("masks", masks, params)
-    for (path, mask), leaf in zip(
-        jax.tree.leaves_with_path(masks), jax.tree.leaves(params), strict=True
-    ):
+def _like(masks: Params, params: Params) -> Params:
+    """The masks in the structure of the parameters.
+
+    `flax.nnx.Optimizer` hands `init` a State of Variables, and `compress` gave masks
+    of the pure tree, whose leaves have the same paths.
+    """
+    own, expected = named_leaves(masks), named_leaves(params)
+    if [path for path, _ in own] != [path for path, _ in expected]:
+        check_structure("masks", masks, params)
+    for (path, mask), (_, leaf) in zip(own, expected, strict=True):
         if jnp.shape(mask) != jnp.shape(leaf):
             raise ValueError(
-                f"masks[{leaf_path(path)!r}] must have the shape of its parameter "
+                f"masks[{path!r}] must have the shape of its parameter "
                 f"{jnp.shape(leaf)}, got {jnp.shape(mask)}"
             )
+    structure: Any = jax.tree.structure(params)
+    # Copies, because a training step may donate its state.
+    return structure.unflatten([jnp.array(mask) for _, mask in own])

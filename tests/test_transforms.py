@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
+from watching import Watched
 
 import cram_jax
 from cram_jax import (
@@ -62,17 +63,6 @@ def loss_fn(params, batch):
     hidden = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"])
     output = hidden @ params["last"]["kernel"] + params["last"]["bias"]
     return jnp.mean((output - y) ** 2)
-
-
-def spy(seen):
-    """A projector that compresses nothing and remembers what it is given."""
-
-    def project(params, key):
-        seen.append((params, key))
-        masks = jax.tree.map(lambda leaf: jnp.ones_like(leaf, dtype=bool), params)
-        return cram_jax.Projection(params, masks)
-
-    return cram_jax.stateless(project, "spy")
 
 
 def run(transformation, steps=3, **extra_args):
@@ -234,9 +224,11 @@ def test_the_ascent_moves_leaves_that_the_projector_leaves_alone():
     params, batch = make_params(), make_batch()
     grads = jax.grad(loss_fn)(params, batch)
     seen = []
-    transformation = cram(loss_fn, spy(seen), rho=0.5)
+
+    watched = Watched(identity(), lambda tree, key, projection: seen.append(tree))
+    transformation = cram(loss_fn, watched, rho=0.5)
     transformation.update(grads, transformation.init(params), params, batch=batch)
-    assert_close(seen[-1][0], jax.tree.map(lambda p, g: p + 0.5 * g, params, grads))
+    assert_close(seen[-1], jax.tree.map(lambda p, g: p + 0.5 * g, params, grads))
 
 
 def test_rho_follows_a_schedule_of_the_step_count():
@@ -260,12 +252,16 @@ def test_rho_follows_a_schedule_of_the_step_count():
 def test_a_normalised_ascent_has_length_rho(rho):
     params = {"w": jnp.array([[3.0, 0.0], [0.0, 4.0]])}
     seen = []
+
+    watched = Watched(identity(), lambda tree, key, projection: seen.append(tree["w"]))
     transformation = cram(
-        lambda params: jnp.sum(params["w"] ** 2), spy(seen), rho, normalize=True
+        lambda params: jnp.sum(params["w"] ** 2),
+        watched,
+        rho,
+        normalize=True,
     )
     transformation.update(params, transformation.init(params), params)
-    ascent = seen[-1][0]["w"] - params["w"]
-    np.testing.assert_allclose(ascent, rho * params["w"] / 5, atol=1e-6)
+    np.testing.assert_allclose(seen[-1] - params["w"], rho * params["w"] / 5, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [cram, cram_plus])
@@ -338,14 +334,15 @@ def test_the_same_seed_draws_the_same():
 
 def test_the_draws_are_those_of_the_key_that_is_split_at_every_step():
     seen, params = [], {"w": jnp.ones(2)}
+    watched = Watched(identity(), lambda params, key, projection: seen.append(key))
     for key in (jax.random.key(3), jax.random.key(3, impl="rbg")):
-        rule = cram(lambda params: jnp.sum(params["w"]), spy(seen), key=key)
+        rule = cram(lambda params: jnp.sum(params["w"]), watched, key=key)
         state = rule.init(params)
         assert state.key.dtype == jnp.uint32
         for _ in range(3):
             _, state = rule.update(params, state, params)
             key, draw = jax.random.split(key)
-            assert jnp.array_equal(seen[-1][1], draw)
+            assert jnp.array_equal(seen[-1], draw)
 
 
 def test_a_key_survives_a_step_that_donates_its_state():
@@ -477,12 +474,15 @@ def test_compressed_sam_follows_equation_11():
 
 
 def test_compressed_sam_draws_alike_in_both_projections():
-    seen = []
+    drawn = []
+
+    def listener(params, key, projection):
+        drawn.append(jax.random.key_data(key))
+
     params, batch = make_params(), make_batch()
-    rule = compressed_sam(loss_fn, spy(seen))
+    rule = compressed_sam(loss_fn, Watched(identity(), listener))
     rule.update(params, rule.init(params), params, batch=batch)
-    one, other = (jax.random.key_data(key) for _, key in seen[-2:])
-    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(*drawn)
 
 
 def test_the_program_serves_batches_of_any_size():

@@ -14,9 +14,10 @@ import optax
 import pytest
 from flax import nnx
 from recordings import recorded_masks
+from watching import Watched
 
 import cram_jax
-from experiments.models.resnet import ResNet
+from experiments.images.resnet import ResNet
 
 TOLERANCE = 1e-10
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
@@ -121,13 +122,15 @@ def cram_plus_pass(params, masks, rho, sparsity, **inputs):
     The masks serve where no sparsity is given.
     """
     projector = recorded_masks(masks) if sparsity is None else cram_jax.top_k(sparsity)
-    rule = cram_jax.cram_plus(loss_fn, projector, rho, has_aux=True)
+    seen = []
+    watched = Watched(
+        projector, lambda params, key, projection: seen.append(projection)
+    )
+    rule = cram_jax.cram_plus(loss_fn, watched, rho, has_aux=True)
     dense = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, batch_stats), grads = dense(params, **inputs)
     direction, state = rule.update(grads, rule.init(params), params, **inputs)
-    perturbed = jax.tree.map(lambda p, g: p + rho * g, params, grads)
-    projection = cram_jax.compress(perturbed, projector)
-    return loss, batch_stats, grads, direction, state, projection
+    return loss, batch_stats, grads, direction, state, *seen
 
 
 DESCEND = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9))
