@@ -285,7 +285,7 @@ MUTANTS = {
         ["fisher", "second_order"],
         [
             Mutant("width = max(1, min(block_size, leaf.size))", "width = block_size"),
-            Mutant("jnp.moveaxis(rows, 0, -1)", "rows"),
+            Mutant("order.index(axis) for axis in", "axis for axis in"),
             Mutant("one / damping**0.5", "one / damping"),
             Mutant("jnp.sqrt(1 + jnp.sum(v**2", "jnp.sqrt(2 + jnp.sum(v**2"),
             Mutant("(c * (c + 1))", "(c * c)"),
@@ -293,12 +293,22 @@ MUTANTS = {
             Mutant("weights - along * weights", "weights + along * weights"),
             Mutant("root - along[:, :, None] * row[:, None, :]", "root"),
             Mutant("fori_loop(0, blocks // _PART", "fori_loop(1, blocks // _PART"),
-            Mutant("wide(gradients[i]) / count**0.5", "wide(gradients[i])"),
+            Mutant(
+                "wide(gradients[place.leaf]) / count**0.5",
+                "wide(gradients[place.leaf])",
+            ),
             Mutant("jnp.isfinite(jnp.sum(g**2) / damping)", "jnp.isfinite(g).all()"),
-            Mutant("jnp.where(kept[i], wide", "jnp.where(True, wide"),
+            Mutant("jnp.where(kept[place.leaf], wide", "jnp.where(True, wide"),
             Mutant("jnp.minimum(micro_batch, count - start)", "micro_batch"),
             Mutant("* group + jnp.arange(group)", "* group"),
             Mutant("leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))", "leaf"),
+        ],
+    ),
+    "finite": (
+        ["second_order_refusals"],
+        [
+            Mutant("jnp.isfinite(leaf).all()", "jnp.isfinite(leaf).any()"),
+            Mutant("first = number * examples_per_gradient", "first = number"),
         ],
     ),
     "curvature": (
@@ -312,11 +322,14 @@ MUTANTS = {
                 "Projection(params, masks)",
             ),
             Mutant("moved.astype(leaves[i].dtype)", "moved"),
-            Mutant("kept_count(size, share)", "kept_count(size, sparsity)"),
+            Mutant(
+                "self._counts(leaves, share)", "self._counts(leaves, self.sparsity)"
+            ),
             Mutant("if size % examples_per_gradient:", "if False:"),
-            Mutant("if is_chosen and leaves[i][1].size", "if is_chosen"),
-            Mutant("first = number * examples_per_gradient", "first = number"),
-            Mutant("jnp.where(is_finite, leaves[i], jnp.nan)", "leaves[i]"),
+            Mutant("self._check_concrete(params)", "pass"),
+            Mutant("if chosen[i] and jnp.size(leaf.value)", "if chosen[i]"),
+            Mutant("kept_count(size // n, share)", "kept_count(size, share)"),
+            Mutant("(*axes.stack, *axes.outputs)", "(*axes.stack,)"),
         ],
     ),
 }
