@@ -39,16 +39,16 @@ MUTANTS = {
                 "optax.tree.scale(0.5, optax.tree.add(updates, gradient))",
             ),
             Mutant(
-                "            radius = radius / nonzero(norm(updates))",
-                "            radius = radius * nonzero(norm(updates))",
+                "            radius = radius / safe_denominator(norm(updates))",
+                "            radius = radius * safe_denominator(norm(updates))",
             ),
             Mutant(
-                "keep(masks, gradient_at(compressed, extra_args)[1])",
+                "apply_masks(masks, gradient_at(compressed, extra_args)[1])",
                 "gradient_at(compressed, extra_args)[1]",
             ),
             Mutant(
-                "ascend(params, radius / nonzero(norm(ascent)), ascent)",
-                "ascend(compressed, radius / nonzero(norm(ascent)), ascent)",
+                "ascend(params, radius / safe_denominator(norm(ascent)), ascent)",
+                "ascend(compressed, radius / safe_denominator(norm(ascent)), ascent)",
             ),
             Mutant("        sparse_gradients=False,\n", ""),
         ],
@@ -58,7 +58,6 @@ MUTANTS = {
         [
             Mutant("(p + radius * d)", "(p - radius * d)"),
             Mutant("(p + radius * d)", "(p + d)"),
-            Mutant("jnp.where(norm == 0, 1, norm)", "norm"),
             Mutant("optax.safe_increment(state.count)", "state.count"),
             Mutant(
                 "        key=key,\n        projector_state=projector_state,",
@@ -81,6 +80,7 @@ MUTANTS = {
                 "jnp.where(mask, jnp.zeros_like(leaf), leaf)",
             ),
             Mutant("jnp.where(mask, leaf, jnp.zeros_like(leaf))", "leaf"),
+            Mutant("jnp.where(value == 0, 1, value)", "value"),
         ],
     ),
     "losses": (
