@@ -90,6 +90,7 @@ MUTANTS = {
                 "jnp.where(mask, jnp.zeros_like(leaf), leaf)",
             ),
             Mutant("jnp.where(mask, leaf, jnp.zeros_like(leaf))", "leaf"),
+            Mutant("jnp.where(value == 0, 1, value)", "value"),
         ],
     ),
     "gradients": (
