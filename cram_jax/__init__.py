@@ -19,7 +19,7 @@ from cram_jax.projector import Projection, Projector, stateless
 
 # After training.
 from cram_jax.compress import KeepPrunedState, compress, keep_pruned
-from cram_jax.second_order import second_order_prune
+from cram_jax.curvature import second_order, second_order_prune
 from cram_jax.batch_norm import recalibrate
 from cram_jax.report import SparsityReport, sparsity_report
 
@@ -28,7 +28,7 @@ from cram_jax.axes import Axes, axes_of, stacked
 from cram_jax.leaves import Where, all_but, matching, prunable
 from cram_jax.selection import keep_largest
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Axes",
@@ -58,6 +58,7 @@ __all__ = [
     "prunable",
     "recalibrate",
     "sam",
+    "second_order",
     "second_order_prune",
     "sparsity_report",
     "stacked",

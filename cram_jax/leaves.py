@@ -18,6 +18,14 @@ Where: TypeAlias = Callable[[str, jax.Array], bool] | Any
 """``(path, leaf) -> bool``, or a pytree of bools with the parameters' structure."""
 
 
+class Leaf(NamedTuple):
+    """A parameter, where it is, and what its axes are."""
+
+    path: str
+    value: Any
+    axes: Axes
+
+
 def prunable(
     params: Params, where: Where | None = None, axes: AxesLike | None = None
 ) -> list[bool]:
@@ -48,6 +56,13 @@ def prunable(
       >>> prunable(params, lambda path, leaf: path.endswith("bias"))
       [True, False]
     """
+    return _choose(params, where, axes)[1]
+
+
+def _choose(
+    params: Params, where: Where | None, axes: AxesLike | None
+) -> tuple[list[Leaf], list[bool]]:
+    """The leaves, and of each whether it may be pruned; see `prunable`."""
     where = where_value(where)
     leaves = described(params, axes)
     chosen = [not reason for reason in reasons_against(params, leaves, where)]
@@ -64,15 +79,7 @@ def prunable(
                 f"params[{leaf.path!r}] has dtype {dtype}, expected a floating dtype; "
                 f"exclude the leaf with `where`"
             )
-    return chosen
-
-
-class Leaf(NamedTuple):
-    """A parameter, where it is, and what its axes are."""
-
-    path: str
-    value: Any
-    axes: Axes
+    return leaves, chosen
 
 
 def described(params: Params, axes: AxesLike | None) -> list[Leaf]:
@@ -237,8 +244,7 @@ class LeafProjector(Projector):
     ) -> tuple[Projection, Any]:
         """Compresses the prunable leaves."""
         del key
-        chosen = prunable(params, self.where, self.axes)
-        leaves = described(params, self.axes)
+        leaves, chosen = _choose(params, self.where, self.axes)
         obstacles = [
             self.obstacle(leaf) if is_chosen else "-"
             for leaf, is_chosen in zip(leaves, chosen, strict=True)

@@ -90,6 +90,7 @@ MUTANTS = {
                 "jnp.where(mask, jnp.zeros_like(leaf), leaf)",
             ),
             Mutant("jnp.where(mask, leaf, jnp.zeros_like(leaf))", "leaf"),
+            Mutant("jnp.where(value == 0, 1, value)", "value"),
         ],
     ),
     "gradients": (
@@ -261,35 +262,57 @@ MUTANTS = {
     "batch_norm": (
         ["batch_norm"],
         [
-            Mutant("(new / (count * part))", "(new / count)"),
-            Mutant("count += 1", "count = 1"),
-            Mutant(
-                "lambda one, zero: 1 - (one - zero)", "lambda one, zero: one - zero"
-            ),
+            Mutant("total[i] / count", "total[i]"),
+            Mutant("enumerate(batches, start=1)", "enumerate(batches, start=2)"),
+            Mutant("change[i] / momentum.weight[i], values", "change[i], values"),
+            Mutant("_LARGE = 2.0**64", "_LARGE = 2.0**4"),
+            Mutant("np.where(moves[i], 0, old[i])", "np.zeros(old[i].shape)"),
+            Mutant("} | raised", "}"),
+            Mutant("| momentum.counters", ""),
+            Mutant("if steps == 1:", "if steps:"),
+            Mutant("_raised(old[i], passes)", "old[i]"),
+        ],
+    ),
+    "training_pass": (
+        ["batch_norm"],
+        [
+            Mutant("jnp.promote_types(dtypes[i], jnp.float32)", "dtypes[i]"),
+            Mutant("np.array(leaf, np.float64 if", "np.asarray(leaf, np.float32 if"),
+            Mutant("self._with(self.old | values", "self._with(values"),
+            Mutant("return jax.device_put(value, leaf.sharding)", "pass"),
         ],
     ),
     "fisher": (
         ["fisher", "second_order"],
         [
             Mutant("width = max(1, min(block_size, leaf.size))", "width = block_size"),
-            Mutant("jnp.moveaxis(rows, 0, -1)", "rows"),
+            Mutant("order.index(axis) for axis in", "axis for axis in"),
             Mutant("one / damping**0.5", "one / damping"),
             Mutant("jnp.sqrt(1 + jnp.sum(v**2", "jnp.sqrt(2 + jnp.sum(v**2"),
             Mutant("(c * (c + 1))", "(c * c)"),
-            Mutant(
-                "jnp.sqrt(2 * jnp.sum(root**2, axis=-1))", "jnp.sqrt(2 * root[..., 0])"
-            ),
+            Mutant("jnp.sqrt(2 * diagonal)", "jnp.sqrt(2 * root[..., 0])"),
             Mutant("weights - along * weights", "weights + along * weights"),
             Mutant("root - along[:, :, None] * row[:, None, :]", "root"),
             Mutant("fori_loop(0, blocks // _PART", "fori_loop(1, blocks // _PART"),
-            Mutant("wide(gradients[i]) / count**0.5", "wide(gradients[i])"),
-            Mutant("jnp.where(kept[i], wide", "jnp.where(True, wide"),
+            Mutant(
+                "wide(gradients[place.leaf]) / count**0.5",
+                "wide(gradients[place.leaf])",
+            ),
+            Mutant("jnp.isfinite(jnp.sum(g**2) / damping)", "jnp.isfinite(g).all()"),
+            Mutant("jnp.where(kept[place.leaf], wide", "jnp.where(True, wide"),
             Mutant("jnp.minimum(micro_batch, count - start)", "micro_batch"),
             Mutant("* group + jnp.arange(group)", "* group"),
             Mutant("leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))", "leaf"),
         ],
     ),
-    "second_order": (
+    "finite": (
+        ["second_order_refusals"],
+        [
+            Mutant("jnp.isfinite(leaf).all()", "jnp.isfinite(leaf).any()"),
+            Mutant("first = number * examples_per_gradient", "first = number"),
+        ],
+    ),
+    "curvature": (
         ["second_order", "second_order_refusals"],
         [
             Mutant("jnp.maximum(ranks, jnp.finfo(ranks.dtype).tiny)", "ranks"),
@@ -300,8 +323,14 @@ MUTANTS = {
                 "Projection(params, masks)",
             ),
             Mutant("moved.astype(leaves[i].dtype)", "moved"),
-            Mutant("kept_count(size, share)", "kept_count(size, sparsity)"),
+            Mutant(
+                "self._counts(leaves, share)", "self._counts(leaves, self.sparsity)"
+            ),
             Mutant("if size % examples_per_gradient:", "if False:"),
+            Mutant("self._check_concrete(params)", "pass"),
+            Mutant("if chosen[i] and jnp.size(leaf.value)", "if chosen[i]"),
+            Mutant("kept_count(size // n, share)", "kept_count(size, share)"),
+            Mutant("(*axes.stack, *axes.outputs)", "(*axes.stack,)"),
         ],
     ),
 }

@@ -1,0 +1,27 @@
+"""What a traced model says about its parameters: axes, coupled channels; shrinking."""
+
+from cram_jax.structure.channels import Channels, channels
+from cram_jax.structure.check import check_apply
+from cram_jax.structure.groups import group_masks, kept_groups
+from cram_jax.structure.ranking import producer_norm
+from cram_jax.structure.shrink import shrink, small_shapes
+from cram_jax.structure.small import small_apply
+from cram_jax.structure.structure import Family, Leaf, Member, Structure
+from cram_jax.structure.trace import trace_structure
+
+__all__ = [
+    "Channels",
+    "Family",
+    "Leaf",
+    "Member",
+    "Structure",
+    "channels",
+    "check_apply",
+    "group_masks",
+    "kept_groups",
+    "producer_norm",
+    "shrink",
+    "small_apply",
+    "small_shapes",
+    "trace_structure",
+]

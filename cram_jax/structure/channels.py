@@ -1,0 +1,359 @@
+"""A projector that removes whole channels, heads and units."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from fractions import Fraction
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cram_jax import Projection, Projector
+from cram_jax.structure.costs import share, total
+from cram_jax.structure.groups import group_masks, leaves_like
+from cram_jax.structure.ranking import Rank, producer_norm
+from cram_jax.structure.structure import Family, Structure
+from cram_jax.validation import check_choice, check_integer
+
+WhereFamily: TypeAlias = str | Sequence[str] | Callable[[Family], bool]
+"""Names of axes, a regular expression of them, or ``family -> bool``."""
+
+
+def channels(
+    sparsity: float,
+    structure: Structure,
+    *,
+    scope: Literal["global", "family"] = "global",
+    of: Literal["groups", "parameters", "multiply_adds"] = "groups",
+    rank: Rank | None = None,
+    where: WhereFamily | None = None,
+    multiple_of: int = 1,
+    at_least: int = 1,
+) -> "Channels":
+    """Keeps the channels that matter most, and sets all that the others own to 0.
+
+    Of ``size`` groups ``size - floor(sparsity * size)`` stay, counted over all families
+    together or in each. A group goes as a whole: the weights that compute the channel,
+    its bias, the scale, shift and statistics of its normalisation, and the weights that
+    read it. `shrink` then makes the network smaller.
+
+    With ``multiple_of=8`` families keep 8, 16, 24 ... groups, or all of them, for
+    hardware that computes in vectors. Then the kept groups are as many as fit into the
+    number above. A family that is smaller than that stays whole.
+
+    With ``of="parameters"`` or ``"multiply_adds"`` the sparsity is the share of the
+    traced model's parameters, or of the multiplications of one call, that goes: as many
+    groups stay as fit, in the order of their rank, to the precision of float32.
+
+    Args:
+      sparsity: 0 <= sparsity < 1.
+      structure: of the parameters that are projected: see `trace_structure` and, if
+        that also saw batch statistics, `Structure.part`.
+      scope: "global" or "family".
+      of: what the sparsity is a share of; "groups" if the scope is "family".
+      rank: ``(structure, params) -> scores``, one a group; by default `producer_norm`.
+      where: which families: names of axes as the structure prints them, such as
+        ``["mlp/up/kernel[1]"]``; a regular expression that is searched for in these
+        names; or ``family -> bool``. By default all.
+      multiple_of: see above.
+      at_least: groups that stay in every family.
+
+    Returns:
+      A projector without randomness.
+
+    Raises:
+      ValueError: a number is out of range; ``where`` names a frozen axis, with the
+        reason, or chooses no family; or what has to stay is more than the sparsity
+        leaves.
+      TypeError: ``sparsity`` is not a number, or ``structure`` not a `Structure`.
+
+    Example:
+      >>> from cram_jax import compress
+      >>> from cram_jax.structure import channels, trace_structure
+      >>> def apply(params, x):
+      ...     return jax.nn.relu(x @ params["a"] + params["b"]) @ params["c"]
+      >>> params = {
+      ...     "a": jnp.array([[1.0, 3.0, 2.0]]), "b": jnp.ones(3), "c": jnp.ones((3, 1))
+      ... }
+      >>> structure = trace_structure(apply, params, jnp.ones((1, 1)))
+      >>> compress(params, channels(1 / 3, structure)).params["b"]
+      Array([0., 1., 1.], dtype=float32)
+    """
+    if isinstance(sparsity, bool) or not isinstance(
+        sparsity, int | float | np.integer | np.floating
+    ):
+        raise TypeError(f"sparsity must be a number, got {sparsity!r}")
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must be at least 0 and below 1, got {sparsity!r}")
+    if not isinstance(structure, Structure):
+        raise TypeError(f"structure must be a Structure, got {structure!r}")
+    check_choice("scope", scope, ("global", "family"))
+    check_choice("of", of, ("groups", "parameters", "multiply_adds"))
+    if scope == "family" and of != "groups":
+        raise ValueError(f"of must be 'groups' if the scope is 'family', got {of!r}")
+    check_integer("multiple_of", multiple_of, minimum=1)
+    check_integer("at_least", at_least, minimum=1)
+    if where is not None and not callable(where) and not isinstance(where, str):
+        where = tuple(where)
+    projector = Channels(
+        float(sparsity),
+        structure,
+        scope=scope,
+        of=of,
+        rank=rank,
+        where=where,
+        multiple_of=int(multiple_of),
+        at_least=int(at_least),
+    )
+    projector.check()
+    return projector
+
+
+class Block(NamedTuple):
+    """Groups of one family that stay or go together.
+
+    Attributes:
+      family: its number.
+      first: place of the first of them when the family is sorted by rank.
+      size: how many they are.
+      stays: whether it must.
+    """
+
+    family: int
+    first: int
+    size: int
+    stays: bool
+
+
+@dataclass(frozen=True, repr=False)
+class Channels(Projector):
+    """See `channels`."""
+
+    sparsity: float
+    structure: Structure
+    _: KW_ONLY
+    scope: Literal["global", "family"] = "global"
+    of: Literal["groups", "parameters", "multiply_adds"] = "groups"
+    rank: Rank | None = None
+    where: Any = None
+    multiple_of: int = 1
+    at_least: int = 1
+
+    def __repr__(self) -> str:
+        options = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(self)
+            if field.kw_only and getattr(self, field.name) != field.default
+        ]
+        return f"channels({', '.join([repr(self.sparsity), 'structure', *options])})"
+
+    @property
+    def draws(self) -> bool:
+        """It does not."""
+        return False
+
+    def project(
+        self, params: Any, state: Any, key: jax.Array | None
+    ) -> tuple[Projection, Any]:
+        """Masks all that belongs to the groups of lowest rank."""
+        del key
+        leaves_like(self.structure, "params", params)
+        masks = self._masks(self.keep(params), params)
+        kept = jax.tree.map(
+            lambda mask, leaf: jnp.where(mask, leaf, jnp.zeros_like(leaf)),
+            masks,
+            params,
+        )
+        return Projection(kept, masks), state
+
+    def keep(self, params: Any) -> jax.Array:
+        """The groups that stay: bool, one each.
+
+        Args:
+          params: a tree like those that were traced.
+        """
+        scores = (self.rank or producer_norm)(self.structure, params)
+        if jnp.shape(scores) != (self.structure.size,):
+            raise ValueError(
+                f"rank must return one score for each of {self.structure.size} groups, "
+                f"got shape {jnp.shape(scores)}"
+            )
+        scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+        kept = jnp.ones(self.structure.size, bool)
+        families = self._families()
+        scopes = [families] if self.scope == "global" else [[f] for f in families]
+        for members in scopes:
+            kept = self._keep_of(members, scores, kept)
+        return kept
+
+    def check(self) -> None:
+        """Raises if `where` chooses nothing, or more must stay than may."""
+        families = self._families()
+        scopes = [families] if self.scope == "global" else [[f] for f in families]
+        for members in scopes:
+            stays = sum(b.size for b in self._blocks(members) if b.stays)
+            size = sum(self.structure.families[f].size for f in members)
+            may_stay = kept_count(size, self.sparsity)
+            if self.of == "groups" and stays > may_stay:
+                raise ValueError(
+                    f"sparsity={self.sparsity} leaves {may_stay} of {size} groups, but "
+                    f"at_least={self.at_least} and multiple_of={self.multiple_of} keep "
+                    f"{stays}"
+                )
+        if self.of != "groups" and self._fixed_share() > 1 - self.sparsity:
+            raise ValueError(
+                f"sparsity={self.sparsity} of {self.of} is out of reach: with as few "
+                f"groups as may be {self._fixed_share():.3f} of them are left"
+            )
+
+    def _families(self) -> list[int]:
+        chosen = _choose(self.structure, self.where)
+        sizes = self.structure.families
+        # A family below the multiple is one block, which always stays.
+        return [number for number in chosen if sizes[number].size >= self.multiple_of]
+
+    def _blocks(self, families: Sequence[int]) -> list[Block]:
+        blocks = []
+        for number in families:
+            size = self.structure.families[number].size
+            for first in range(0, size, self.multiple_of):
+                length = min(self.multiple_of, size - first)
+                blocks.append(Block(number, first, length, first < self.at_least))
+        return blocks
+
+    def _fixed_share(self) -> float:
+        """The share of the cost that is left with the blocks that must stay."""
+        kept = np.ones(self.structure.size, bool)
+        for block in self._blocks(self._families()):
+            start = self.structure.families[block.family].start + block.first
+            kept[start : start + block.size] = block.stays
+        terms, parts = (
+            getattr(self.structure.costs, self.of),
+            self.structure.costs.parts,
+        )
+        return total(terms, parts, kept) / total(terms, parts)
+
+    def _keep_of(
+        self, families: Sequence[int], scores: jax.Array, kept: jax.Array
+    ) -> jax.Array:
+        """Chooses among the groups of some families, which compete."""
+        blocks = self._blocks(families)
+        if not blocks:
+            return kept
+        places = self._sorted_places(families, scores)
+        own = [places[b.family][b.first : b.first + b.size] for b in blocks]
+        means = jnp.stack([jnp.mean(scores[groups]) for groups in own])
+        means = jnp.where(np.array([b.stays for b in blocks]), jnp.inf, means)
+        order = jnp.argsort(-means, stable=True)
+        block_of = np.repeat(np.arange(len(blocks)), [b.size for b in blocks])
+        groups = jnp.concatenate(own)
+        position = jnp.zeros(len(blocks), int).at[order].set(jnp.arange(len(blocks)))
+
+        def keep_first(count: jax.Array) -> jax.Array:
+            return kept.at[groups].set((position < count)[block_of])
+
+        return keep_first(self._block_count(blocks, order, keep_first))
+
+    def _sorted_places(
+        self, families: Sequence[int], scores: jax.Array
+    ) -> dict[int, jax.Array]:
+        """The groups of each family, the best first, ties in their order."""
+        places = {}
+        for number in families:
+            family = self.structure.families[number]
+            order = jnp.argsort(-scores[family.groups], stable=True)
+            places[number] = family.start + order
+        return places
+
+    def _block_count(
+        self,
+        blocks: Sequence[Block],
+        order: jax.Array,
+        keep_first: Callable[[jax.Array], jax.Array],
+    ) -> jax.Array:
+        """How many blocks stay, from the best on."""
+        sizes = np.array([block.size for block in blocks])
+        if self.of == "groups":
+            may_stay = kept_count(int(sizes.sum()), self.sparsity)
+            return jnp.sum(jnp.cumsum(jnp.asarray(sizes)[order]) <= may_stay)
+        costs = self.structure.costs
+        terms, limit = getattr(costs, self.of), 1 - self.sparsity
+
+        def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> Any:
+            low, high = bounds  # low blocks fit, high ones do not
+            middle = (low + high) // 2
+            fits = share(terms, costs.parts, keep_first(middle)) <= limit
+            return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
+
+        fixed = sum(block.stays for block in blocks)
+        bounds = jnp.array(fixed), jnp.array(len(blocks) + 1)
+        turns = (len(blocks) + 1).bit_length()
+        return jax.lax.fori_loop(0, turns, halve, bounds)[0]
+
+    def _masks(self, kept: jax.Array, params: Any) -> Any:
+        masks = jax.tree.leaves(group_masks(self.structure, kept))
+        treedef: Any = jax.tree.structure(params)
+        return treedef.unflatten(masks)
+
+
+def kept_count(size: int, sparsity: float) -> int:
+    """``size - floor(sparsity * size)``, the sparsity read as it prints."""
+    exact = Fraction(str(sparsity)) * size
+    nearest = round(exact)
+    # A share such as 1/3 is not exact as a decimal: forgive it its rounding.
+    if abs(exact - nearest) <= Fraction(size, 2**52):
+        return size - min(nearest, size - 1)
+    return size - int(exact)
+
+
+def _choose(structure: Structure, where: Any) -> list[int]:
+    """The numbers of the families that `where` chooses, at least one."""
+    if where is None:
+        chosen = list(range(len(structure.families)))
+    elif isinstance(where, tuple):
+        chosen = sorted({_named_family(structure, name) for name in where})
+    elif isinstance(where, str):
+        chosen = _matching_families(structure, where)
+    else:
+        chosen = [n for n, family in enumerate(structure.families) if where(family)]
+    if not chosen:
+        raise ValueError(
+            f"where={where!r} chooses none of {len(structure.families)} families of "
+            f"channels"
+        )
+    return chosen
+
+
+def _named_family(structure: Structure, name: str) -> int:
+    for number, family in enumerate(structure.families):
+        if name in family.names:
+            return number
+    reasons = structure.frozen.get(name)
+    if reasons:
+        raise ValueError(f"where names {name!r}, which is frozen: {'; '.join(reasons)}")
+    names = [family.names[0] for family in structure.families if family.names]
+    raise ValueError(
+        f"where names {name!r}, which is no axis with channels; there are {names}"
+    )
+
+
+def _matching_families(structure: Structure, pattern: str) -> list[int]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"where must be a regular expression or names of axes, got {pattern!r}: "
+            f"{error}"
+        ) from error
+    chosen = [
+        number
+        for number, family in enumerate(structure.families)
+        if any(expression.search(name) for name in family.names)
+    ]
+    frozen = {n: r for n, r in structure.frozen.items() if expression.search(n)}
+    if not chosen and frozen:
+        why = ", ".join(f"{name}: {'; '.join(r)}" for name, r in frozen.items())
+        raise ValueError(f"where={pattern!r} matches frozen axes only: {why}")
+    return chosen

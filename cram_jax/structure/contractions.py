@@ -1,0 +1,172 @@
+"""Rules of dot products, convolutions and windows."""
+
+from collections.abc import Sequence
+
+from jax.extend import core as jex
+
+from cram_jax.structure.elementwise import Rule
+from cram_jax.structure.equations import shape_of
+from cram_jax.structure.factors import align
+from cram_jax.structure.labels import (
+    Axis,
+    Factor,
+    Key,
+    Labels,
+    Role,
+    Source,
+    Value,
+)
+
+NOT_ZERO = "a contraction over it of two values that masks do not make 0"
+WINDOW = "a window moves along it"
+GROUP_INPUTS = "the inputs of one group of a grouped convolution"
+
+
+def contract(
+    labels: Labels, left: tuple[Value, int], right: tuple[Value, int], key: Key
+) -> None:
+    """Unites two axes that a sum of products runs over."""
+    sides = [(value, value.axes[dimension]) for value, dimension in (left, right)]
+    aligned = align(labels, [axis for _, axis in sides], key)
+    if aligned is None:
+        return
+    for first, second in zip(*aligned, strict=True):
+        if not (first.zero or second.zero):
+            labels.freezes.append((first.ids, NOT_ZERO))
+    (a, a_axis), (b, b_axis) = sides
+    if a.source is Source.ACTIVATION and b.source is Source.ACTIVATION:
+        labels.add_role(a_axis, Role.CONTRACTED)
+        labels.add_role(b_axis, Role.CONTRACTED)
+    elif a.source is Source.WEIGHT and b.source is Source.WEIGHT:
+        # Merged factors, as of a low-rank update: the first one feeds the second.
+        labels.add_role(a_axis, Role.OUTPUT)
+        labels.add_role(b_axis, Role.INPUT)
+    for (value, axis), (other, _) in ((sides[0], sides[1]), (sides[1], sides[0])):
+        if value.source is Source.WEIGHT and other.source is Source.ACTIVATION:
+            labels.add_role(axis, Role.INPUT)
+
+
+def dot_general(
+    labels: Labels, eqn: jex.JaxprEqn, ins: Sequence[Value], key: Key
+) -> list[Value]:
+    """Contracted axes are united and gone; batch axes are united; free ones pass."""
+    contracted, batch = eqn.params["dimension_numbers"]
+    left, right = ins
+    source = max(left.source, right.source)
+    for i, j in zip(*contracted, strict=True):
+        contract(labels, (left, int(i)), (right, int(j)), (*key, "sum", int(i)))
+    axes = [
+        _batch_axis(labels, ins, (int(i), int(j)), (*key, "batch", int(i)))
+        for i, j in zip(*batch, strict=True)
+    ]
+    for value, summed, shared in zip(ins, contracted, batch, strict=True):
+        used = {int(i) for i in (*summed, *shared)}
+        for dimension, axis in enumerate(value.axes):
+            if dimension not in used:
+                axes.append(axis)
+                if value.source is Source.WEIGHT and source is Source.ACTIVATION:
+                    labels.add_role(axis, Role.OUTPUT)
+    return [Value(tuple(axes), source)]
+
+
+def _batch_axis(
+    labels: Labels, ins: Sequence[Value], dimensions: tuple[int, int], key: Key
+) -> Axis:
+    axes = [value.axes[d] for value, d in zip(ins, dimensions, strict=True)]
+    is_activation = any(value.source is Source.ACTIVATION for value in ins)
+    for value, axis in zip(ins, axes, strict=True):
+        if value.source is Source.WEIGHT and is_activation:
+            labels.add_role(axis, Role.BATCH)
+    aligned = align(labels, axes, key)
+    if aligned is None:
+        return tuple(Factor(factor.ids, False) for factor in axes[0])
+    return tuple(
+        Factor(first.ids, first.zero or second.zero)
+        for first, second in zip(*aligned, strict=True)
+    )
+
+
+def convolution(
+    labels: Labels, eqn: jex.JaxprEqn, ins: Sequence[Value], key: Key
+) -> list[Value]:
+    """Features are a dot product; windows stay; groups stay or go as a whole."""
+    spec = eqn.params["dimension_numbers"]
+    image, kernel = ins
+    batch, features, *spatial = spec.lhs_spec
+    outputs, inputs, *window = spec.rhs_spec
+    out_batch, out_features, *out_spatial = spec.out_spec
+    axes: dict[int, Axis] = {
+        out_batch: image.axes[batch],
+        out_features: kernel.axes[outputs],
+    }
+    for of_image, of_kernel, of_out in zip(spatial, window, out_spatial, strict=True):
+        labels.freeze(image.axes[of_image], WINDOW)
+        labels.freeze(kernel.axes[of_kernel], WINDOW)
+        size = shape_of(eqn.outvars[0])[of_out]
+        axes[of_out] = labels.axis((*key, of_out), size, frozen=WINDOW)
+    source = max(image.source, kernel.source)
+    if eqn.params["batch_group_count"] != 1:
+        for axis in (*image.axes, *kernel.axes):
+            labels.freeze(axis, "a convolution with batch_group_count")
+    elif eqn.params["feature_group_count"] == 1:
+        contract(labels, (image, features), (kernel, inputs), (*key, "sum"))
+    else:
+        groups = eqn.params["feature_group_count"]
+        _tie_groups(labels, image.axes[features], kernel.axes[outputs], groups)
+        labels.freeze(kernel.axes[inputs], GROUP_INPUTS)
+    _add_kernel_roles(labels, ins, (outputs, inputs, tuple(window)))
+    return [Value(tuple(axes[d] for d in range(len(axes))), source)]
+
+
+def _add_kernel_roles(
+    labels: Labels,
+    ins: Sequence[Value],
+    dimensions: tuple[int, int, tuple[int, ...]],
+) -> None:
+    image, kernel = ins
+    outputs, inputs, window = dimensions
+    if image.source is Source.ACTIVATION and kernel.source is Source.WEIGHT:
+        labels.add_role(kernel.axes[outputs], Role.OUTPUT)
+        labels.add_role(kernel.axes[inputs], Role.INPUT)
+        for dimension in window:
+            labels.add_role(kernel.axes[dimension], Role.WINDOW)
+
+
+def _tie_groups(labels: Labels, features: Axis, outputs: Axis, groups: int) -> None:
+    """Unites all inputs and outputs of each group."""
+    if len(features) != 1 or len(outputs) != 1:
+        for axis in (features, outputs):
+            labels.freeze(axis, "a grouped convolution of a split axis")
+        return
+    into = features[0].ids.reshape(groups, -1)
+    out = outputs[0].ids.reshape(groups, -1)
+    for grid in (into, out):
+        for column in grid.T:
+            labels.unite(into[:, 0], column)
+
+
+def reduce_window(
+    labels: Labels, eqn: jex.JaxprEqn, ins: Sequence[Value], key: Key
+) -> list[Value]:
+    """Freezes the axes that windows move along, as in pooling."""
+    params = eqn.params
+    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    axes = []
+    for i, axis in enumerate(ins[0].axes):
+        size = after[i]
+        trivial = params["window_dimensions"][i] == 1 == params["window_strides"][i]
+        if trivial and size == before[i]:
+            axes.append(axis)
+        else:
+            labels.freeze(axis, WINDOW)
+            axes.append(labels.axis((*key, i), size, frozen=WINDOW))
+    return [Value(tuple(axes), ins[0].source)]
+
+
+RULES: dict[str, Rule] = {
+    "dot_general": dot_general,
+    "conv_general_dilated": convolution,
+    "reduce_window_sum": reduce_window,
+    "reduce_window_max": reduce_window,
+    "reduce_window_min": reduce_window,
+}

@@ -1,0 +1,174 @@
+"""Groups that stay, as masks of the parameters; and the way back."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cram_jax.paths import named_leaves
+from cram_jax.structure.structure import Leaf, Structure
+
+Kept: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+"""Bool, one a group or a position: True where it stays."""
+
+
+def group_masks(structure: Structure, kept: Any) -> Any:
+    """The masks that remove whole groups.
+
+    Args:
+      structure: of the parameters.
+      kept: bool, one a group, True where it stays; may be traced.
+
+    Returns:
+      A tree like the parameters: bool, False at every entry that belongs to a removed
+      group along any of its axes.
+
+    Example:
+      >>> from cram_jax.structure import group_masks, trace_structure
+      >>> def apply(params, x):
+      ...     return jax.nn.relu(x @ params["a"]) @ params["b"]
+      >>> params = {"a": jnp.ones((1, 3)), "b": jnp.ones((3, 2))}
+      >>> structure = trace_structure(apply, params, jnp.ones((1, 1)))
+      >>> group_masks(structure, jnp.array([True, False, True]))["a"]
+      Array([[ True, False,  True]], dtype=bool)
+    """
+    masks = [_leaf_mask(leaf, kept) for leaf in structure.leaves]
+    return structure.treedef.unflatten(masks)
+
+
+def _leaf_mask(leaf: Leaf, kept: Any) -> Any:
+    xp: Any = np if isinstance(kept, np.ndarray) else jnp
+    mask = xp.ones(leaf.shape, bool)
+    for axis in range(len(leaf.shape)):
+        if has_groups(leaf, axis):
+            shape = [-1 if other == axis else 1 for other in range(len(leaf.shape))]
+            mask = mask & kept_positions(leaf, axis, kept).reshape(shape)
+    return mask
+
+
+def has_groups(leaf: Leaf, axis: int) -> bool:
+    """Whether any position of the axis may be removed."""
+    return any((groups >= 0).any() for groups in leaf.groups[axis])
+
+
+def kept_positions(leaf: Leaf, axis: int, kept: Any) -> Any:
+    """Which positions of an axis stay: bool, a NumPy or JAX array as `kept` is."""
+    xp: Any = np if isinstance(kept, np.ndarray) else jnp
+    positions = xp.ones(1, bool)
+    for groups in leaf.groups[axis]:
+        stays = xp.where(groups < 0, True, kept[np.maximum(groups, 0)])
+        positions = (positions[:, None] & stays).reshape(-1)
+    return positions
+
+
+def kept_groups(structure: Structure, masks: Any) -> Kept:
+    """The groups that masks keep.
+
+    Args:
+      structure: of the parameters that the masks belong to; see `Structure.part`.
+      masks: a tree like the parameters, bool, as from `cram_jax.compress`.
+
+    Returns:
+      Bool, one a group: True where it stays.
+
+    Raises:
+      TypeError: the masks are traced.
+      ValueError: the masks are not those of whole groups, or remove all groups of a
+        family, or their paths or shapes are not those that were traced.
+    """
+    leaves = leaves_like(structure, "masks", masks)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        raise TypeError(
+            "masks must be concrete, because shapes depend on them; got traced ones: "
+            "call it outside of jax.jit"
+        )
+    arrays = [np.asarray(leaf, bool) for leaf in leaves]
+    kept: Kept = np.zeros(structure.size, bool)
+    for leaf, mask in zip(structure.leaves, arrays, strict=True):
+        for axis in range(mask.ndim):
+            if has_groups(leaf, axis):
+                _add_kept(kept, leaf, axis, mask)
+    for leaf, mask in zip(structure.leaves, arrays, strict=True):
+        wrong = mask != _leaf_mask(leaf, kept)
+        if wrong.any():
+            place = tuple(int(i[0]) for i in np.nonzero(wrong))
+            raise ValueError(
+                f"masks must remove whole groups of channels, but masks[{leaf.path!r}] "
+                f"is {bool(mask[place])} at {place}, against the rest of its group"
+            )
+    return check_kept(structure, kept)
+
+
+def _add_kept(kept: Kept, leaf: Leaf, axis: int, mask: Kept) -> None:
+    others = tuple(other for other in range(mask.ndim) if other != axis)
+    sizes = [len(groups) for groups in leaf.groups[axis]]
+    grid: Any = np.any(mask, axis=others).reshape(sizes)
+    for part, groups in enumerate(leaf.groups[axis]):
+        rest = tuple(other for other in range(grid.ndim) if other != part)
+        stays = grid.any(axis=rest) & (groups >= 0)
+        kept[groups[stays]] = True
+
+
+def check_kept(structure: Structure, kept: Any) -> Kept:
+    """Returns `kept` as NumPy bools.
+
+    Raises:
+      TypeError: it is traced, or not of bools.
+      ValueError: it is not one bool a group, or removes all groups of a family.
+    """
+    if isinstance(kept, jax.core.Tracer):
+        raise TypeError(
+            "kept must be concrete, because shapes depend on it; got a traced array: "
+            "call it outside of jax.jit"
+        )
+    array = np.asarray(kept)
+    if array.dtype != np.bool_:
+        raise TypeError(f"kept must be bool, got {array.dtype}")
+    if array.shape != (structure.size,):
+        raise ValueError(
+            f"kept must have one bool for each of {structure.size} groups, "
+            f"got shape {array.shape}"
+        )
+    for number, family in enumerate(structure.families):
+        if not array[family.groups].any():
+            raise ValueError(
+                f"kept removes all {family.size} groups of family {number} "
+                f"({', '.join(family.names)}); at least one must stay"
+            )
+    return array
+
+
+def leaves_like(structure: Structure, name: str, tree: Any) -> list[Any]:
+    """The leaves of a tree that has the structure's paths and shapes.
+
+    Args:
+      structure: of the parameters.
+      name: of the argument, for the error.
+      tree: what must be like the parameters; an NNX State or its pure tree alike.
+
+    Raises:
+      ValueError: a path or a shape differs.
+    """
+    leaves = named_leaves(tree)
+    _check_paths(structure, name, [path for path, _ in leaves])
+    for (path, array), leaf in zip(leaves, structure.leaves, strict=True):
+        if tuple(np.shape(array)) != leaf.shape:
+            raise ValueError(
+                f"{name}[{path!r}] must have the shape {leaf.shape} that was traced, "
+                f"got {tuple(np.shape(array))}"
+            )
+    return [array for _, array in leaves]
+
+
+def _check_paths(structure: Structure, name: str, paths: Sequence[str]) -> None:
+    expected = [leaf.path for leaf in structure.leaves]
+    if list(paths) != expected:
+        missing = sorted(set(expected) - set(paths))[:3]
+        extra = sorted(set(paths) - set(expected))[:3]
+        raise ValueError(
+            f"{name} must have the {len(expected)} leaves that were traced; "
+            f"missing {missing}, unexpected {extra} (see Structure.part for some of "
+            f"the variables)"
+        )

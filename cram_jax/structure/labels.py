@@ -1,0 +1,233 @@
+"""One integer label for every position of every traced axis, and what is known of it.
+
+An axis is a tuple of factors, outer to inner: a flattened image is (height, width,
+channels), a fused projection is (heads, units). Labels of positions that can only be
+removed together are united; `solve` turns the unions into classes.
+"""
+
+import bisect
+import enum
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+Ids: TypeAlias = np.ndarray[Any, np.dtype[np.intp]]
+Key: TypeAlias = tuple[Hashable, ...]
+"""Where an axis comes from: the path of an equation, and a word."""
+
+Refinements: TypeAlias = dict[Key, set[int]]
+"""For an axis, the sizes of the trailing parts that reshapes split off."""
+
+
+class Role(enum.IntFlag):
+    """What an axis of a parameter does, as the operations that use it show."""
+
+    NONE = 0
+    INPUT = 1
+    OUTPUT = 2
+    STACK = 4
+    LOOKUP = 8
+    BATCH = 16
+    WINDOW = 32
+    CONTRACTED = 64
+    """A contraction of two activations runs over it, or a sum."""
+
+
+class Source(enum.IntEnum):
+    """What a value was computed from; the larger one wins."""
+
+    CONSTANT = 0
+    WEIGHT = 1
+    ACTIVATION = 2
+
+
+class Factor(NamedTuple):
+    """A part of an axis.
+
+    Attributes:
+      ids: one label a position.
+      zero: whether the value surely holds 0 wherever a removed position was masked.
+    """
+
+    ids: Ids
+    zero: bool
+
+
+Axis: TypeAlias = tuple[Factor, ...]
+"""Factors, outer to inner; none for an axis of size 1."""
+
+
+class Value(NamedTuple):
+    """The labels of one traced array.
+
+    Attributes:
+      axes: one a dimension.
+      source: what it was computed from.
+      literal: its value, if it is one number that the trace knows.
+    """
+
+    axes: tuple[Axis, ...]
+    source: Source
+    literal: Any = None
+
+
+class Origin(NamedTuple):
+    """Where a run of labels was handed out.
+
+    Attributes:
+      first: the first label.
+      size: how many there are.
+      key: the axis that they belong to.
+      tail: how many positions of that axis one label stands for; 0 if the run cannot be
+        split.
+    """
+
+    first: int
+    size: int
+    key: Key
+    tail: int
+
+
+def axis_size(axis: Axis) -> int:
+    """How many positions an axis has."""
+    size = 1
+    for factor in axis:
+        size *= len(factor.ids)
+    return size
+
+
+def factor_sizes(axis: Axis) -> tuple[int, ...]:
+    """How many positions each factor of an axis has."""
+    return tuple(len(factor.ids) for factor in axis)
+
+
+class Labels:
+    """Hands out labels and collects what rules find out about them.
+
+    Args:
+      refinements: how axes are split into factors. A rule that needs a finer split adds
+        to it and sets ``refined``; then the trace is read once more.
+    """
+
+    def __init__(self, refinements: Refinements) -> None:
+        self.refinements = refinements
+        self.refined = False
+        self.count = 0
+        self.freezes: list[tuple[Ids, str]] = []
+        self.roles: list[tuple[Ids, Role]] = []
+        self._unions: list[tuple[Ids, Ids]] = []
+        self._runs: dict[tuple[Key, int], list[Ids]] = {}
+        self._origins: list[Origin] = []
+
+    def axis(
+        self, key: Key, size: int, *, zero: bool = False, frozen: str | None = None
+    ) -> Axis:
+        """The axis of this key; asked again, the same labels."""
+        if size == 1:
+            return ()
+        runs = self._runs.get((key, size))
+        if runs is None:
+            runs = self._runs[key, size] = self._hand_out(key, size)
+            if frozen:
+                self.freezes.extend((ids, frozen) for ids in runs)
+        return tuple(Factor(ids, zero) for ids in runs)
+
+    def run(self, key: Key, size: int, *, frozen: str | None = None) -> Ids:
+        """Labels of positions that are no axis of their own; never split."""
+        runs = self._runs.get((key, size))
+        if runs is None:
+            runs = self._runs[key, size] = [self._run(key, size, 0)]
+            if frozen:
+                self.freezes.append((runs[0], frozen))
+        return runs[0]
+
+    def value(
+        self,
+        key: Key,
+        shape: Sequence[int],
+        source: Source,
+        *,
+        zero: bool = False,
+        frozen: str | None = None,
+    ) -> Value:
+        """A value with an axis of its own for each dimension."""
+        axes = (
+            self.axis((*key, dimension), size, zero=zero, frozen=frozen)
+            for dimension, size in enumerate(shape)
+        )
+        return Value(tuple(axes), source)
+
+    def unite(self, left: Ids, right: Ids) -> None:
+        """Positions at the same place of two runs stay or go together."""
+        if left is not right and not np.array_equal(left, right):
+            self._unions.append((left, right))
+
+    def freeze(self, axis: Iterable[Factor], reason: str) -> None:
+        """No position of the axis may be removed."""
+        self.freezes.extend((factor.ids, reason) for factor in axis)
+
+    def add_role(self, axis: Iterable[Factor], role: Role) -> None:
+        """Notes what the axis does."""
+        self.roles.extend((factor.ids, role) for factor in axis)
+
+    def refine(self, ids: Ids, inner: int) -> bool:
+        """Asks that the axis of these labels be split after every ``inner`` of them.
+
+        Returns:
+          Whether it can be: the labels are a run of one axis, cut at whole parts, and
+          the split nests with those that were asked for before.
+        """
+        origin = self._origin(int(ids[0]))
+        offset = int(ids[0]) - origin.first
+        is_run = offset + len(ids) <= origin.size and np.array_equal(
+            ids, np.arange(ids[0], ids[0] + len(ids))
+        )
+        if not is_run or not origin.tail or offset % inner or origin.size % inner:
+            return False
+        tail = origin.tail * inner
+        tails = self.refinements.setdefault(origin.key, set())
+        if any(tail % other and other % tail for other in tails):
+            return False
+        tails.add(tail)
+        self.refined = True
+        return True
+
+    def solve(self) -> Ids:
+        """The smallest label of each label's class."""
+        root: Ids = np.arange(self.count)
+        if not self._unions:
+            return root
+        left = np.concatenate([a for a, _ in self._unions])
+        right = np.concatenate([b for _, b in self._unions])
+        while True:
+            low = np.minimum(root[left], root[right])
+            new = root.copy()
+            for ends in (root[left], root[right], left, right):
+                np.minimum.at(new, ends, low)
+            new = new[new]
+            if np.array_equal(new, root):
+                return root
+            root = new
+
+    def _hand_out(self, key: Key, size: int) -> list[Ids]:
+        cuts, above = [], size
+        for tail in sorted(self.refinements.get(key, ()), reverse=True):
+            if tail < above and above % tail == 0:
+                cuts.append(above // tail)
+                above = tail
+        runs, tail = [], size
+        for part in (*cuts, above):
+            tail //= part
+            runs.append(self._run(key, part, tail))
+        return runs
+
+    def _run(self, key: Key, size: int, tail: int) -> Ids:
+        self._origins.append(Origin(self.count, size, key, tail))
+        ids: Ids = np.arange(self.count, self.count + size)
+        self.count += size
+        return ids
+
+    def _origin(self, label: int) -> Origin:
+        place = bisect.bisect_right(self._origins, label, key=lambda o: o.first)
+        return self._origins[place - 1]

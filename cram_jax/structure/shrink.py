@@ -1,0 +1,106 @@
+"""Cutting removed channels out of parameters and of trees like them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cram_jax.paths import named_leaves
+from cram_jax.structure.groups import (
+    Kept,
+    check_kept,
+    has_groups,
+    kept_groups,
+    kept_positions,
+    leaves_like,
+)
+from cram_jax.structure.structure import Structure
+
+
+def shrink(structure: Structure, variables: Any, kept: Any) -> Any:
+    """Cuts the channels that do not stay out of every array.
+
+    Args:
+      structure: from `trace_structure`, or a `Structure.part` for some of the
+        variables.
+      variables: a tree like those that were traced: parameters, batch statistics; or a
+        tree with such trees inside, such as the state of an optimiser, whose other
+        leaves stay.
+      kept: bool, one a group, True where it stays; or masks like the variables, as
+        from `cram_jax.compress`.
+
+    Returns:
+      The tree with smaller arrays.
+
+    Raises:
+      TypeError: `kept` or the masks are traced.
+      ValueError: the variables have other paths or shapes than were traced; the masks
+        are not those of whole groups; or all groups of a family would go.
+
+    Example:
+      >>> from cram_jax.structure import shrink, trace_structure
+      >>> def apply(params, x):
+      ...     return jax.nn.relu(x @ params["a"]) @ params["b"]
+      >>> params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+      >>> structure = trace_structure(apply, params, jnp.ones((1, 3)))
+      >>> small = shrink(structure, params, np.array([True, False, True, False]))
+      >>> jax.tree.map(jnp.shape, small)
+      {'a': (3, 2), 'b': (2, 2)}
+    """
+    groups = as_kept(structure, kept)
+    paths = [leaf.path for leaf in structure.leaves]
+
+    def is_like(tree: Any) -> bool:
+        return [path for path, _ in named_leaves(tree)] == paths
+
+    trees = jax.tree.leaves(variables, is_leaf=is_like)
+    treedef: Any = jax.tree.structure(variables, is_leaf=is_like)
+    if not any(is_like(tree) for tree in trees):
+        leaves_like(structure, "variables", variables)
+    cut = [
+        _shrink_tree(structure, tree, groups) if is_like(tree) else tree
+        for tree in trees
+    ]
+    return treedef.unflatten(cut)
+
+
+def as_kept(structure: Structure, kept: Any) -> Kept:
+    """One bool a group, from those or from masks, checked."""
+    if jax.tree_util.all_leaves([kept]) and np.ndim(kept) == 1:
+        return check_kept(structure, kept)
+    return kept_groups(structure, kept)
+
+
+def _shrink_tree(structure: Structure, tree: Any, kept: Kept) -> Any:
+    leaves = leaves_like(structure, "variables", tree)
+    small = []
+    for leaf, array in zip(structure.leaves, leaves, strict=True):
+        for axis in range(len(leaf.shape)):
+            if has_groups(leaf, axis):
+                positions = kept_positions(leaf, axis, kept)
+                if not positions.all():
+                    array = jnp.take(array, np.flatnonzero(positions), axis=axis)
+        small.append(array)
+    treedef: Any = jax.tree.structure(tree)
+    return treedef.unflatten(small)
+
+
+def small_shapes(structure: Structure, kept: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of the smaller parameters, by path: a configuration of the model.
+
+    Args:
+      structure: from `trace_structure`.
+      kept: as for `shrink`.
+
+    Returns:
+      Shapes by path, such as to construct the layers of a smaller module.
+    """
+    groups = as_kept(structure, kept)
+    return {
+        leaf.path: tuple(
+            int(kept_positions(leaf, axis, groups).sum()) if size != 1 else 1
+            for axis, size in enumerate(leaf.shape)
+        )
+        for leaf in structure.leaves
+    }
