@@ -1,18 +1,29 @@
 """Pruning after training that knows the curvature of the loss: oBERT and WoodFisher."""
 
-import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cram_jax import fisher
+from cram_jax.axes import Axes, AxesLike, axes_value
 from cram_jax.compress import compress
-from cram_jax.gradients import Caller, gradient_of
-from cram_jax.leaves import Where, prunable
+from cram_jax.examples import check_names, count_examples, scalar_loss
+from cram_jax.finite import Finite, all_finite, check_finite
+from cram_jax.gradients import Caller, Gradient, gradient_of
+from cram_jax.leaves import (
+    Leaf,
+    Where,
+    described,
+    prunable,
+    reasons_against,
+    where_value,
+)
 from cram_jax.projector import (
     Params,
     Projection,
@@ -20,7 +31,6 @@ from cram_jax.projector import (
     apply_masks,
     check_structure,
     leaf_path,
-    stateless,
 )
 from cram_jax.selection import keep_largest
 from cram_jax.sparsity import Number, check_sparsity, kept_count
@@ -36,6 +46,7 @@ def second_order(
     *,
     scope: Literal["global", "layer"] = "global",
     where: Where | None = None,
+    axes: AxesLike | None = None,
     block_size: int = 50,
     damping: float = 1e-7,
     recomputations: int = 4,
@@ -44,7 +55,7 @@ def second_order(
     masks: Params | None = None,
     constants: Mapping[str, Any] | None = None,
     has_aux: bool = False,
-) -> Projector:
+) -> "SecondOrder":
     r"""Prunes with the curvature of the loss, and moves the weights that stay.
 
     Magnitude says little about what a weight is worth. The empirical Fisher matrix, cut
@@ -62,8 +73,8 @@ def second_order(
     not prunable stay. Exactly as many weights are kept as by `top_k`, with its rule
     for equal ones. Fine-tune the result with `keep_pruned`.
 
-    A block holds weights of the same output, the last axis: what is flattened is the
-    leaf with that axis moved to the front. Its last block may be smaller.
+    A block holds weights of the same output: what is flattened is the leaf with its
+    output axes moved to the front. Its last block may be smaller.
 
     The quadratic model holds near the parameters that F is of. To remove most of the
     weights at once leaves its range, and can do worse than magnitude: hence the
@@ -71,24 +82,28 @@ def second_order(
 
     Cost, for each recomputation: m gradients and, for each of them, some three passes
     over ``block_size`` floats for each prunable weight; on a CPU one pass for each
-    ``micro_batch`` of gradients. That many have to fit in memory, once more those of
-    the largest leaf, and ``micro_batch`` gradients. The statistics are float32, float64
-    for float64 parameters. All runs in one compiled program, the same for every
-    recomputation; its size depends on neither m nor ``block_size``. Sharded parameters
-    give the same masks. With explicit axes, blocks lie where their outputs do, or are
-    copied to all devices where one of them would lie across two; with automatic axes
-    XLA decides.
+    ``micro_batch`` of gradients. That many floats have to fit in memory, once more
+    those of the largest leaf, and ``micro_batch`` gradients: ``lower(params)`` tells.
+    The statistics are float32, float64 for float64 parameters. One compiled program
+    serves every recomputation; its size depends on neither m nor
+    ``block_size``.
+
+    Sharded parameters give the same masks. With explicit axes, blocks lie where their
+    outputs do, or are copied to all devices if one of them would lie across two; with
+    automatic axes XLA decides. A traced call, as in a step of training, is refused:
+    pruning comes after training, and an error cannot be raised there.
 
     Args:
+      sparsity: share of zeros, 0 <= sparsity < 1.
       loss_fn: ``loss_fn(params, ...) -> scalar``, a mean over examples that also works
         for one; or ``(scalar, aux)`` with ``has_aux``. In evaluation mode, rather: one
         example has no batch statistics.
       examples: those arguments of the loss, by name, that have the examples along axis
         0: arrays or trees of arrays. 1,024 of the training set are usual. An example
         reaches the loss as a batch of one.
-      sparsity: share of zeros, 0 <= sparsity < 1.
       scope: "global" or "layer", see `top_k`.
-      where: which leaves, see `prunable`; by default those of two or more dimensions.
+      where: which leaves, see `prunable`.
+      axes: what is known of the axes, see `axes_of`.
       block_size: weights in a block.
       damping: :math:`\lambda`, above 0.
       recomputations: how often F is computed. With R of them the share of weights
@@ -103,14 +118,16 @@ def second_order(
       has_aux: whether ``loss_fn`` returns auxiliary data, which is dropped.
 
     Returns:
-      The pruned parameters and the masks of the kept entries, both like ``params``.
+      A projector. Its masks are bool, shaped like the leaves.
 
     Raises:
-      TypeError: an argument is of a wrong type, ``loss_fn`` needs an argument that it
-        does not get or gives no scalar, or a leaf to prune is not of a floating dtype.
+      TypeError: an argument is of a wrong type; at use, if ``loss_fn`` needs an
+        argument that it does not get or gives no scalar, a leaf to prune is not of a
+        floating dtype, or the call is traced.
       ValueError: a number is out of range, there is no example, arrays of the examples
-        differ in their number or ``examples_per_gradient`` does not divide it, the
-        masks do not fit, or ``where`` chooses no leaf.
+        differ in their number or ``examples_per_gradient`` does not divide it; at use,
+        if the masks do not fit, ``where`` chooses no leaf, or a weight or the gradient
+        of an example is not finite, which the error names.
 
     Example:
       The inputs move together, so that the weight left does the work of both:
@@ -120,7 +137,8 @@ def second_order(
       >>> x = jnp.array([[1.0, 1.0], [2.0, 2.0], [-1.0, -1.0], [3.0, 3.0]])
       >>> params = {"kernel": jnp.array([[1.01], [0.9]])}
       >>> examples = {"x": x, "y": x @ jnp.array([[1.0], [0.9]])}
-      >>> second_order_prune(loss_fn, params, examples, 0.5).params["kernel"].round(2)
+      >>> projector = second_order(0.5, loss_fn, examples)
+      >>> compress(params, projector).params["kernel"].round(2)
       Array([[1.91],
              [0.  ]], dtype=float32)
 
@@ -139,17 +157,16 @@ def second_order(
         check_integer(name, value, minimum=1)
     _check_damping(damping)
     constants = {} if constants is None else constants
-    _check_names(examples, constants)
-    size = _count_examples(examples)
+    check_names(examples, constants)
+    size = count_examples(examples)
     if size % examples_per_gradient:
         raise ValueError(
             f"examples_per_gradient must divide the number of examples {size}, got "
             f"{examples_per_gradient}"
         )
     gradient = gradient_of(
-        _scalar(loss_fn, has_aux), has_aux=has_aux, axis_name=None, caller=_CALLER
+        scalar_loss(loss_fn, has_aux), has_aux=has_aux, axis_name=None, caller=_CALLER
     )
-    inputs = fisher.Inputs(dict(examples), dict(constants))
     options = fisher.Options(
         size // examples_per_gradient,
         examples_per_gradient,
@@ -157,68 +174,193 @@ def second_order(
         block_size,
         damping,
     )
+    return SecondOrder(
+        sparsity,
+        gradient,
+        fisher.Inputs(dict(examples), dict(constants)),
+        options,
+        scope,
+        where_value(where),
+        axes_value(axes),
+        recomputations,
+        masks,
+    )
 
-    @partial(jax.jit, static_argnames="places")
-    def prune(
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SecondOrder(Projector):
+    """See `second_order`. It holds arrays, so it equals only itself."""
+
+    sparsity: Number
+    gradient: Gradient
+    inputs: fisher.Inputs
+    options: fisher.Options
+    scope: Literal["global", "layer"]
+    where: Any
+    axes: Any
+    recomputations: int
+    masks: Params | None
+
+    def __repr__(self) -> str:
+        return f"second_order({self.sparsity}, ...)"
+
+    @property
+    def draws(self) -> bool:
+        """Never."""
+        return False
+
+    def init(self, params: Params) -> tuple[()]:
+        """None. Traces nothing, as the loss of an abstract model costs time."""
+        prunable(params, self.where, self.axes)
+        return ()
+
+    def notes(self, params: Params) -> list[str]:
+        """Why leaves stay dense, and which axes were assumed of the others."""
+        leaves = described(params, self.axes)
+        return [
+            reason or (f"assumed to be {leaf.axes}" if leaf.axes.assumed else "")
+            for leaf, reason in zip(
+                leaves, reasons_against(params, leaves, self.where), strict=True
+            )
+        ]
+
+    def project(
+        self, params: Params, state: Any, key: jax.Array | None
+    ) -> tuple[Projection, Any]:
+        """Prunes, unless traced."""
+        del key
+        self._check_concrete(params)
+        leaves = self._leaves(params)
+        projection = _already_pruned(params, self.masks)
+        for share in _schedule(self.sparsity, self.recomputations) if leaves else ():
+            projection, finite = self._prune(
+                projection, self.inputs, self._counts(leaves, share), _places(leaves)
+            )
+            paths = [leaf.path for leaf in leaves.values()]
+            check_finite(finite, paths, self.options.examples_per_gradient)
+        return projection, state
+
+    def lower(self, params: Params) -> jax.stages.Lowered:
+        """Lowers the program that `project` runs for every recomputation.
+
+        ``lower(params).compile().memory_analysis()`` says whether it fits.
+
+        Args:
+          params: a pytree of arrays.
+
+        Returns:
+          What `jax.jit` gives for ``lower``.
+        """
+        leaves = self._leaves(params)
+        return self._prune.lower(
+            _already_pruned(params, self.masks),
+            self.inputs,
+            self._counts(leaves, self.sparsity),
+            _places(leaves),
+        )
+
+    def _leaves(self, params: Params) -> dict[int, Leaf]:
+        chosen = prunable(params, self.where, self.axes)
+        return {
+            i: leaf
+            for i, leaf in enumerate(described(params, self.axes))
+            if chosen[i] and jnp.size(leaf.value)
+        }
+
+    def _counts(self, leaves: dict[int, Leaf], share: Number) -> list[int | jax.Array]:
+        """How many to keep, of all leaves together or of each layer."""
+        sizes = [jnp.size(leaf.value) for leaf in leaves.values()]
+        if self.scope == "global":
+            return [kept_count(sum(sizes), share)]
+        layers = [
+            math.prod(jnp.shape(leaf.value)[axis] for axis in leaf.axes.stack)
+            for leaf in leaves.values()
+        ]
+        return [
+            kept_count(size // n, share) for size, n in zip(sizes, layers, strict=True)
+        ]
+
+    def _check_concrete(self, params: Params) -> None:
+        for leaf in jax.tree.leaves((params, self.inputs)):
+            if isinstance(leaf, jax.core.Tracer):
+                raise TypeError(
+                    f"{self!r} prunes trained parameters once and must not be traced, "
+                    f"as in jit or in a step of training: call compress outside jit, "
+                    f"and train for top_k instead"
+                )
+
+    @cached_property
+    def _prune(self) -> Any:
+        return jax.jit(self._prune_to, static_argnames="places")
+
+    def _prune_to(
+        self,
         projection: Projection,
         inputs: fisher.Inputs,
         counts: list[int | jax.Array],
-        places: tuple[int, ...],
-    ) -> tuple[Projection, _Finite]:
+        places: tuple[fisher.Place, ...],
+    ) -> tuple[Projection, Finite]:
+        """Prunes to these counts of weights, by the curvature at the projection."""
         leaves, kept = map(jax.tree.leaves, projection)
         structure: Any = jax.tree.structure(projection.params)
+        width = self.options.block_size
         roots, finite_gradients = fisher.inverse_roots(
-            gradient, projection, places, inputs, options
+            self.gradient, projection, places, inputs, self.options
         )
-        weights = [fisher.to_blocks(fisher.wide(leaves[i]), block_size) for i in places]
+        chosen = [leaves[place.leaf] for place in places]
+        weights = [
+            fisher.to_blocks(fisher.wide(leaf), width, place.order)
+            for leaf, place in zip(chosen, places, strict=True)
+        ]
         ranks = [
-            _ranks(fisher.saliency_root(root, w), kept[i])
-            for i, w, root in zip(places, weights, roots, strict=True)
+            _ranks(fisher.saliency_root(root, w), kept[place.leaf], place.order)
+            for place, w, root in zip(places, weights, roots, strict=True)
         ]
-        groups = [ranks] if scope == "global" else [[rank] for rank in ranks]
-        largest = [
-            mask
-            for group, count in zip(groups, counts, strict=True)
-            for mask in keep_largest(group, count)
-        ]
-        before = [leaves[i] for i in places]
-        for i, w, root, mask in zip(places, weights, roots, largest, strict=True):
+        if self.scope == "global":
+            largest = list(keep_largest(ranks, counts[0]))
+        else:
+            largest = [
+                _largest_of_layers(rank, count, place.stack)
+                for rank, count, place in zip(ranks, counts, places, strict=True)
+            ]
+        for place, w, root, mask in zip(places, weights, roots, largest, strict=True):
+            i = place.leaf
             kept[i] = kept[i] & mask
-            removed = ~fisher.to_blocks(kept[i], block_size)
-            moved = fisher.from_blocks(fisher.eliminate(w, removed, root), leaves[i])
+            removed = ~fisher.to_blocks(kept[i], width, place.order)
+            moved = fisher.eliminate(w, removed, root)
+            moved = fisher.from_blocks(moved, leaves[i], place.order)
             leaves[i] = moved.astype(leaves[i].dtype)
-        finite = _Finite(
-            _all_finite(before),
+        finite = Finite(
+            all_finite(chosen),
             finite_gradients,
-            _all_finite([leaves[i] for i in places]),
+            all_finite([leaves[place.leaf] for place in places]),
         )
         pruned = Projection(structure.unflatten(leaves), structure.unflatten(kept))
         return pruned, finite
 
-    def project(params: Params, key: jax.Array | None) -> Projection:
-        del key
-        leaves = jax.tree.leaves_with_path(params)
-        places = tuple(
-            i
-            for i, is_chosen in enumerate(prunable(params, where))
-            if is_chosen and leaves[i][1].size
-        )
-        projection = _already_pruned(params, masks)
-        if not places:
-            return projection
-        paths = [leaf_path(leaves[i][0]) for i in places]
-        sizes = [leaves[i][1].size for i in places]
-        sizes = [sum(sizes)] if scope == "global" else sizes
-        for share in _schedule(sparsity, recomputations):
-            counts = [kept_count(size, share) for size in sizes]
-            projection, finite = prune(projection, inputs, counts, places)
-            if isinstance(finite.before, jax.core.Tracer):
-                projection = _nan_unless(finite, projection, places)
-            else:
-                _check_finite(finite, paths, examples_per_gradient)
-        return projection
 
-    return stateless(project, f"second_order({sparsity})")
+def _outputs_first(axes: Axes) -> tuple[int, ...]:
+    """The axes, outermost first: stacked layers, outputs, and what feeds those."""
+    first = (*axes.stack, *axes.outputs)
+    return (*first, *(i for i in range(len(axes.roles)) if i not in first))
+
+
+def _places(leaves: dict[int, Leaf]) -> tuple[fisher.Place, ...]:
+    return tuple(
+        fisher.Place(i, _outputs_first(leaf.axes), leaf.axes.stack)
+        for i, leaf in leaves.items()
+    )
+
+
+def _largest_of_layers(
+    ranks: jax.Array, count: int | jax.Array, stack: tuple[int, ...]
+) -> jax.Array:
+    def largest(layer: jax.Array) -> jax.Array:
+        return keep_largest([layer], count)[0]
+
+    for axis in stack:  # the last becomes the outermost, so that the others stay
+        largest = jax.vmap(largest, in_axes=axis, out_axes=axis)
+    return largest(ranks)
 
 
 def second_order_prune(
@@ -229,6 +371,7 @@ def second_order_prune(
     *,
     scope: Literal["global", "layer"] = "global",
     where: Where | None = None,
+    axes: AxesLike | None = None,
     block_size: int = 50,
     damping: float = 1e-7,
     recomputations: int = 4,
@@ -266,6 +409,7 @@ def second_order_prune(
         examples,
         scope=scope,
         where=where,
+        axes=axes,
         block_size=block_size,
         damping=damping,
         recomputations=recomputations,
@@ -278,64 +422,9 @@ def second_order_prune(
     return compress(params, projector)
 
 
-class _Finite(NamedTuple):
-    """Where statistics are finite.
-
-    Attributes:
-      before: bool, shape (leaves,): the weights that are pruned.
-      gradients: bool, shape (gradients, leaves).
-      after: bool, shape (leaves,): the weights that are left.
-    """
-
-    before: jax.Array
-    gradients: jax.Array
-    after: jax.Array
-
-
-def _all_finite(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
-
-
-def _nan_unless(
-    finite: _Finite, projection: Projection, places: tuple[int, ...]
-) -> Projection:
-    """What a traced call gives in place of an error."""
-    leaves = jax.tree.leaves(projection.params)
-    structure: Any = jax.tree.structure(projection.params)
-    is_finite = jnp.stack([part.all() for part in finite]).all()
-    for i in places:
-        leaves[i] = jnp.where(is_finite, leaves[i], jnp.nan)
-    return Projection(structure.unflatten(leaves), projection.masks)
-
-
-def _check_finite(
-    finite: _Finite, paths: list[str], examples_per_gradient: int
-) -> None:
-    for path, is_finite in zip(paths, finite.before, strict=True):
-        if not is_finite:
-            raise ValueError(f"params[{path!r}] must be finite, but are not all")
-    bad = np.argwhere(~np.asarray(finite.gradients))
-    if bad.size:
-        number, leaf = bad[0]
-        first = number * examples_per_gradient
-        last = first + examples_per_gradient - 1
-        examples = f"examples {first} to {last}" if last > first else f"example {first}"
-        raise ValueError(
-            f"loss_fn must have finite gradients, whose squares over damping can be "
-            f"summed, but that of {examples} with respect to params[{paths[leaf]!r}] "
-            f"is not finite or too large"
-        )
-    for path, is_finite in zip(paths, finite.after, strict=True):
-        if not is_finite:
-            raise ValueError(
-                f"damping must be larger: the weights left in params[{path!r}] would "
-                f"move beyond what their dtype holds"
-            )
-
-
-def _ranks(saliencies: jax.Array, kept: jax.Array) -> jax.Array:
+def _ranks(saliencies: jax.Array, kept: jax.Array, order: tuple[int, ...]) -> jax.Array:
     """In the shape of the leaf; above 0 for what is kept so far, even if it is zero."""
-    ranks = fisher.from_blocks(saliencies, kept)
+    ranks = fisher.from_blocks(saliencies, kept, order)
     return jnp.where(kept, jnp.maximum(ranks, jnp.finfo(ranks.dtype).tiny), 0)
 
 
@@ -344,36 +433,6 @@ def _schedule(sparsity: Number, steps: int) -> Iterator[Number]:
     for step in range(1, steps):
         yield 1 - (1 - sparsity) ** (step / steps)
     yield sparsity
-
-
-def _scalar(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
-    """The loss, refused where it is none."""
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function, got {loss_fn!r}")
-
-    @functools.wraps(loss_fn)
-    def checked(params: Params, **arguments: Any) -> Any:
-        result = loss_fn(params, **arguments)
-        if has_aux and not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(
-                f"loss_fn must give a scalar and auxiliary data with has_aux=True, got "
-                f"{_described(result)}"
-            )
-        loss = result[0] if has_aux else result
-        if isinstance(loss, tuple) or jnp.shape(loss):
-            raise TypeError(
-                f"loss_fn must give a scalar (or, with has_aux=True, a scalar and "
-                f"auxiliary data), got {_described(loss)}"
-            )
-        return result
-
-    return checked
-
-
-def _described(result: Any) -> str:
-    if isinstance(result, tuple):
-        return f"a tuple of {len(result)}"
-    return f"shape {jnp.shape(result)}"
 
 
 def _already_pruned(params: Params, masks: Params | None) -> Projection:
@@ -392,34 +451,6 @@ def _already_pruned(params: Params, masks: Params | None) -> Projection:
                 f"{jnp.shape(mask)}"
             )
     return Projection(apply_masks(masks, params), masks)
-
-
-def _check_names(examples: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
-    for name, value in (("examples", examples), ("constants", constants)):
-        if not isinstance(value, Mapping):
-            raise TypeError(
-                f"{name} must map names of arguments of loss_fn to arrays, got "
-                f"{type(value).__name__}"
-            )
-    if both := sorted(examples.keys() & constants.keys()):
-        raise ValueError(f"examples and constants must not both hold {both}")
-
-
-def _count_examples(examples: Mapping[str, Any]) -> int:
-    sizes = {}
-    for path, leaf in jax.tree.leaves_with_path(dict(examples)):
-        if jnp.ndim(leaf) < 1:
-            raise ValueError(
-                f"examples[{leaf_path(path)!r}] must have the examples along axis 0, "
-                f"got a scalar; pass what is the same for all in constants"
-            )
-        sizes[leaf_path(path)] = jnp.shape(leaf)[0]
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"examples must all be of one number, got {sizes}")
-    size = max(sizes.values(), default=0)
-    if size == 0:
-        raise ValueError(f"examples must hold at least one example, got {sizes}")
-    return size
 
 
 def _check_damping(damping: float) -> None:

@@ -30,15 +30,16 @@ _einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 _PART = 128
 
 
-def to_blocks(leaf: jax.Array, block_size: int) -> jax.Array:
+def to_blocks(leaf: jax.Array, block_size: int, order: tuple[int, ...]) -> jax.Array:
     """Cuts a leaf into blocks of weights of the same output.
 
-    The last axis, the outputs of a Flax kernel, is moved to the front before the leaf
-    is flattened: weights that feed one output unit are neighbours, as in the paper.
+    With the outputs first in ``order``, weights that feed one output unit are
+    neighbours, as in the paper.
 
     Args:
       leaf: any shape.
       block_size: weights in a block, at least 1.
+      order: of the axes, slowest first, in which the leaf is flattened.
 
     Returns:
       Shape (blocks, block_size), where a smaller leaf is one block of its own size. The
@@ -46,12 +47,12 @@ def to_blocks(leaf: jax.Array, block_size: int) -> jax.Array:
       number, to a multiple of that, unless explicit axes spread them over devices.
 
     Example:
-      >>> to_blocks(jnp.array([[1, 2], [3, 4], [5, 6]]), 4)
+      >>> to_blocks(jnp.array([[1, 2], [3, 4], [5, 6]]), 4, (1, 0))
       Array([[1, 3, 5, 2],
              [4, 6, 0, 0]], dtype=int32)
     """
     width = max(1, min(block_size, leaf.size))
-    rows = jnp.moveaxis(jnp.atleast_1d(leaf), -1, 0)
+    rows = jnp.atleast_1d(jnp.transpose(leaf, order))
     sharding = _of_blocks(rows, width)
     if sharding is not None:
         rows = jax.sharding.reshard(rows, sharding)
@@ -62,13 +63,15 @@ def to_blocks(leaf: jax.Array, block_size: int) -> jax.Array:
     return jax.lax.reshape(flat, shape, out_sharding=sharding)
 
 
-def from_blocks(blocks: jax.Array, like: jax.Array) -> jax.Array:
+def from_blocks(
+    blocks: jax.Array, like: jax.Array, order: tuple[int, ...]
+) -> jax.Array:
     """Undoes `to_blocks`: the shape and sharding of ``like``, the dtype of blocks."""
-    rows = jnp.moveaxis(jnp.atleast_1d(like), -1, 0)
-    sharding = _of_blocks(rows, blocks.shape[1])
+    rows = jnp.transpose(like, order)
+    sharding = _of_blocks(jnp.atleast_1d(rows), blocks.shape[1])
     flat = jax.lax.reshape(blocks, (blocks.size,), out_sharding=sharding)
     rows = jax.lax.reshape(flat[: like.size], rows.shape, out_sharding=sharding)
-    leaf = jnp.moveaxis(rows, 0, -1).reshape(like.shape)
+    leaf = jnp.transpose(rows, tuple(order.index(axis) for axis in range(like.ndim)))
     explicit = explicit_sharding(like)
     return leaf if explicit is None else jax.sharding.reshard(leaf, explicit)
 
@@ -241,6 +244,20 @@ def _in_parts(
     return jax.lax.platform_dependent(array, *others, cpu=in_parts, default=update)
 
 
+class Place(NamedTuple):
+    """A leaf that is cut into blocks.
+
+    Attributes:
+      leaf: its index in ``jax.tree.leaves``.
+      order: see `to_blocks`.
+      stack: the axes along which layers are stacked.
+    """
+
+    leaf: int
+    order: tuple[int, ...]
+    stack: tuple[int, ...]
+
+
 class Inputs(NamedTuple):
     """What the loss is given: arguments by name, with examples along axis 0 or not."""
 
@@ -269,7 +286,7 @@ class Options(NamedTuple):
 def inverse_roots(
     gradient: Gradient,
     projection: Projection,
-    places: Sequence[int],
+    places: Sequence[Place],
     inputs: Inputs,
     options: Options,
 ) -> tuple[list[jax.Array], jax.Array]:
@@ -280,7 +297,7 @@ def inverse_roots(
     Args:
       gradient: of the loss, from `gradient_of`.
       projection: the parameters, and the masks of what is not pruned.
-      places: which leaves, as indices into ``jax.tree.leaves``.
+      places: which leaves.
       inputs: the arguments of the loss.
       options: see there.
 
@@ -302,11 +319,16 @@ def inverse_roots(
         gradients = jax.tree.leaves(tree)
         # Of F, the sum over gradients is divided by their number.
         chosen = [
-            jnp.where(kept[i], wide(gradients[i]) / count**0.5, 0) for i in places
+            jnp.where(kept[place.leaf], wide(gradients[place.leaf]) / count**0.5, 0)
+            for place in places
         ]
         # No product in `absorb` is above this one.
         finite = [jnp.isfinite(jnp.sum(g**2) / damping) for g in chosen]
-        return [to_blocks(g, block_size) for g in chosen], jnp.stack(finite)
+        blocks = [
+            to_blocks(g, block_size, place.order)
+            for g, place in zip(chosen, places, strict=True)
+        ]
+        return blocks, jnp.stack(finite)
 
     def absorb_micro_batch(
         roots: list[jax.Array], start: jax.Array
@@ -321,7 +343,10 @@ def inverse_roots(
         ], finite
 
     roots = [
-        damped_root(to_blocks(wide(leaves[i]), block_size), damping) for i in places
+        damped_root(
+            to_blocks(wide(leaves[place.leaf]), block_size, place.order), damping
+        )
+        for place in places
     ]
     starts = jnp.arange(0, count, micro_batch)
     roots, finite = jax.lax.scan(absorb_micro_batch, roots, starts)

@@ -39,26 +39,13 @@ MUTANTS = {
                 "optax.tree.scale(0.5, optax.tree.add(updates, gradient))",
             ),
             Mutant(
-                "            radius = radius / nonzero(norm(updates))",
-                "            radius = radius * nonzero(norm(updates))",
+                "radius = radius / safe_denominator(norm(updates))",
+                "radius = radius * safe_denominator(norm(updates))",
             ),
-            Mutant(
-                "keep(masks, gradient_at(compressed, extra_args)[1])",
-                "gradient_at(compressed, extra_args)[1]",
-            ),
-            Mutant(
-                "ascend(params, radius / nonzero(norm(ascent)), ascent)",
-                "ascend(compressed, radius / nonzero(norm(ascent)), ascent)",
-            ),
-            Mutant("        sparse_gradients=False,\n", ""),
-        ],
-    ),
-    "ascent": (
-        ["derivations", "transforms", "transforms_refusals", "composition"],
-        [
+            Mutant("or rho != 0", "or True"),
+            Mutant("climbs = normalize or", "climbs ="),
             Mutant("(p + radius * d)", "(p - radius * d)"),
             Mutant("(p + radius * d)", "(p + d)"),
-            Mutant("jnp.where(norm == 0, 1, norm)", "norm"),
             Mutant("optax.safe_increment(state.count)", "state.count"),
             Mutant(
                 "        key=key,\n        projector_state=projector_state,",
@@ -69,8 +56,30 @@ MUTANTS = {
                 "projector_state=state.projector_state,",
             ),
             Mutant("jnp.promote_types(x.dtype, jnp.float32)", "x.dtype"),
-            Mutant("return jax.random.clone(key)", "return key"),
             Mutant(".astype(jnp.result_type(p))", ""),
+            Mutant("jnp.array(jnp.finfo(loss_dtype).max, loss_dtype)", "jnp.inf"),
+        ],
+    ),
+    "baselines": (
+        ["derivations", "transforms"],
+        [
+            Mutant(
+                "apply_masks(masks, gradient_at(compressed, extra_args)[1])",
+                "gradient_at(compressed, extra_args)[1]",
+            ),
+            Mutant(
+                "radius / safe_denominator(norm(ascent)), ascent)",
+                "radius, ascent)",
+            ),
+            Mutant("        sparse_gradients=False,\n", ""),
+        ],
+    ),
+    "keys": (
+        ["transforms", "compress"],
+        [
+            Mutant("return jnp.array(jax", "return (jax"),
+            Mutant("key_data(following), draw", "key_data(draw), following"),
+            Mutant("if is_typed else None", "if False else None"),
         ],
     ),
     "projector": (
@@ -81,10 +90,11 @@ MUTANTS = {
                 "jnp.where(mask, jnp.zeros_like(leaf), leaf)",
             ),
             Mutant("jnp.where(mask, leaf, jnp.zeros_like(leaf))", "leaf"),
+            Mutant("jnp.where(value == 0, 1, value)", "value"),
         ],
     ),
-    "losses": (
-        ["losses", "transforms"],
+    "gradients": (
+        ["transforms", "transforms_refusals", "training_loops"],
         [
             Mutant(
                 "gradients = jax.lax.pmean(gradients, axis_name)",
@@ -96,12 +106,25 @@ MUTANTS = {
             ),
             Mutant("else jax.lax.pmean(loss, axis_name)", "else loss"),
             Mutant("if takes_all or n in named", "if takes_all"),
-            Mutant("            loss, _ = loss", "            _, loss = loss"),
+            Mutant("        result, _ = result", "        _, result = result"),
+            Mutant("        _check_axes(loss, params, axis_name)\n", ""),
+            Mutant(
+                "averaged, *map(_varying_axes, jax.tree.leaves(params))", "averaged"
+            ),
+            Mutant("if not (is_called or is_asked):", "if True:"),
+        ],
+    ),
+    "losses": (
+        ["losses"],
+        [
             Mutant(
                 "split_axis(leaf, 0, every)[:, 0]", "split_axis(leaf, 0, every)[:, -1]"
             ),
             Mutant("return leaf[::every]", "return leaf[: size // every]"),
-            Mutant("            if name in arguments", "            if name"),
+            Mutant("                if name in given:", "                if name:"),
+            Mutant("_scale_gradient(leaf, 1 / wide)", "leaf"),
+            Mutant("return _scale_gradient(result, wide)", "return result"),
+            Mutant("(tangents[0] * scale)", "(tangents[0] / scale)"),
         ],
     ),
     "selection": (
@@ -258,8 +281,11 @@ MUTANTS = {
     "compress": (
         ["compress"],
         [
-            Mutant("jnp.where(mask, u, -p.astype(u.dtype))", "jnp.where(mask, u, 0)"),
-            Mutant("jax.tree.map(jnp.array, masks)", "masks"),
+            Mutant("-param.astype(dtype))", "0)"),
+            Mutant("jnp.promote_types(update.dtype, param.dtype)", "update.dtype"),
+            Mutant("[jnp.array(mask) for", "[mask for"),
+            Mutant("leaf != 0 if is_chosen", "leaf == 0 if is_chosen"),
+            Mutant("prunable(params, where), strict", "prunable(params), strict"),
         ],
     ),
     "batch_norm": (
@@ -289,7 +315,7 @@ MUTANTS = {
         ["fisher", "second_order"],
         [
             Mutant("width = max(1, min(block_size, leaf.size))", "width = block_size"),
-            Mutant("jnp.moveaxis(rows, 0, -1)", "rows"),
+            Mutant("order.index(axis) for axis in", "axis for axis in"),
             Mutant("one / damping**0.5", "one / damping"),
             Mutant("jnp.sqrt(1 + jnp.sum(v**2", "jnp.sqrt(2 + jnp.sum(v**2"),
             Mutant("(c * (c + 1))", "(c * c)"),
@@ -297,12 +323,22 @@ MUTANTS = {
             Mutant("weights - along * weights", "weights + along * weights"),
             Mutant("root - along[:, :, None] * row[:, None, :]", "root"),
             Mutant("fori_loop(0, blocks // _PART", "fori_loop(1, blocks // _PART"),
-            Mutant("wide(gradients[i]) / count**0.5", "wide(gradients[i])"),
+            Mutant(
+                "wide(gradients[place.leaf]) / count**0.5",
+                "wide(gradients[place.leaf])",
+            ),
             Mutant("jnp.isfinite(jnp.sum(g**2) / damping)", "jnp.isfinite(g).all()"),
-            Mutant("jnp.where(kept[i], wide", "jnp.where(True, wide"),
+            Mutant("jnp.where(kept[place.leaf], wide", "jnp.where(True, wide"),
             Mutant("jnp.minimum(micro_batch, count - start)", "micro_batch"),
             Mutant("* group + jnp.arange(group)", "* group"),
             Mutant("leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))", "leaf"),
+        ],
+    ),
+    "finite": (
+        ["second_order_refusals"],
+        [
+            Mutant("jnp.isfinite(leaf).all()", "jnp.isfinite(leaf).any()"),
+            Mutant("first = number * examples_per_gradient", "first = number"),
         ],
     ),
     "curvature": (
@@ -316,11 +352,14 @@ MUTANTS = {
                 "Projection(params, masks)",
             ),
             Mutant("moved.astype(leaves[i].dtype)", "moved"),
-            Mutant("kept_count(size, share)", "kept_count(size, sparsity)"),
+            Mutant(
+                "self._counts(leaves, share)", "self._counts(leaves, self.sparsity)"
+            ),
             Mutant("if size % examples_per_gradient:", "if False:"),
-            Mutant("if is_chosen and leaves[i][1].size", "if is_chosen"),
-            Mutant("first = number * examples_per_gradient", "first = number"),
-            Mutant("jnp.where(is_finite, leaves[i], jnp.nan)", "leaves[i]"),
+            Mutant("self._check_concrete(params)", "pass"),
+            Mutant("if chosen[i] and jnp.size(leaf.value)", "if chosen[i]"),
+            Mutant("kept_count(size // n, share)", "kept_count(size, share)"),
+            Mutant("(*axes.stack, *axes.outputs)", "(*axes.stack,)"),
         ],
     ),
 }

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cram_jax import compress, second_order, second_order_prune
+from cram_jax import compress, cram, second_order, second_order_prune
 
 
 def linear(params, x):
@@ -150,10 +150,21 @@ def test_weights_that_move_out_of_their_dtype_are_named():
         second_order_prune(loss_fn, params, EXAMPLES, 0.8, recomputations=1)
 
 
-def test_a_traced_call_gives_nan_where_it_cannot_raise():
-    @jax.jit
-    def prune(examples):
-        return second_order_prune(linear, PARAMS, examples, 0.5, recomputations=1)
+@pytest.mark.parametrize("traced", ["params", "examples"])
+def test_a_traced_call_is_refused(traced):
+    arguments = {"params": PARAMS, "examples": EXAMPLES}
 
-    assert jnp.isnan(prune(examples_with(4, np.nan)).params["w"]).all()
-    assert jnp.isfinite(prune(EXAMPLES).params["w"]).all()
+    @jax.jit
+    def prune(value):
+        return second_order_prune(linear, sparsity=0.5, **(arguments | {traced: value}))
+
+    with pytest.raises(TypeError, match=r"second_order\(0.5, ...\) prunes .* once and"):
+        prune(arguments[traced])
+
+
+def test_training_for_it_is_refused():
+    projector = second_order(0.5, linear, EXAMPLES)
+    optimizer = cram(linear, projector, rho=0.1)
+    state = optimizer.init(PARAMS)
+    with pytest.raises(TypeError, match="call compress outside jit, and train for top"):
+        jax.jit(optimizer.update)(PARAMS, state, PARAMS, x=EXAMPLES["x"])

@@ -119,7 +119,7 @@ class Expressions:
 
         def read(atom: Any) -> int:
             if isinstance(atom, jex.Literal):
-                return self._constant(atom.val)
+                return self._constant(np.asarray(atom.val, atom.aval.dtype))
             return values[atom]
 
         for eqn in jaxpr.eqns:
@@ -228,10 +228,7 @@ def _describe(wanted: tuple[Any, ...], got: tuple[Any, ...]) -> str:
 
 def _shown(entry: tuple[Any, ...]) -> str:
     if entry[0] == "constant":
-        number = entry[-1]
-        return (
-            "other constants" if isinstance(number, bytes) else f"the number {number}"
-        )
+        return str(entry[-1])
     if entry[0] in LEAVES:
         return f"a{'n' if entry[0] == 'input' else ''} {entry[0]}"
     return f"{entry[0]} of shape {entry[3][0]}"
