@@ -77,7 +77,7 @@ def keep_zeros(
             leaf != 0 if is_chosen else jnp.ones_like(leaf, dtype=bool)
             for leaf, is_chosen in zip(leaves, chosen, strict=True)
         ]
-        return cram_jax.keep_pruned(structure.unflatten(masks)).init(params)
+        return cram_jax.keep_pruned(jax.tree.unflatten(structure, masks)).init(params)
 
     return optax.GradientTransformationExtraArgs(init, cram_jax.keep_pruned(()).update)
 
