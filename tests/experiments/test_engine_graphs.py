@@ -3,12 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from flax import nnx
-
-from cram_jax import engine
-from experiments.config import ModelConfig
 from experiments.config.bert import BertConfig
-from experiments.engine_graphs import bert_graph, image_graph
 from experiments.models import make_model
 from experiments.models.bert import (
     Bert,
@@ -17,6 +12,11 @@ from experiments.models.bert import (
 )
 from experiments.models.resnet import Bottleneck, ResNet
 from experiments.models.vgg import VGG
+from flax import nnx
+
+from cram_jax import engine
+from experiments.config import ModelConfig
+from experiments.engine_graphs import bert_graph, image_graph
 
 pytest.importorskip("llvmlite")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
