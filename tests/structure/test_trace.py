@@ -163,7 +163,7 @@ def test_carries_are_read_until_nothing_changes():
 
     def apply(p, x):
         def step(carry, _):
-            a, b, c = carry
+            a, b, _ = carry
             return (jax.nn.sigmoid(a), a, b), None
 
         start = (x @ p["a"],) * 3
