@@ -246,13 +246,11 @@ class LeafProjector(Projector):
             for leaf, is_chosen in zip(leaves, chosen, strict=True)
         ]
         if not any(fits):
+            first, *others = itertools.compress(leaves, chosen)
             raise ValueError(
-                f"{self!r} fits no prunable leaf: "
-                + "; ".join(
-                    f"{leaf.path!r} of shape {jnp.shape(leaf.value)}: "
-                    f"{self.obstacle(leaf)}"
-                    for leaf in itertools.compress(leaves, chosen)
-                )
+                f"{self!r} fits no prunable leaf: {first.path!r} of shape "
+                f"{jnp.shape(first.value)}: {self.obstacle(first)}"
+                + (f"; and {len(others)} more" if others else "")
             )
         projected = iter(self.project_leaves(list(itertools.compress(leaves, fits))))
         pairs = [
