@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiments.config.bert import BASE, SMALL, BertConfig
+from experiments.models import make_model
+from experiments.models.bert import Bert
 from flax import nnx
 
 from benchmarks import timing
@@ -27,10 +30,7 @@ from benchmarks.engine_peers import peers
 from cram_jax import engine
 from cram_jax.engine.targets import choose_target
 from experiments.config import ModelConfig
-from experiments.config.bert import BASE, SMALL, BertConfig
 from experiments.engine_graphs import bert_graph, image_graph
-from experiments.models import make_model
-from experiments.models.bert import Bert
 
 Inputs = tuple[np.ndarray, ...]
 

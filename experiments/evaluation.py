@@ -78,7 +78,7 @@ def make_evaluation(
     compressors: dict[str, Callable[[Any], cram_jax.Projection]] = {}
 
     @partial(jax.jit, static_argnames="scope")
-    def prune(params: Any, share: float, scope: str) -> cram_jax.Projection:
+    def prune(params: Any, share: float, scope: Any) -> cram_jax.Projection:
         """One compilation for every sparsity."""
         filters = task.filters
         where = filters.prunable if scope == "global" else filters.uniform

@@ -170,14 +170,15 @@ def label(target: str) -> str:
 
 
 def sparsity(
-    target: str, scope: Literal["global", "layer", "second order"] = "global"
+    target: str,
+    scope: Literal["global", "layer", "blocks", "second order"] = "global",
 ) -> float | None:
     """The share of zeros if a target is nothing but sparsity, else None.
 
     Args:
       target: its name.
-      scope: which targets count: ``k90``, with "layer" ``u90``, with "second order"
-        ``o90``; dense is in the first two.
+      scope: which targets count: ``k90``, with "layer" ``u90``, with "blocks" ``b90``,
+        with "second order" ``o90``; dense is in all but the last.
     """
     part, *others = parse(target)
     if not others and part.form == "dense":

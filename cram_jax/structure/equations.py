@@ -11,6 +11,11 @@ def shape_of(atom: Any) -> tuple[int, ...]:
     return tuple(atom.aval.shape)
 
 
+def dtype_of(atom: Any) -> Any:
+    """The dtype of a variable or literal of a program."""
+    return atom.aval.dtype
+
+
 def bind(eqn: jex.JaxprEqn, args: Sequence[Any], **changes: Any) -> list[Any]:
     """Applies an equation's primitive, with some parameters changed."""
     out = eqn.primitive.bind(*args, **{**eqn.params, **changes})

@@ -119,6 +119,7 @@ def test_a_graph_is_in_order_and_has_unique_names():
     lengths.add(Input((None,), "int32"), name="y")
     with pytest.raises(ValueError, match="inputs must share one length"):
         lengths.build("x")
+    ints = GraphBuilder()
+    ints.add(Input((None,), "int32"), name="x")
     with pytest.raises(ValueError, match="output 'x' is not float32"):
-        ints = GraphBuilder()
-        ints.build(ints.add(Input((None,), "int32"), name="x"))
+        ints.build("x")
