@@ -24,7 +24,8 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.1
 
 PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test nightly coverage mutants newest lowest lint docs bench constraints clean
+.PHONY: demo test nightly coverage mutants newest lowest lint docs bench constraints pins \
+  clean
 
 demo: $(EXPERIMENTS)
 	$(RUN) -m experiments demo
@@ -54,7 +55,8 @@ mutants: $(DEV)
 # The library by itself: the newest releases for this Python with all optimisations of
 # the compiler, and the oldest releases that pyproject.toml allows.
 CORE := $(patsubst %,tests/test_%.py,transforms sparsity golden losses caching compress)
-newest: $(DEV)
+newest: $(SETUP)
+	$(INSTALL) --requirement requirements/newest.txt
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(RUN) -m pytest -m 'not several_devices' $(CORE)
 
 lowest: $(SETUP)
@@ -93,11 +95,17 @@ constraints: $(SETUP)
 	  --constraints requirements/dev.txt --output-file requirements/experiments.txt
 	$(UV) $(COMPILE) --upgrade --group setup \
 	  --constraints requirements/dev.txt --output-file requirements/setup.txt
+	$(UV) $(COMPILE) --upgrade pyproject.toml --group core-test \
+	  --constraints requirements/dev.txt --output-file requirements/newest.txt
 	$(UV) $(COMPILE) --upgrade pyproject.toml --group core-test --resolution lowest-direct \
 	  --output-file requirements/lowest.txt
 
+# Proof that set-up does not rot: tests/test_packaging.py has it install older releases.
+pins:
+	$(INSTALL) --target $(TARGET) --requirement $(REQUIREMENTS)
+
 clean:
-	rm -rf $(VENV) .jax_cache build dist docs/_build *.egg-info .pytest_cache .hypothesis \
+	rm -rf $(VENV) .venv-lowest .venv-newest .jax_cache build dist docs/_build *.egg-info .pytest_cache .hypothesis \
 	  .ruff_cache .mypy_cache
 
 $(SETUP): requirements/setup.txt

@@ -74,11 +74,6 @@ class Cached(Projector):
     _: KW_ONLY
     every: int
 
-    @property
-    def draws(self) -> bool:
-        """If the projector does."""
-        return self.projector.draws
-
     def notes(self, params: Params) -> list[str]:
         """What the projector notes."""
         return self.projector.notes(params)

@@ -67,9 +67,10 @@ def keep_pruned(
     Args:
       masks: from `compress`: bool, like the parameters, True where a weight is kept.
         Parameters that were not pruned before are pruned by the first step. By default
-        the weights that are zero when ``init`` sees them stay zero.
-      where: without masks, whose zeros stay, see `prunable`; by default those of leaves
-        of two or more dimensions. Zeros of other leaves are weights like any other.
+        the weights that are zero when ``init`` sees them stay zero, among them those of
+        a kernel that starts at zero.
+      where: without masks, the leaves whose zeros stay; by default those that
+        `prunable` chooses. Zeros of other leaves are weights like any other.
 
     Returns:
       A gradient transformation with the state `KeepPrunedState`: a checkpoint holds the

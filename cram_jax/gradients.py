@@ -245,6 +245,6 @@ def _check_axes(loss: Any, params: Params, axis_name: AxisName | None) -> None:
 
 def _varying_axes(value: Any) -> frozenset[Any]:
     kind = jax.typeof(value)
-    # The name moved in jax 0.10.
+    # Older jax calls it vma.
     manual = getattr(kind, "mat", None)
     return getattr(kind, "vma", frozenset()) if manual is None else manual.varying

@@ -207,11 +207,6 @@ class LeafProjector(Projector):
     axes: Any
 
     @property
-    def draws(self) -> bool:
-        """Never."""
-        return False
-
-    @property
     def shared(self) -> Hashable:
         """Itself."""
         return self

@@ -110,6 +110,8 @@ class Compress:
     """Remove an earlier run in that directory."""
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps its data; by default where the run found it."""
+    module: str | None = None
+    """The model.module of a run with a network of your own, to allow its import."""
     second_order: SecondOrder = field(default_factory=SecondOrder)
     """How o90 goes about it."""
 
@@ -133,6 +135,8 @@ class Evaluate:
     """The JSON file of the results; by default RUN/evaluation.json."""
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps its data; by default where the run found it."""
+    module: str | None = None
+    """The model.module of a run with a network of your own, to allow its import."""
     second_order: SecondOrder = field(default_factory=SecondOrder)
     """How targets such as o90 go about it."""
 
@@ -225,7 +229,7 @@ def _run(arguments: list[str]) -> None:
         _train(arguments[1:])
         return
     command: Any = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         prog=PROGRAM,
         description=(__doc__ or "").split("\n")[0],
         args=arguments,
@@ -239,6 +243,7 @@ def _run(arguments: list[str]) -> None:
         _report(command)
         return
     _remember_compilations()
+    _check_module(command)
     from experiments import commands
 
     match command:
@@ -303,7 +308,9 @@ def _base(arguments: list[str]) -> tuple[RunConfig, list[str]]:
     if resume is not None:
         from experiments.run_directory import load_config
 
-        return load_config(Path(resume)), arguments
+        stored = load_config(Path(resume))
+        _check_named(Path(resume), stored, _option(arguments, "--model.module"))
+        return stored, arguments
     if file is not None:
         return _read_config(Path(file)), arguments
     if recipe is None:
@@ -356,7 +363,26 @@ def _report(command: Report) -> None:
 
 
 def _fields(command: Any) -> dict[str, Any]:
-    return {f.name: getattr(command, f.name) for f in dataclasses.fields(command)}
+    names = [entry.name for entry in dataclasses.fields(command)]
+    return {name: getattr(command, name) for name in names if name != "module"}
+
+
+def _check_module(command: Any) -> None:
+    """Code that a stored configuration names is run only if the user names it too."""
+    if not isinstance(command, Compress | Evaluate):
+        return
+    from experiments.run_directory import load_config
+
+    _check_named(command.run, load_config(command.run), command.module)
+
+
+def _check_named(run: Path, config: RunConfig, named: str | None) -> None:
+    stored = config.model.module if isinstance(config, ImageConfig) else ""
+    if stored and named != stored:
+        raise ConfigError(
+            f"{run} is of the network {stored}, whose code is run only if you name it "
+            f"too: add --module {stored} (for train --model.module {stored})"
+        )
 
 
 def _option(arguments: list[str], name: str) -> str | None:
@@ -371,11 +397,12 @@ def _option(arguments: list[str], name: str) -> str | None:
 
 def _remember_compilations() -> None:
     """What one command has compiled the next one loads, unless jax is set otherwise."""
+    print("starting jax ...", file=sys.stderr, flush=True)
     import jax
 
     from experiments.datasets import default_data_dir
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.read("jax_compilation_cache_dir") is None:
         folder = default_data_dir() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -20,7 +20,7 @@ class Source(Protocol):
         """How many they are."""
         ...
 
-    def take(self, chosen: Sequence[int]) -> Batch:
+    def take(self, chosen: Sequence[int] | np.ndarray) -> Batch:
         """Some of them, as they are judged."""
         ...
 
@@ -78,7 +78,7 @@ class Examples(NamedTuple):
         """How many they are."""
         return len(next(iter(self.arrays.values())))
 
-    def take(self, chosen: Sequence[int]) -> Batch:
+    def take(self, chosen: Sequence[int] | np.ndarray) -> Batch:
         """Some of them."""
         rows = np.asarray(chosen, np.intp)
         return {name: array[rows] for name, array in self.arrays.items()}

@@ -271,7 +271,7 @@ def check_targets(names: tuple[str, ...], config: RunConfig, task: Task) -> None
         except ValueError as error:
             reason = str(error).split(", got shapes")[0]
             raise ConfigError(
-                f"target {name!r} fits no layer of {config.model.name}: {reason}"
+                f"target {name!r} fits no layer of {config.model.title}: {reason}"
             ) from error
 
 
@@ -296,7 +296,7 @@ def _dry_run(config: RunConfig, data: Any, task: Task, say: Any) -> None:
     state = init_state(config, data, task, initial_model(config, task))
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     say(
-        f"{config.name}: {config.model.name}, {count:,} parameters; "
+        f"{config.name}: {config.model.title}, {count:,} parameters; "
         f"{data.train.size:,} examples, {total_steps(config, data):,} steps"
     )
     say("compiling the training step ...")

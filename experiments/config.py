@@ -121,6 +121,8 @@ class RunConfig:
       log_every: steps between lines of metrics.jsonl.
       patience: evaluations in a row without a better one after which training stops;
         the best model is then the model of the run. 0: never.
+      data: the data, by the kind of run.
+      model: the network, by the kind of run.
     """
 
     kind: ClassVar[str]
@@ -137,6 +139,8 @@ class RunConfig:
     checkpoint_every: int = 5
     log_every: int = 20
     patience: int = 0
+    data: Any = None
+    model: Any = None
 
     def __post_init__(self) -> None:
         check_name(self.name)

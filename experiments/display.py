@@ -1,9 +1,8 @@
 """Results as tables on the console and as pictures."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from rich import box
@@ -43,7 +42,7 @@ def plot_accuracy(
     results: Results,
     path: Path,
     title: str,
-    scope: Literal["global", "layer"] = "global",
+    scope: Literal["global", "layer", "blocks"] = "global",
 ) -> None:
     """Draws accuracy against sparsity: a line a method, a band for the deviation.
 
@@ -51,13 +50,13 @@ def plot_accuracy(
       results: the results; targets that are not sparsity alone are left out.
       path: the image, PNG by its ending.
       title: of the picture.
-      scope: sparsity of the whole network, or of every layer.
+      scope: sparsity of the whole network, of every layer, or of its blocks.
     """
     from matplotlib.figure import Figure  # takes seconds to import
 
     shares = {name: targets.sparsity(name, scope) for name in results["targets"]}
     known = {name: share for name, share in shares.items() if share is not None}
-    names = sorted(known, key=known.get)
+    names = sorted(known, key=lambda name: known[name])
     sparsities = [100 * known[name] for name in names]
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
@@ -92,7 +91,7 @@ def plot_accuracy(
     figure.savefig(path, dpi=150)
 
 
-def _best(results: Mapping[str, Any], target: str) -> str:
+def _best(results: Results, target: str) -> str:
     def mean(method: str) -> float:
         value, _ = summarize(results, method, kinds(results)[-1], target)
         return -math.inf if math.isnan(value) else value

@@ -80,7 +80,7 @@ def make_evaluation(
     compiled_compress = jax.jit(cram_jax.compress, static_argnames="projector")
 
     @partial(jax.jit, static_argnames="scope")
-    def prune(params: Any, share: float, scope: str) -> cram_jax.Projection:
+    def prune(params: Any, share: float, scope: Any) -> cram_jax.Projection:
         """One compilation for every sparsity."""
         filters = task.filters
         where = filters.prunable if scope == "global" else filters.uniform

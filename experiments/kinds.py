@@ -6,7 +6,7 @@ data take seconds.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from experiments.config import RunConfig
 from experiments.images.config import ImageConfig
@@ -81,10 +81,10 @@ def kind_of(config: RunConfig) -> Kind:
     if isinstance(config, TextConfig):
         from experiments.text import kind as text
 
-        return text
+        return cast(Kind, text)
     from experiments.images import kind as images
 
-    return images
+    return cast(Kind, images)
 
 
 def prepare(

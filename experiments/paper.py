@@ -1,6 +1,6 @@
 """Figures of the paper that our reports print beside ours."""
 
-from experiments.images.config import ImageConfig
+from experiments.config import RunConfig
 from experiments.recipes import cifar10
 
 # Table 17: the dense network with SGD, in per cent.
@@ -18,12 +18,12 @@ DIFFERENCES = {
 }
 
 
-def baseline(config: ImageConfig) -> float | None:
+def baseline(config: RunConfig) -> float | None:
     """The paper's accuracy of the dense network with SGD, in per cent, if known."""
     return BASELINES.get((config.data.name, config.model.name))
 
 
-def difference(config: ImageConfig, target: str) -> float | None:
+def difference(config: RunConfig, target: str) -> float | None:
     """The paper's accuracy above that of dense SGD, in points, if known."""
     key = (config.data.name, config.model.name, config.optimizer)
     return DIFFERENCES.get(key, {}).get(target)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rich.console import Console
 
@@ -24,6 +24,12 @@ from experiments.results import (
     summarize,
 )
 from experiments.run_directory import load_config, write_text
+
+SCOPES: dict[Literal["global", "layer", "blocks"], str] = {
+    "global": "",
+    "layer": "-uniform",
+    "blocks": "-blocks",
+}
 
 
 class Section(NamedTuple):
@@ -61,7 +67,7 @@ def gather(runs: Sequence[Path]) -> list[Section]:
         stored = _stored(run)
         key = (config.data.name, config.model)
         if key not in sections:
-            name = f"{config.data.name}-{config.model.name}"
+            name = f"{config.data.name}-{config.model.title}"
             same = sum(other.name.startswith(name) for other in sections.values())
             name += f"-{same + 1}" if same else ""
             sections[key] = Section(name, new_results((), metric(stored)), {})
@@ -104,7 +110,7 @@ def write_report(sections: Sequence[Section], out: Path) -> list[Path]:
         files.append(out / f"{name}.json")
         text += [f"# {name}", "", *_runs(results, configs), "", *_accuracies(results)]
         text += ["", *_differences(results, configs)]
-        for scope, words in (("global", ""), ("layer", "-uniform")):
+        for scope, words in SCOPES.items():
             shares = [targets.sparsity(t, scope) for t in results["targets"]]
             if sum(bool(share) for share in shares) < 2:
                 continue

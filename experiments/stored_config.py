@@ -142,7 +142,7 @@ def _shown(value: Any) -> str:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         nested = isinstance(value, Mapping)
         flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}

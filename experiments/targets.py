@@ -182,12 +182,15 @@ def label(target: str) -> str:
     return " + ".join(words)
 
 
-def sparsity(target: str, scope: Literal["global", "layer"] = "global") -> float | None:
+def sparsity(
+    target: str, scope: Literal["global", "layer", "blocks"] = "global"
+) -> float | None:
     """The share of zeros if a target is nothing but sparsity, else None.
 
     Args:
       target: its name.
-      scope: which targets count beside dense: ``k90``, or with "layer" ``u90``.
+      scope: which targets count beside dense: ``k90``, with "layer" ``u90``, with
+        "blocks" ``b90``.
     """
     part, *others = parse(target)
     if not others and part.form == "dense":

@@ -224,7 +224,7 @@ def _batches(
     size = config.data.batch_size
     own = None if mesh is None else own_rows(mesh, size)
     for batch in examples.training_batches(size, config.seed, start, stop, own):
-        if mesh is not None:
+        if mesh is not None and own is not None:
             batch = {n: assemble(mesh, rows, own, size) for n, rows in batch.items()}
         yield batch
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.flax import load_file
+from safetensors.numpy import load_file
 
 from experiments.errors import WeightsError, first_line
 
@@ -74,7 +74,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise WeightsError(
             f"{path} cannot be read as safetensors: {first_line(error)}"
         ) from error
-    return {name: np.asarray(tensor) for name, tensor in tensors.items()}
+    return dict(tensors)
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:

@@ -46,6 +46,12 @@ def pytest_addoption(parser):
         help="how many CPU devices there are; tests marked several_devices need 8",
     )
     parser.addoption(
+        "--generated-networks",
+        type=int,
+        default=500,
+        help="how many random networks structure/test_generated.py removes channels of",
+    )
+    parser.addoption(
         "--kills", type=int, default=1, help="how often test_interruption.py kills"
     )
 

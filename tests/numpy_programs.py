@@ -4,12 +4,12 @@ An independent reference, without XLA: nothing is compiled, so that many small n
 are cheap, and a program traced in float32 can be checked in float64.
 """
 
+import itertools
 import math
 
 import numpy as np
 from jax.extend import core as jex
 
-CALLS = ("jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call")
 erf = np.vectorize(math.erf, otypes=[float])
 
 
@@ -34,12 +34,23 @@ def _run(jaxpr, consts, args, dtype):
             return _array(np.asarray(atom.val, atom.aval.dtype), dtype)
         return values[atom]
 
-    for eqn in jaxpr.eqns:
+    for eqn in _needed(jaxpr):
         outs = _equation(eqn, [read(atom) for atom in eqn.invars], dtype)
         for var, out in zip(eqn.outvars, outs, strict=True):
             assert np.shape(out) == var.aval.shape, (eqn, np.shape(out))
             values[var] = _array(out, dtype)
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _needed(jaxpr):
+    """The equations that the outputs depend on, without random numbers never used."""
+    wanted = {atom for atom in jaxpr.outvars if not isinstance(atom, jex.Literal)}
+    equations = []
+    for eqn in reversed(jaxpr.eqns):
+        if wanted.intersection(eqn.outvars):
+            wanted.update(a for a in eqn.invars if not isinstance(a, jex.Literal))
+            equations.append(eqn)
+    return reversed(equations)
 
 
 def _equation(eqn, args, dtype):
@@ -106,7 +117,9 @@ def _dot(eqn, params, left, right):
     letters = iter("abcdefghijklmnopqrstuvwxyz")
     a = [next(letters) for _ in left.shape]
     b = [next(letters) for _ in right.shape]
-    for i, j in (*zip(left_sum, right_sum), *zip(left_batch, right_batch)):
+    pairs = [zip(left_sum, right_sum, strict=True)]
+    pairs.append(zip(left_batch, right_batch, strict=True))
+    for i, j in itertools.chain(*pairs):
         b[j] = a[i]
     out = [a[i] for i in left_batch]
     out += [c for i, c in enumerate(a) if i not in (*left_sum, *left_batch)]

@@ -189,10 +189,6 @@ def test_optax_tells_parameters_from_the_rest_of_a_state(projector):
     assert jax.tree.all(jax.tree.map(np.array_equal, before, after))
 
 
-def test_only_what_draws_asks_for_a_key():
-    assert [projector.draws for projector in MEMBERS] == [False] * 5 + [True, False]
-
-
 def test_ranks_may_be_promoted_nowhere_and_infinities_raise():
     params = {"kernel": jnp.ones((3, 2, 4)), "bias": jnp.ones(4)}
 

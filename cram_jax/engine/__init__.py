@@ -5,7 +5,7 @@ calibration. It needs llvmlite, ``pip install 'cram_jax[engine]'``, and no compi
 """
 
 from cram_jax.engine.calibration import Calibration
-from cram_jax.engine.engine import Engine, NodeProfile, Profile, compile
+from cram_jax.engine.engine import Engine, compile
 from cram_jax.engine.files import load
 from cram_jax.engine.graph import Graph, GraphBuilder, Node
 from cram_jax.engine.operations import (
@@ -32,6 +32,7 @@ from cram_jax.engine.operations import (
     Token,
     batch_norm,
 )
+from cram_jax.engine.profiling import NodeProfile, Profile
 from cram_jax.engine.reference import interpret
 from cram_jax.engine.targets import TARGETS, Target
 

@@ -47,11 +47,11 @@ def find_ranges(calibration: Calibration, observe: Observe) -> dict[str, Range]:
     bounds: dict[str, tuple[float, float]] = {}
     for batch in calibration.batches:
         for name, values in observe(batch).items():
-            low, high = bounds.get(name, (0.0, 0.0))
-            bounds[name] = min(low, values.min()), max(high, values.max())
-    for name, both in bounds.items():
-        if not np.isfinite(both).all():
-            raise ValueError(f"calibration: node {name!r} is not finite, got {both}")
+            low, high = float(values.min()), float(values.max())
+            if not np.isfinite((low, high)).all():
+                raise ValueError(f"calibration: node {name!r} is not finite")
+            before = bounds.get(name, (0.0, 0.0))
+            bounds[name] = min(before[0], low), max(before[1], high)
     if calibration.method == "minmax":
         return {name: Range.of(*both) for name, both in bounds.items()}
     counts = {name: np.zeros(BINS, np.int64) for name in bounds}

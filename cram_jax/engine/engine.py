@@ -2,11 +2,9 @@
 
 import os
 import threading
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,9 @@ from cram_jax.engine.fusion import Lookup, fuse
 from cram_jax.engine.graph import Graph
 from cram_jax.engine.kernels import SparseProduct
 from cram_jax.engine.model import Model, PackedProduct, choose_forms, pack
-from cram_jax.engine.operations import SpaceToDepth
-from cram_jax.engine.plan import Builder
-from cram_jax.engine.reference import space_to_depth
+from cram_jax.engine.plan import Tiles
+from cram_jax.engine.profiling import NodeProfile, Profile, timed
+from cram_jax.engine.session import Session
 from cram_jax.engine.targets import Target, choose_target
 from cram_jax.validation import check_integer
 
@@ -86,40 +84,6 @@ def compile(
     return Engine(pack(fused, chosen, ranges), chosen, threads)
 
 
-@dataclass(frozen=True)
-class NodeProfile:
-    """What one node costs in a call.
-
-    Attributes:
-      name: of the node.
-      kind: of its operation.
-      seconds: the least of several runs, on one thread.
-      multiply_adds: without the zeros that are skipped.
-      nbytes: of weights, and of tensors read and written.
-    """
-
-    name: str
-    kind: str
-    seconds: float
-    multiply_adds: int
-    nbytes: int
-
-
-class Profile(tuple[NodeProfile, ...]):
-    """The cost of every node; prints as a table, the most expensive first."""
-
-    def __str__(self) -> str:
-        total = sum(entry.seconds for entry in self)
-        lines = [f"{'node':32} {'kind':14} {'ms':>8} {'%':>5} {'MMAC':>9} {'MB':>8}"]
-        for entry in sorted(self, key=lambda e: -e.seconds):
-            lines.append(
-                f"{entry.name[:32]:32} {entry.kind[:14]:14} {1e3 * entry.seconds:8.3f} "
-                f"{100 * entry.seconds / max(total, 1e-12):5.1f} "
-                f"{entry.multiply_adds / 1e6:9.2f} {entry.nbytes / 1e6:8.2f}"
-            )
-        return "\n".join([*lines, f"{'all':32} {'':14} {1e3 * total:8.3f}"])
-
-
 class Engine:
     """A compiled network; made by `compile` or `load`.
 
@@ -135,7 +99,7 @@ class Engine:
     def __init__(self, model: Model, target: Target, threads: int = 1):
         check_integer("threads", threads, minimum=1, maximum=256)
         self.model, self.target, self.threads = model, target, threads
-        self._plans: OrderedDict[tuple[int, int], _Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[int, int], Session] = OrderedDict()
         self._tiles = tuning.TileTable()
         self._lock = threading.Lock()
         self._entries = _table_sizes(model)
@@ -185,7 +149,7 @@ class Engine:
           float32 arrays, by name; those of bytes as the numbers they stand for.
         """
         arrays, batch, length = self._check(inputs)
-        plan = _Plan(self, batch, length, self._tile, keep=True)
+        plan = self._session(batch, length, self._tile, keep=True)
         plan.load(arrays)
         plan.program.run()
         every = [n.name for n in self.model.graph.nodes] if names is None else names
@@ -226,13 +190,13 @@ class Engine:
           The costs by node; print it.
         """
         arrays, batch, length = self._check(inputs)
-        plan = _Plan(self, batch, length, self._tile, keep=True)
+        plan = self._session(batch, length, self._tile, keep=True)
         plan.load(arrays)
         plan.program.run()
         entries = []
         for name, steps in plan.by_node().items():
             program = Program(steps, self.target, 1)
-            seconds = min(_timed(program) for _ in range(repeats))
+            seconds = min(timed(program) for _ in range(repeats))
             entries.append(
                 NodeProfile(
                     name,
@@ -256,8 +220,8 @@ class Engine:
         """
         arrays, batch, length = self._check(inputs)
         times: dict[str, dict[int, float]] = {}
-        for rank in range(3):
-            plan = _Plan(self, batch, length, _ranked(self.target, rank), keep=True)
+        for rank in range(tuning.CANDIDATES):
+            plan = self._session(batch, length, _ranked(self.target, rank), keep=True)
             plan.load(arrays)
             plan.program.run()
             for name, steps in plan.by_node().items():
@@ -271,7 +235,7 @@ class Engine:
                 key = tuning.tile_key(product, spec, self.target, vectors)
                 program = Program(steps, self.target, 1)
                 program.run()
-                seconds = min(_timed(program) for _ in range(repeats))
+                seconds = min(timed(program) for _ in range(repeats))
                 tile = _ranked(self.target, rank)(name, spec, vectors)
                 times.setdefault(key, {})[tile] = seconds
         best = {key: min(tried, key=lambda t: tried[t]) for key, tried in times.items()}
@@ -301,10 +265,15 @@ class Engine:
         key = tuning.tile_key(product, spec, self.target, vectors)
         return self._tiles.get(key) or tuning.guess_tile(spec, self.target)
 
-    def _plan(self, batch: int, length: int) -> "_Plan":
+    def _session(self, batch: int, length: int, tiles: Tiles, *, keep: bool) -> Session:
+        return Session(
+            self.model, self.target, batch, length, self.threads, tiles, keep=keep
+        )
+
+    def _plan(self, batch: int, length: int) -> Session:
         key = batch, length
         if key not in self._plans:
-            self._plans[key] = _Plan(self, batch, length, self._tile, keep=False)
+            self._plans[key] = self._session(batch, length, self._tile, keep=False)
             if len(self._plans) > _PLANS:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
@@ -373,65 +342,7 @@ class Engine:
         return arrays, batch, length
 
 
-class _Plan:
-    """The program for one batch size and length, with its inputs and outputs."""
-
-    def __init__(
-        self, engine: Engine, batch: int, length: int, tiles: Any, *, keep: bool
-    ):
-        self._graph, self._ranges = engine.model.graph, engine.model.ranges
-        self.builder = Builder(
-            engine.model, engine.target, batch, length, engine.threads, tiles, keep
-        )
-        self.program = Program(self.builder.steps, engine.target, engine.threads)
-
-    def load(self, arrays: list[np.ndarray]) -> None:
-        """Copies the inputs into their places."""
-        builder = self.builder
-        by_name = {
-            node.name: x for node, x in zip(self._graph.inputs, arrays, strict=True)
-        }
-        for name, x in by_name.items():
-            if self._graph.types[name].dtype == "int32":
-                buffer = builder.buffers[name, "f32"]
-                places = buffer.grid.places(builder.layout.sizes[name])
-                buffer.lanes()[0, places[:, 0]] = x
-        for name, staging in builder.staging.items():
-            node = self._graph[name]
-            if isinstance(node.operation, SpaceToDepth):
-                x = space_to_depth(by_name[node.inputs[0]], node.operation.size)
-            else:
-                x = by_name[name]
-            staging[...] = x.reshape(staging.shape)
-
-    def read(self, name: str) -> np.ndarray:
-        """A copy of a node's result, as floats, with its batch axis."""
-        builder, kind = self.builder, self._graph.types[name]
-        size = builder.layout.sizes[name]
-        if kind.dtype == "int32":
-            buffer = builder.buffers[name, "f32"]
-            values = buffer.lanes()[0, buffer.grid.places(size)][:, 0]
-            return values.astype(np.float32)
-        if (name, "f32") in builder.buffers:
-            values = builder.buffers[name, "f32"].floats(kind.features, size)
-        elif (name, "u8") in builder.buffers:
-            what = self._ranges[name]
-            octets = builder.buffers[name, "u8"].octets(kind.features, size)
-            values = (octets.astype(np.float32) - what.zero) * np.float32(what.scale)
-        else:
-            values = builder.staging[name]
-        shape = [values.shape[0], *(s or builder.length for s in kind.shape)]
-        return np.ascontiguousarray(values.reshape(shape))
-
-    def by_node(self) -> dict[str, list[Any]]:
-        """The steps of every node, in order."""
-        steps: dict[str, list[Any]] = {}
-        for step in self.builder.steps:
-            steps.setdefault(step.node, []).append(step)
-        return steps
-
-
-def _ranked(target: Target, rank: int) -> Any:
+def _ranked(target: Target, rank: int) -> Tiles:
     """The tile that is so-and-so small among the candidates."""
 
     def tile(name: str, spec: SparseProduct, vectors: int) -> int:
@@ -440,12 +351,6 @@ def _ranked(target: Target, rank: int) -> Any:
         return choices[min(rank, len(choices) - 1)]
 
     return tile
-
-
-def _timed(program: Program) -> float:
-    start = time.perf_counter()
-    program.run()
-    return time.perf_counter() - start
 
 
 def _table_sizes(model: Model) -> dict[str, int]:

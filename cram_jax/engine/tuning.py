@@ -11,19 +11,23 @@ from cram_jax.engine.llvm import binding
 from cram_jax.engine.model import PackedProduct
 from cram_jax.engine.targets import Target
 
-# Vectors that fit into the registers with what else has to be there.
-_LARGEST = {16: {1: 8, 2: 4, 4: 2}, 32: {1: 12, 2: 8, 4: 6}}
+CANDIDATES = 4
+# Vectors of a tile by registers and outputs of a block, as measured: on AVX-512 what
+# fits into the registers, on AVX2 what also stays in the first cache.
+_GUESSES = {16: {1: 4, 2: 4, 4: 3}, 32: {1: 8, 2: 8, 4: 5}}
 
 
 def guess_tile(spec: SparseProduct, target: Target) -> int:
-    """A tile that leaves registers for weights and loads."""
-    return _LARGEST[target.registers][spec.rows] - (spec.int8 and target.words == 2)
+    """A tile that is good for most shapes."""
+    # Bytes are a quarter of the floats, so that more columns stay in the cache.
+    wide = spec.int8 and spec.rows == 2
+    return 8 if wide else _GUESSES[target.registers][spec.rows]
 
 
 def candidates(spec: SparseProduct, target: Target) -> list[int]:
     """Tiles worth a measurement."""
-    largest = _LARGEST[target.registers][spec.rows]
-    return sorted({max(1, largest // 2), max(1, largest - largest // 4), largest})
+    guess = guess_tile(spec, target)
+    return sorted({max(1, guess // 2), max(1, 3 * guess // 4), guess, 3 * guess // 2})
 
 
 class TileTable:

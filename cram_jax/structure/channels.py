@@ -41,7 +41,7 @@ def channels(
 
     With ``multiple_of=8`` families keep 8, 16, 24 ... groups, or all of them, for
     hardware that computes in vectors. Then the kept groups are as many as fit into the
-    number above. A family that is smaller than that stays whole.
+    number above. A family that is no larger than that stays whole and is not counted.
 
     With ``of="parameters"`` or ``"multiply_adds"`` the sparsity is the share of the
     traced model's parameters, or of the multiplications of one call, that goes: as many
@@ -210,9 +210,9 @@ class Channels(Projector):
 
     def _families(self) -> list[int]:
         chosen = _choose(self.structure, self.where)
-        sizes = self.structure.families
-        # A family below the multiple is one block, which always stays.
-        return [number for number in chosen if sizes[number].size >= self.multiple_of]
+        # A family up to the multiple is one block, which always stays.
+        whole = self.multiple_of if self.multiple_of > 1 else 0
+        return [n for n in chosen if self.structure.families[n].size > whole]
 
     def _blocks(self, families: Sequence[int]) -> list[Block]:
         blocks = []

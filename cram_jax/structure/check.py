@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from cram_jax.structure.equations import dtype_of, shape_of
 from cram_jax.structure.interpret import called
 from cram_jax.structure.shrink import shrink
 from cram_jax.structure.small import model_of, small_apply
@@ -30,8 +31,8 @@ def check_apply(
 
     A model's own function can fail with smaller arrays, or return something else
     without a word: ``x.reshape(b, t, 4, -1)`` after two of four heads were removed,
-    ``x / sqrt(width)``, or ``x[:, 3]``. So its program is traced with the smaller arrays
-    and compared, operation by operation, with that of `small_apply`.
+    ``x / sqrt(width)``, or ``x[:, 3]``. So its program is traced with the smaller
+    arrays and compared, operation by operation, with that of `small_apply`.
 
     A function that may be called is what to save and serve, since it needs nothing of
     this package. If the model's own does not, try that of a module which was built
@@ -119,7 +120,7 @@ class Expressions:
 
         def read(atom: Any) -> int:
             if isinstance(atom, jex.Literal):
-                return self._constant(atom.val)
+                return self._constant(np.asarray(atom.val, dtype_of(atom)))
             return values[atom]
 
         for eqn in jaxpr.eqns:
@@ -177,7 +178,7 @@ class Expressions:
 
 
 def _type(var: Any) -> tuple[Any, ...]:
-    return tuple(var.aval.shape), str(var.aval.dtype)
+    return shape_of(var), str(dtype_of(var))
 
 
 def _canonical(eqn: jex.JaxprEqn) -> dict[str, Any]:
@@ -228,10 +229,7 @@ def _describe(wanted: tuple[Any, ...], got: tuple[Any, ...]) -> str:
 
 def _shown(entry: tuple[Any, ...]) -> str:
     if entry[0] == "constant":
-        number = entry[-1]
-        return (
-            "other constants" if isinstance(number, bytes) else f"the number {number}"
-        )
+        return str(entry[-1])
     if entry[0] in LEAVES:
         return f"a{'n' if entry[0] == 'input' else ''} {entry[0]}"
     return f"{entry[0]} of shape {entry[3][0]}"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.structure.equations import as_function, shape_of
+from cram_jax.structure.equations import as_function, dtype_of, shape_of
 from cram_jax.structure.interpret import Input, Labelled, analyse, called
 from cram_jax.structure.labels import Key, Value
 from cram_jax.structure.resizing import ReplayRule
@@ -117,7 +117,7 @@ def _inexact(variables: Sequence[Any]) -> list[int]:
     return [
         i
         for i, variable in enumerate(variables)
-        if jnp.issubdtype(variable.aval.dtype, jnp.inexact)
+        if jnp.issubdtype(dtype_of(variable), jnp.inexact)
     ]
 
 
@@ -159,7 +159,7 @@ def _change(variable: Any, labels: Value, value: Any) -> Operand:
 
 
 def _struct(variable: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape_of(variable), variable.aval.dtype)
+    return jax.ShapeDtypeStruct(shape_of(variable), dtype_of(variable))
 
 
 def _no_change(value: Any) -> Any:

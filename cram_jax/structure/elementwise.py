@@ -140,7 +140,7 @@ def elementwise(
 
 
 def _united(eqn: jex.JaxprEqn, ins: Sequence[Value], axes: dict[int, Axis]) -> Axis:
-    """The axis of the result: a weight's labels if there is one, so that it is split."""
+    """The axis of the result, with the labels of a weight if there is one."""
     first = next((i for i in axes if ins[i].source is Source.WEIGHT), next(iter(axes)))
     factors = []
     for place, factor in enumerate(axes[first]):

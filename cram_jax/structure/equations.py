@@ -11,6 +11,11 @@ def shape_of(atom: Any) -> tuple[int, ...]:
     return tuple(atom.aval.shape)
 
 
+def dtype_of(atom: Any) -> Any:
+    """The dtype of a variable or literal of a program."""
+    return atom.aval.dtype
+
+
 def bind(eqn: jex.JaxprEqn, args: Sequence[Any], **changes: Any) -> list[Any]:
     """Applies an equation's primitive, with some parameters changed."""
     out = eqn.primitive.bind(*args, **{**eqn.params, **changes})
@@ -18,17 +23,9 @@ def bind(eqn: jex.JaxprEqn, args: Sequence[Any], **changes: Any) -> list[Any]:
 
 
 def as_function(eqn: jex.JaxprEqn) -> Callable[..., list[Any]]:
-    """An equation as a function of its variables, derivative rules included."""
+    """An equation as a function of its inputs, derivative rules included."""
     variables = [atom for atom in eqn.invars if not isinstance(atom, jex.Literal)]
     distinct = list(dict.fromkeys(variables))
-    jaxpr = jex.Jaxpr(
-        constvars=(),
-        invars=distinct,
-        outvars=eqn.outvars,
-        eqns=[eqn],
-        effects=eqn.effects,
-    )
-    run = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
 
     def function(*args: Any) -> list[Any]:
         by_variable = {
@@ -38,6 +35,15 @@ def as_function(eqn: jex.JaxprEqn) -> Callable[..., list[Any]]:
         }
         return list(run(*(by_variable[variable] for variable in distinct)))
 
+    jaxpr = jex.Jaxpr(
+        constvars=(),
+        invars=distinct,
+        outvars=eqn.outvars,
+        eqns=[eqn],
+        effects=eqn.effects,
+        debug_info=jex.DebugInfo("equation", eqn.primitive.name, None, None),
+    )
+    run = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))
     return function
 
 

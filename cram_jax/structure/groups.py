@@ -57,9 +57,9 @@ def kept_positions(leaf: Leaf, axis: int, kept: Any) -> Any:
     """Which positions of an axis stay: bool, a NumPy or JAX array as `kept` is."""
     xp: Any = np if isinstance(kept, np.ndarray) else jnp
     positions = xp.ones(1, bool)
+    with_frozen = xp.append(kept, True)  # at index -1
     for groups in leaf.groups[axis]:
-        stays = xp.where(groups < 0, True, kept[np.maximum(groups, 0)])
-        positions = (positions[:, None] & stays).reshape(-1)
+        positions = (positions[:, None] & with_frozen[groups]).reshape(-1)
     return positions
 
 

@@ -83,6 +83,22 @@ class Leaf(NamedTuple):
         return f"{self.path}[{axis}.{part}]"
 
 
+@dataclass(frozen=True)
+class TracedAxes:
+    """The axes of each parameter by its path, as a function of path and leaf.
+
+    Attributes:
+      entries: pairs of path and axes.
+    """
+
+    entries: tuple[tuple[str, Axes], ...]
+
+    def __call__(self, path: str, leaf: Any) -> Axes | None:
+        """The axes of a parameter; None if it was not among those that were traced."""
+        del leaf
+        return dict(self.entries).get(path)
+
+
 class Model(NamedTuple):
     """What was traced.
 
@@ -148,9 +164,9 @@ class Structure:
         }
 
     @property
-    def axes(self) -> Any:
-        """A tree like the variables of `cram_jax.Axes`, for ``axes=`` of projectors."""
-        return self.treedef.unflatten(Axes(*leaf.roles) for leaf in self.leaves)
+    def axes(self) -> "TracedAxes":
+        """What the axes do, for the ``axes=`` of any projector of these parameters."""
+        return TracedAxes(tuple((leaf.path, Axes(*leaf.roles)) for leaf in self.leaves))
 
     def part(self, select: Callable[[Any], Any]) -> "Structure":
         """The structure of some of the variables, such as the parameters only.

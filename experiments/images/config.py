@@ -1,5 +1,6 @@
 """Runs on images."""
 
+import re
 import typing
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -25,7 +26,11 @@ class DataConfig:
     """The data of a run.
 
     Attributes:
-      name: the data set, see `experiments.images.data`.
+      name: the data set, see `experiments.images.catalogue`; or folder.
+      folder: of folder, the place of images of your own: ``train/CLASS/``, and
+        ``test/CLASS/`` unless ``validation`` holds some out.
+      side: of folder, height and width that images are scaled to, to train on them in
+        memory; 0: they are large, and become 224x224.
       batch_size: images in a training step; the last partial batch is left out.
       shift: random shifts of up to so many pixels.
       flip: random horizontal flips.
@@ -35,6 +40,8 @@ class DataConfig:
     """
 
     name: str = "digits"
+    folder: str = ""
+    side: int = 0
     batch_size: int = 64
     shift: int = 1
     flip: bool = False
@@ -45,7 +52,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_numbers(self)
         check_at_least(self, 1, "batch_size", "calibration", "evaluation_batch")
-        check_at_least(self, 0, "shift", "validation")
+        check_at_least(self, 0, "shift", "validation", "side")
+        fits = self.name == "folder" or not (self.folder or self.side)
+        check(self, "name", fits, "folder, for --data.folder")
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,9 @@ class ModelConfig:
       name: resnet, for small images, with the widths and blocks given here; or one of
         fixed size: resnet20 to resnet56, resnet18_cifar and vgg16_bn_cifar for images
         as small as those of CIFAR, resnet18 to resnet50 for those of ImageNet.
+      module: a network of your own in place of ``name``: ``package:factory``, where
+        ``factory(channels=, classes=, rngs=)`` gives an NNX module that maps images
+        and ``training=`` to logits.
       widths: channels of each stage of resnet.
       blocks: blocks of each stage of resnet.
       patch: side of the squares of pixels that become channels before the first layer;
@@ -65,6 +77,7 @@ class ModelConfig:
     """
 
     name: ModelName = "resnet"
+    module: str = ""
     widths: tuple[int, ...] = (16, 32)
     blocks: tuple[int, ...] = (1, 1)
     patch: int = 1
@@ -79,6 +92,8 @@ class ModelConfig:
         same = len(self.blocks) == len(self.widths)
         check(self, "blocks", same, f"one a stage, like widths={self.widths}")
         check(self, "patch", self.patch >= 1, "at least 1")
+        dotted = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*|", self.module)
+        check(self, "module", dotted, "like package:factory")
         if self.name != "resnet":
             for field_name in ("widths", "blocks"):
                 default = getattr(type(self), field_name)
@@ -86,6 +101,11 @@ class ModelConfig:
                 check(self, field_name, fixed, f"left at {default} for {self.name}")
         if self.name in ("vgg16_bn_cifar", "resnet18", "resnet34", "resnet50"):
             check(self, "patch", self.patch == 1, f"1 for {self.name}")
+
+    @property
+    def title(self) -> str:
+        """What tables and files call it."""
+        return self.module.replace(":", ".") or self.name
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 TEST_IMAGES = 500
 
 
-class Digits(tfds.core.GeneratorBasedBuilder):
+class Digits(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
     """1,797 grey images of 8x8 pixels in 17 levels: 1,297 to train, 500 to test.
 
     The images come with scikit-learn, so nothing is downloaded. The split is random

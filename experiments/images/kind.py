@@ -11,7 +11,7 @@ from experiments.images.torchvision import load_torchvision
 from experiments.task import Model, Task
 
 SOURCES = "a run's directory or a file of torchvision's weights"
-WEIGHT_FILES = (".safetensors", ".pth", ".pt")
+WEIGHT_FILES: tuple[str, ...] = (".safetensors", ".pth", ".pt")
 
 
 def prepare(

@@ -63,12 +63,14 @@ class LargeImages:
         make = _EvaluationBatch(self, batch_size)
         return self._ahead(make, 0, math.ceil(self.size / batch_size))
 
-    def take(self, chosen: Sequence[int]) -> Batch:
+    def take(self, chosen: Sequence[int] | np.ndarray) -> Batch:
         """The middles of some images, and their labels."""
         return self.cut(chosen, lambda index, size: middle(*size))
 
     def cut(
-        self, chosen: Sequence[int], box: Callable[[int, tuple[int, int]], Box]
+        self,
+        chosen: Sequence[int] | np.ndarray,
+        box: Callable[[int, tuple[int, int]], Box],
     ) -> Batch:
         """Parts of some images, ``box(index, (width, height))``, as 224x224."""
         images = np.empty((len(chosen), SIDE, SIDE, 3), np.uint8)
@@ -76,8 +78,9 @@ class LargeImages:
         for row, index in enumerate(chosen):
             example = self._source[self._indices[index]]
             picture = Image.fromarray(example["image"].squeeze()).convert("RGB")
-            images[row] = picture.resize(
-                (SIDE, SIDE), Image.Resampling.BILINEAR, box(index, picture.size)
+            part = box(index, picture.size)
+            images[row] = np.asarray(
+                picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR, part)
             )
             labels[row] = example["label"]
         return {"image": images, "label": labels}
@@ -157,8 +160,8 @@ def random_box(generator: np.random.Generator, width: int, height: int) -> Box:
     # An image so narrow that nothing fits: as much of its middle as may be.
     wide = min(width, round(height * 4 / 3))
     high = min(height, round(width * 4 / 3))
-    left, top = (width - wide) / 2, (height - high) / 2
-    return left, top, left + wide, top + high
+    x, y = (width - wide) / 2, (height - high) / 2
+    return x, y, x + wide, y + high
 
 
 def middle(width: int, height: int) -> Box:

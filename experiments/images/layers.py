@@ -1,6 +1,7 @@
 """Layers as the authors' PyTorch models have them."""
 
 from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
@@ -18,7 +19,9 @@ class Normalization(nnx.BatchNorm):
     def __init__(self, width: int, rngs: nnx.Rngs):
         super().__init__(width, momentum=0.9, epsilon=1e-5, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, training: bool) -> jax.Array:
+    def __call__(  # type: ignore[override]
+        self, x: jax.Array, *, training: bool
+    ) -> jax.Array:
         """Normalises by the batch in training, by the stored statistics otherwise."""
         # A dtype of its own would round the stored statistics to it in evaluation.
         return super().__call__(x, use_running_average=not training).astype(x.dtype)
@@ -29,7 +32,6 @@ def torch_linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
     layer = nnx.Linear(inputs, outputs, kernel_init=torch_uniform, rngs=rngs)
     bound = inputs**-0.5
     # Not by a bias_init: a closure for each layer would make equal models unequal.
-    layer.bias[...] = jax.random.uniform(
-        rngs.params(), (outputs,), layer.bias.dtype, -bound, bound
-    )
+    bias: Any = layer.bias
+    bias[...] = jax.random.uniform(rngs.params(), (outputs,), bias.dtype, -bound, bound)
     return layer

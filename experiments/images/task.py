@@ -38,10 +38,9 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
 
     @jax.jit
     def init(seed: int) -> tuple[Any, Any]:
-        _, params, batch_stats = nnx.split(
-            _network(config, data, seed), nnx.Param, nnx.BatchStat
-        )
-        return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+        _, *states = nnx.split(_network(config, data, seed), nnx.Param, nnx.BatchStat)
+        params, batch_stats = map(nnx.to_pure_dict, states)
+        return params, batch_stats
 
     def forward(
         params: Any, batch_stats: Any, images: jax.Array, training: bool

@@ -1,9 +1,9 @@
 """Weights of torchvision's ResNets, from its files to our trees."""
 
-import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from experiments.images.config import ModelConfig
 from experiments.images.layers import torch_linear
 from experiments.images.models import IMAGENET_RESNETS, make_model
 from experiments.images.resnet import ResNet
+from experiments.stored_config import read_fields
 from experiments.weight_files import read_tensors
 
 LEAVES = {
@@ -125,7 +126,7 @@ def torch_name(path: tuple[Any, ...]) -> str:
     elif module[0] == "stem":
         owner = {"conv": "conv1", "norm": "bn1"}[module[1]]
     else:
-        stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", module[0]).groups()
+        stage, block = module[0].removeprefix("stage").split("_block")
         layer = {"shortcut": "downsample.0", "shortcut_norm": "downsample.1"}.get(
             module[1], module[1].replace("norm", "bn")
         )
@@ -134,8 +135,9 @@ def torch_name(path: tuple[Any, ...]) -> str:
 
 
 def _abstract(name: str) -> ResNet:
-    config = ModelConfig(name=name)
-    return nnx.eval_shape(lambda: make_model(config, 3, 1000, nnx.Rngs(0)))
+    config = read_fields(ModelConfig, {"name": name})
+    make = partial(make_model, config, 3, 1000)
+    return cast(ResNet, nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
 
 def _hint(tensors: Mapping[str, np.ndarray], expected: list[str]) -> str:

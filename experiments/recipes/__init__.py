@@ -44,7 +44,7 @@ RECIPES: dict[str, RunConfig] = {**IMAGE_RECIPES, **TEXT_RECIPES}
 def summary(config: RunConfig) -> str:
     """A recipe in one line."""
     rule = config.optimizer
-    words = [f"{config.model.name} on {config.data.name}", rule.rule_name]
+    words = [f"{config.model.title} on {config.data.name}", rule.rule_name]
     if rule.rule not in ("none", "sam"):
         words[-1] += f" for {' '.join(rule.train_targets)}"
     if rule.keep_pruned:

@@ -157,6 +157,11 @@ class BertModelConfig(BertConfig):
         return f"bert-{self.num_hidden_layers}x{self.hidden_size}"
 
     @property
+    def title(self) -> str:
+        """What tables and files call it."""
+        return self.name
+
+    @property
     def shape(self) -> BertConfig:
         """What Hugging Face's config.json says of it."""
         names = [field.name for field in dataclasses.fields(BertConfig)]

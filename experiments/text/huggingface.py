@@ -152,10 +152,11 @@ def save_bert(directory: str | Path, model: Model) -> None:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     is_bare = isinstance(model, Bert)
+    bert = model if isinstance(model, Bert) else model.bert
     settings = {
         "architectures": ["BertModel" if is_bare else type(model).__name__],
         "model_type": "bert",
-        **dataclasses.asdict(model.config if is_bare else model.bert.config),
+        **dataclasses.asdict(bert.config),
     }
     if isinstance(model, BertForSequenceClassification):
         names = [f"LABEL_{i}" for i in range(model.classifier.out_features)]

@@ -94,10 +94,12 @@ def load_text(config: TextConfig, data_dir: Path | None = None) -> TextDataset:
     """
     wordpiece = load_wordpiece(vocabulary_of(config), config.model.vocab_size)
     data = _family(config).read(config, wordpiece, data_dir or default_data_dir())
-    rows = data.evaluation
-    rows = rows.windows.features if isinstance(rows, QuestionSet) else rows.arrays
-    for arrays in (data.train.arrays, rows):
-        _check_ids(config, arrays)
+    judged = data.evaluation
+    _check_ids(config, data.train.arrays)
+    if isinstance(judged, QuestionSet):
+        _check_ids(config, judged.windows.features)
+    else:
+        _check_ids(config, judged.arrays)
     return data
 
 

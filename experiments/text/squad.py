@@ -74,8 +74,8 @@ def read_json(file: str | Path) -> list[Question]:
                     Answer(_get(a, "text", str, at), _get(a, "answer_start", int, at))
                     for a, at in _each(qa, "answers", in_qa)
                 ]
-                texts = (_get(qa, name, str, in_qa) for name in ("id", "question"))
-                questions.append(Question(*texts, context, tuple(answers)))
+                name, text = (_get(qa, key, str, in_qa) for key in ("id", "question"))
+                questions.append(Question(name, text, context, tuple(answers)))
     return _checked(questions, str(file))
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -82,10 +82,10 @@ class WordPiece:
         ids = np.full(shape, self.pad, np.int32)
         mask, types = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         for row, texts in enumerate(sequences):
-            parts = [[self.cls]]
+            parts: list[Any] = [[self.cls]]
             for text in texts:
                 parts += [text, [self.sep]]
-            joined = np.concatenate(parts)
+            joined: np.ndarray = np.concatenate(parts)
             ids[row, : len(joined)] = joined
             mask[row, : len(joined)] = 1
             types[row, len(texts[0]) + 2 : len(joined)] = 1

@@ -206,3 +206,50 @@ def test_another_tokenizer_json_is_refused(tmp_path):
     tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(file))
     with pytest.raises(VocabularyError, match="must hold a WordPiece model, got BPE"):
         load_wordpiece(file)
+
+
+CASED = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "the",
+    "The",
+    "river",
+    "River",
+    "is",
+    "deep",
+    "Deep",
+    "A",
+]
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_case_is_kept_where_the_file_beside_says_so(lower, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(CASED))
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps({"do_lower_case": lower}))
+    (found,) = load_wordpiece(tmp_path)(["The River is Deep"])
+    words = "the river is deep" if lower else "The River is Deep"
+    assert [CASED[i] for i in found.ids] == words.split()
+
+
+def test_a_cased_vocabulary_needs_to_say_whether_case_is_kept(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(CASED))
+    with pytest.raises(VocabularyError, match="upper case, such as 'The'"):
+        load_wordpiece(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    for text, message in (("{", "cannot be"), ('{"do_lower_case": 1}', "truth value")):
+        settings.write_text(text)
+        with pytest.raises(VocabularyError, match=message):
+            load_wordpiece(tmp_path)
+
+
+@pytest.mark.parametrize("size", [13, 16, 32, 64])
+def test_a_table_may_be_filled_up_to_a_round_number(size, tmp_path):
+    text = "\n".join([f"[unused{i}]" for i in range(9)] + CASED[:4])
+    (tmp_path / "vocab.txt").write_text("\ufeff" + text + "\n\n\n")
+    assert len(load_wordpiece(tmp_path, size)) == 13
+    with pytest.raises(VocabularyError, match="has 13 entries"):
+        load_wordpiece(tmp_path, size + 1)

@@ -1,0 +1,108 @@
+"""Cutting channels out of trees, and masks that cannot be cut."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cram_jax.structure import (
+    group_masks,
+    kept_groups,
+    shrink,
+    small_apply,
+    small_shapes,
+    trace_structure,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+PARAMS = {
+    "a": np.arange(24.0).reshape(3, 8),
+    "b": np.arange(8.0),
+    "c": np.arange(16.0).reshape(8, 2),
+}
+
+
+def apply(params, x):
+    return jax.nn.relu(x @ params["a"] + params["b"]) @ params["c"]
+
+
+STRUCTURE = trace_structure(apply, PARAMS, np.ones((1, 3)))
+KEPT = np.array([True, False, True, True, False, False, True, False])
+
+
+def test_arrays_keep_the_positions_that_stay():
+    small = shrink(STRUCTURE, PARAMS, KEPT)
+    np.testing.assert_array_equal(small["a"], PARAMS["a"][:, KEPT])
+    np.testing.assert_array_equal(small["b"], PARAMS["b"][KEPT])
+    np.testing.assert_array_equal(small["c"], PARAMS["c"][KEPT])
+    assert small_shapes(STRUCTURE, KEPT) == {"a": (3, 4), "b": (4,), "c": (4, 2)}
+
+
+def test_masks_say_the_same_as_groups():
+    masks = group_masks(STRUCTURE, KEPT)
+    np.testing.assert_array_equal(kept_groups(STRUCTURE, masks), KEPT)
+    by_masks = shrink(STRUCTURE, PARAMS, masks)
+    by_groups = shrink(STRUCTURE, PARAMS, KEPT)
+    jax.tree.map(np.testing.assert_array_equal, by_masks, by_groups)
+
+
+def test_the_state_of_an_optimiser_shrinks_and_goes_on():
+    optimizer = optax.adam(0.1)
+    state = optimizer.init(PARAMS)
+    gradient = jax.tree.map(np.ones_like, PARAMS)
+    _, state = optimizer.update(gradient, state, PARAMS)
+    small_state = shrink(STRUCTURE, state, KEPT)
+    small = shrink(STRUCTURE, PARAMS, KEPT)
+    got, _ = optimizer.update(shrink(STRUCTURE, gradient, KEPT), small_state, small)
+    whole, _ = optimizer.update(gradient, state, PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, got, shrink(STRUCTURE, whole, KEPT))
+
+
+def test_shapes_are_enough():
+    small = jax.eval_shape(lambda params: shrink(STRUCTURE, params, KEPT), PARAMS)
+    assert small["a"].shape == (3, 4)
+
+
+def test_masks_that_are_no_unions_of_groups_are_refused():
+    masks = group_masks(STRUCTURE, KEPT)
+    masks["a"][0, 0] = False
+    with pytest.raises(ValueError, match=r"whole groups.*masks\['a'\] is False at \(0"):
+        kept_groups(STRUCTURE, masks)
+
+
+def test_removing_a_whole_family_is_refused():
+    with pytest.raises(ValueError, match=r"removes all 8 groups of family 0 \(a\[1\]"):
+        shrink(STRUCTURE, PARAMS, np.zeros(8, bool))
+
+
+def test_traced_groups_and_masks_are_refused():
+    with pytest.raises(TypeError, match="kept must be concrete"):
+        jax.jit(lambda kept: shrink(STRUCTURE, PARAMS, kept))(KEPT)
+    with pytest.raises(TypeError, match="masks must be concrete"):
+        jax.jit(lambda masks: shrink(STRUCTURE, PARAMS, masks))(
+            group_masks(STRUCTURE, KEPT)
+        )
+
+
+def test_other_groups_shapes_and_trees_are_refused():
+    with pytest.raises(ValueError, match="one bool for each of 8 groups, got shape"):
+        shrink(STRUCTURE, PARAMS, KEPT[1:])
+    with pytest.raises(TypeError, match="kept must be bool, got int64"):
+        shrink(STRUCTURE, PARAMS, KEPT.astype(np.int64))
+    with pytest.raises(
+        ValueError, match=r"variables\['b'\] must have the shape \(8,\)"
+    ):
+        shrink(STRUCTURE, {**PARAMS, "b": np.ones(9)}, KEPT)
+    with pytest.raises(ValueError, match="must have the 3 leaves that were traced"):
+        shrink(STRUCTURE, {"a": PARAMS["a"]}, KEPT)
+
+
+def test_a_part_shrinks_but_does_not_run():
+    part = STRUCTURE.part(lambda params: {"b": params["b"]})
+    assert shrink(part, {"b": PARAMS["b"]}, KEPT)["b"].shape == (4,)
+    with pytest.raises(ValueError, match="structure must be that of all variables"):
+        small_apply(part, KEPT)
+    with pytest.raises(ValueError, match="select must pick a subtree"):
+        STRUCTURE.part(lambda params: {"b": jnp.ones(3)})

@@ -1,0 +1,208 @@
+"""The smaller network as a function: what can be done with it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cram_jax import compress
+from cram_jax.structure import (
+    channels,
+    group_masks,
+    shrink,
+    small_apply,
+    trace_structure,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    name: RNG.normal(size=shape).astype(np.float32)
+    for name, shape in {"a": (3, 8), "b": (8,), "c": (8, 2)}.items()
+}
+X = RNG.normal(size=(4, 3)).astype(np.float32)
+KEPT = np.array([True, False, True, True, False, False, True, False])
+
+
+def network(activation):
+    def apply(params, x):
+        return activation(x @ params["a"] + params["b"]) @ params["c"]
+
+    return apply
+
+
+@jax.custom_vjp
+def straight_through(x):
+    return jnp.round(x)
+
+
+straight_through.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+
+
+@jax.custom_jvp
+def with_twice_the_slope(x):
+    return jnp.tanh(x)
+
+
+with_twice_the_slope.defjvps(lambda t, out, x: 2 * t * (1 - out**2))
+
+
+def masked_and_small(apply, params=PARAMS, x=X, kept=KEPT):
+    structure = trace_structure(apply, params, x)
+    masks = group_masks(structure, kept)
+    masked = jax.tree.map(lambda m, p: np.where(m, p, 0), masks, params)
+    return structure, masked, shrink(structure, params, kept)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [jax.nn.relu, straight_through, with_twice_the_slope, jax.nn.gelu],
+    ids=["relu", "straight through", "custom_jvp", "gelu"],
+)
+def test_gradients_keep_the_models_own_rules(activation):
+    apply = network(activation)
+    structure, masked, small = masked_and_small(apply)
+    function = small_apply(structure, KEPT)
+
+    def loss(function, params, x):
+        return jnp.sum(function(params, x) ** 2)
+
+    got = jax.jit(jax.grad(lambda p: loss(function, p, X)))(small)
+    want = jax.jit(jax.grad(lambda p: loss(apply, p, X)))(masked)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(got))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        got,
+        shrink(structure, want, KEPT),
+    )
+
+
+def test_relu_at_zero_keeps_its_gradient_of_zero():
+    params = {"a": np.zeros((3, 8)), "b": np.zeros(8), "c": np.ones((8, 2))}
+    structure, _, small = masked_and_small(network(jax.nn.relu), params)
+    function = small_apply(structure, KEPT)
+    gradient = jax.grad(lambda p: jnp.sum(function(p, X)))(small)
+    # Without its rule the gradient of max(x, 0) at 0 is 1/2.
+    assert not np.any(gradient["b"])
+
+
+def test_other_batch_sizes_and_dtypes_retrace():
+    apply = network(jax.nn.relu)
+    structure, masked, small = masked_and_small(apply)
+    function = jax.jit(small_apply(structure, KEPT))
+    x = RNG.normal(size=(2, 9, 3)).astype(np.float32)
+    np.testing.assert_allclose(function(small, x), apply(masked, x), atol=1e-5)
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), small)
+    assert function(half, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_vmap_and_export():
+    apply = network(jnp.tanh)
+    structure, masked, small = masked_and_small(apply)
+    function = small_apply(structure, KEPT)
+    stack = np.stack([X, 2 * X])
+    got = jax.vmap(function, (None, 0))(small, stack)
+    np.testing.assert_allclose(got[1], apply(masked, 2 * X), atol=1e-5)
+    exported = jax.export.export(jax.jit(function))(small, X)
+    np.testing.assert_allclose(exported.call(small, X), apply(masked, X), atol=1e-5)
+
+
+def test_dropout_draws_what_the_dense_model_draws():
+    def apply(params, x, key):
+        hidden = jax.nn.relu(x @ params["a"] + params["b"])
+        hidden = jnp.where(jax.random.bernoulli(key, 0.5, hidden.shape), hidden, 0)
+        return hidden @ params["c"]
+
+    key = jax.random.key(3)
+    structure = trace_structure(apply, PARAMS, X, key)
+    masks = group_masks(structure, KEPT)
+    masked = jax.tree.map(lambda m, p: np.where(m, p, 0), masks, PARAMS)
+    small = shrink(structure, PARAMS, KEPT)
+    got = small_apply(structure, KEPT)(small, X, key)
+    np.testing.assert_allclose(got, apply(masked, X, key), atol=1e-5)
+
+
+def test_new_batch_statistics_come_out_smaller():
+    def apply(variables, x):
+        params, mean = variables["params"], variables["mean"]
+        hidden = x @ params["a"]
+        batch_mean = hidden.mean(0)
+        out = jax.nn.relu(hidden - batch_mean + params["b"]) @ params["c"]
+        return out, 0.9 * mean + 0.1 * batch_mean
+
+    variables = {"params": PARAMS, "mean": np.ones(8, np.float32)}
+    assert trace_structure(apply, variables, X).size == 0
+    structure = trace_structure(apply, variables, X, outputs=lambda out: out[0])
+    assert structure.size == 8
+    masks = group_masks(structure, KEPT)
+    masked = jax.tree.map(lambda m, v: np.where(m, v, 0), masks, variables)
+    small = shrink(structure, variables, KEPT)
+    out, mean = small_apply(structure, KEPT)(small, X)
+    wanted, dense_mean = apply(masked, X)
+    np.testing.assert_allclose(out, wanted, atol=1e-5)
+    np.testing.assert_allclose(mean, dense_mean[KEPT], atol=1e-5)
+
+
+def test_rematerialisation_is_kept():
+    apply = jax.checkpoint(network(jax.nn.relu))
+    structure, _, small = masked_and_small(apply)
+    program = str(jax.make_jaxpr(small_apply(structure, KEPT))(small, X))
+    assert "checkpoint" in program or "remat" in program
+
+
+def test_loops_and_branches_are_made_smaller():
+    params = {**PARAMS, "r": RNG.normal(size=(8, 8)).astype(np.float32)}
+
+    def apply(params, x):
+        hidden = jnp.tanh(x @ params["a"])
+        hidden = jax.lax.fori_loop(
+            0, 3, lambda i, h: jnp.tanh(h @ params["r"] + params["b"]), hidden
+        )
+        _, hidden = jax.lax.while_loop(
+            lambda state: state[0] < 2,
+            lambda state: (state[0] + 1, jnp.tanh(state[1] @ params["r"])),
+            (0, hidden),
+        )
+        hidden = jax.lax.cond(x.sum() > 0, lambda h: h * params["b"], jnp.abs, hidden)
+        return hidden @ params["c"]
+
+    structure, masked, small = masked_and_small(apply, params)
+    got = small_apply(structure, KEPT)(small, X)
+    np.testing.assert_allclose(got, apply(masked, X), atol=1e-5)
+
+
+def test_variables_of_the_dense_model_are_refused():
+    structure, _, _ = masked_and_small(network(jax.nn.relu))
+    with pytest.raises(ValueError, match=r"\['a'\] must have the shape \(3, 4\), as"):
+        small_apply(structure, KEPT)(PARAMS, X)
+
+
+def test_what_was_projected_is_what_shrinks():
+    apply = network(jax.nn.relu)
+    structure = trace_structure(apply, PARAMS, X)
+    pruned = compress(PARAMS, channels(0.5, structure))
+    small = shrink(structure, pruned.params, pruned.masks)
+    got = small_apply(structure, pruned.masks)(small, X)
+    np.testing.assert_allclose(got, apply(pruned.params, X), atol=1e-5)
+
+
+def test_fine_tuning_goes_down():
+    apply = network(jax.nn.relu)
+    structure, _, small = masked_and_small(apply)
+    function = small_apply(structure, KEPT)
+    teacher = apply(PARAMS, X)
+
+    @jax.jit
+    def step(params):
+        def loss(params):
+            return jnp.mean((function(params, X) - teacher) ** 2)
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        return value, jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient)
+
+    losses = []
+    for _ in range(20):
+        value, small = step(small)
+        losses.append(float(value))
+    assert losses[-1] < 0.5 * losses[0]
