@@ -80,7 +80,10 @@ def shared(request):
 @pytest.fixture(scope="module")
 def optimized():
     """Compiles with all optimisations, as users do."""
-    full = {"jax_disable_most_optimizations": False, "jax_optimization_level": "UNKNOWN"}
+    full = {
+        "jax_disable_most_optimizations": False,
+        "jax_optimization_level": "UNKNOWN",
+    }
     before = {name: jax.config.read(name) for name in full}
     for name in full:
         jax.config.update(name, full[name])
