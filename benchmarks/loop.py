@@ -18,19 +18,14 @@ import jax
 import numpy as np
 
 from benchmarks import timing
-from experiments.config import Config
-from experiments.configs import CONFIGS
-from experiments.data.batches import Examples
-from experiments.data.images import Dataset
+from experiments.batches import Examples
+from experiments.images.config import ImageConfig
+from experiments.images.data import Dataset
+from experiments.images.task import Task, classification
 from experiments.metrics import make_console, progress_bar
-from experiments.tasks.classification import Task, classification
-from experiments.training import (
-    TrainStep,
-    init_state,
-    make_train_step,
-    steps_per_epoch,
-    train,
-)
+from experiments.recipes import IMAGE_RECIPES
+from experiments.step import TrainStep, init_state, make_train_step, steps_per_epoch
+from experiments.training import train
 
 
 def images(count: int) -> Dataset:
@@ -44,7 +39,7 @@ def images(count: int) -> Dataset:
 
 
 def step_alone(
-    config: Config, data: Dataset, task: Task, step: TrainStep, count: int
+    config: ImageConfig, data: Dataset, task: Task, step: TrainStep, count: int
 ) -> float:
     """Seconds of so many steps on one batch."""
     state = init_state(config, data, task)
@@ -57,7 +52,7 @@ def step_alone(
 
 
 def loop(
-    config: Config, data: Dataset, task: Task, step: TrainStep, epochs: int
+    config: ImageConfig, data: Dataset, task: Task, step: TrainStep, epochs: int
 ) -> float:
     """Seconds of a run of so many epochs, but for its evaluation."""
     config = dataclasses.replace(config, epochs=epochs)
@@ -80,7 +75,7 @@ def main() -> None:
     print(timing.machine(), end="\n\n")
     for name in ("cifar10_small_sgd", "cifar10_small"):
         config = dataclasses.replace(
-            CONFIGS[name], evaluate_every=0, checkpoint_every=0, log_every=20
+            IMAGE_RECIPES[name], evaluate_every=0, checkpoint_every=0, log_every=20
         )
         data = images(options.steps * config.data.batch_size)
         task = classification(config, data)._replace(

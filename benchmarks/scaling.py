@@ -28,8 +28,8 @@ import cram_jax
 from benchmarks import timing
 from benchmarks.communication import collectives
 from benchmarks.workloads import bert
-from experiments.config.bert import TINY
 from experiments.sharding import make_mesh, state_shardings
+from experiments.text.config import TINY
 
 STEPS = 5
 BATCH = 16

@@ -37,11 +37,6 @@ def run(millions: float, gradients: int, sparsity: float, repeats: int) -> None:
             hidden = jnp.tanh(hidden @ kernel)
         return jnp.mean(hidden**2)
 
-    def prune(params: list[jax.Array], examples: dict[str, jax.Array]) -> object:
-        return cram_jax.second_order_prune(
-            loss_fn, params, examples, sparsity, recomputations=1
-        )
-
     def all_gradients(
         params: list[jax.Array], examples: dict[str, jax.Array]
     ) -> object:
@@ -58,18 +53,16 @@ def run(millions: float, gradients: int, sparsity: float, repeats: int) -> None:
 
     size = sum(leaf.size for leaf in params)
     print(f"\n{size:,} parameters, {gradients} gradients, blocks of 50", flush=True)
-    compiled = {
-        name: jax.jit(function).lower(params, examples).compile()
-        for name, function in {
-            "second-order pruning": prune,
-            "the gradients alone": all_gradients,
-            "magnitude pruning": magnitude,
-        }.items()
-    }
-    functions = {
-        name: (lambda program=program: program(params, examples))
-        for name, program in compiled.items()
-    }
+    projector = cram_jax.second_order(sparsity, loss_fn, examples, recomputations=1)
+    compiled = {"second-order pruning": projector.lower(params).compile()}
+    functions = {"second-order pruning": lambda: cram_jax.compress(params, projector)}
+    for name, function in {
+        "the gradients alone": all_gradients,
+        "magnitude pruning": magnitude,
+    }.items():
+        program = jax.jit(function).lower(params, examples).compile()
+        compiled[name] = program
+        functions[name] = lambda program=program: program(params, examples)
     seconds = timing.interleaved(functions, repeats)
     for name, program in compiled.items():
         memory = program.memory_analysis()

@@ -32,7 +32,7 @@ ENCODERS = ((8, 512), (12, 768))
 
 
 class BasicBlock(nn.Module):
-    """As `experiments.models.resnet.BasicBlock`."""
+    """As `experiments.images.resnet.BasicBlock`."""
 
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments.config import ModelConfig
-from experiments.config.bert import BASE, SMALL, BertConfig
-from experiments.models import make_model
-from experiments.models.bert import BertForQuestionAnswering
+from experiments.images.config import ModelConfig
+from experiments.images.models import make_model
+from experiments.text.bert import BertForQuestionAnswering
+from experiments.text.config import BASE, SMALL, BertConfig
 
 
 class Workload(NamedTuple):
@@ -33,7 +33,7 @@ class Workload(NamedTuple):
 
 
 def resnet(name: str, side: int, batch: int) -> Workload:
-    """A network of `experiments.models` on square images, with batch norm."""
+    """A network of `experiments.images.models` on square images, with batch norm."""
     classes = 10 if side == 32 else 1000
     model = make_model(ModelConfig(name=name), 3, classes, nnx.Rngs(0))
     graph, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)

@@ -6,9 +6,9 @@ targets.
 """
 
 # Update rules: first members of an optax chain.
-from cram_jax.ascent import CramState
-from cram_jax.transforms import compressed_sam, cram, cram_plus, sam
-from cram_jax.losses import subsampled
+from cram_jax.transforms import CramState, cram, cram_plus
+from cram_jax.baselines import compressed_sam, sam
+from cram_jax.losses import loss_scaled, subsampled
 
 # Projectors: what the model is trained for, and compressed with.
 from cram_jax.sparsity import n_m, top_k
@@ -18,8 +18,8 @@ from cram_jax.caching import CachedState, cached
 from cram_jax.projector import Projection, Projector, stateless
 
 # After training.
-from cram_jax.compress import compress, keep_pruned
-from cram_jax.second_order import second_order_prune
+from cram_jax.compress import KeepPrunedState, compress, keep_pruned
+from cram_jax.curvature import second_order, second_order_prune
 from cram_jax.batch_norm import recalibrate
 from cram_jax.report import SparsityReport, sparsity_report
 
@@ -28,12 +28,13 @@ from cram_jax.axes import Axes, axes_of, stacked
 from cram_jax.leaves import Where, all_but, matching, prunable
 from cram_jax.selection import keep_largest
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Axes",
     "CachedState",
     "CramState",
+    "KeepPrunedState",
     "Projection",
     "Projector",
     "SparsityReport",
@@ -50,12 +51,14 @@ __all__ = [
     "identity",
     "keep_largest",
     "keep_pruned",
+    "loss_scaled",
     "matching",
     "n_m",
     "one_of",
     "prunable",
     "recalibrate",
     "sam",
+    "second_order",
     "second_order_prune",
     "sparsity_report",
     "stacked",

@@ -13,6 +13,7 @@ from cram_jax.projector import (
     apply_masks,
     check_projector,
 )
+from cram_jax.reshaping import explicit_sharding, split_axis
 from cram_jax.validation import check_integer
 
 
@@ -73,11 +74,6 @@ class Cached(Projector):
     _: KW_ONLY
     every: int
 
-    @property
-    def draws(self) -> bool:
-        """If the projector does."""
-        return self.projector.draws
-
     def notes(self, params: Params) -> list[str]:
         """What the projector notes."""
         return self.projector.notes(params)
@@ -95,24 +91,45 @@ class Cached(Projector):
     ) -> tuple[Projection, CachedState]:
         """Computes the masks anew, or applies the last ones."""
 
-        def refresh() -> tuple[Params, Any]:
+        def refresh(
+            params: Params, state: CachedState, key: jax.Array | None
+        ) -> tuple[Params, Any]:
             projection, inner = self.projector.project(params, state.inner, key)
             return jax.tree.map(_pack, projection.masks), inner
 
-        def reuse() -> tuple[Params, Any]:
+        def reuse(
+            params: Params, state: CachedState, key: jax.Array | None
+        ) -> tuple[Params, Any]:
+            del params, key
             return state.bits, state.inner
 
-        bits, inner = jax.lax.cond(state.uses % self.every == 0, refresh, reuse)
+        # Handed over and not captured, because captured arrays lose their sharding.
+        bits, inner = jax.lax.cond(
+            state.uses % self.every == 0, refresh, reuse, params, state, key
+        )
         masks = jax.tree.map(_unpack, bits, params)
         projection = Projection(apply_masks(masks, params), masks)
         return projection, CachedState(state.uses + 1, bits, inner)
 
 
 def _pack(mask: jax.Array) -> jax.Array:
-    return jnp.packbits(jnp.atleast_1d(mask), axis=-1)
+    mask = jnp.atleast_1d(mask)
+    short = -mask.shape[-1] % 8
+    if short:
+        mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, short)])
+    groups = split_axis(mask, mask.ndim - 1, 8)
+    return jnp.sum(jnp.where(groups, _values(groups), 0), axis=-1, dtype=jnp.uint8)
 
 
 def _unpack(bits: jax.Array, leaf: jax.Array) -> jax.Array:
-    last = leaf.shape[-1] if leaf.ndim else 1
-    entries = jnp.unpackbits(bits, axis=-1, count=last)
-    return entries.reshape(leaf.shape).astype(bool)
+    like = jnp.atleast_1d(leaf)
+    groups = bits[..., None] & _values(bits[..., None])
+    entries = jax.lax.reshape(groups != 0, (*bits.shape[:-1], 8 * bits.shape[-1]))
+    mask = entries[..., : like.shape[-1]].reshape(leaf.shape)
+    sharding = explicit_sharding(leaf)
+    return mask if sharding is None else jax.sharding.reshard(mask, sharding)
+
+
+def _values(groups: jax.Array) -> jax.Array:
+    """The values of the bits of a byte, along a last axis."""
+    return (128 >> jnp.arange(8)).astype(jnp.uint8).reshape(*[1] * (groups.ndim - 1), 8)

@@ -39,11 +39,6 @@ class Identity(Projector):
     """See `identity`."""
 
     @property
-    def draws(self) -> bool:
-        """Never."""
-        return False
-
-    @property
     def shared(self) -> Hashable:
         """Itself."""
         return self
@@ -197,11 +192,6 @@ def compose(*projectors: Projector) -> "Compose":
 @dataclass(frozen=True, repr=False)
 class Compose(Combination):
     """See `compose`."""
-
-    @property
-    def draws(self) -> bool:
-        """If a member does."""
-        return any(member.draws for member in self.projectors)
 
     @property
     def shared(self) -> Hashable:

@@ -1,16 +1,19 @@
 """Compression in one shot, and training on under the masks that it gave."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from cram_jax.projector import Params, Projection, Projector, check_structure, leaf_path
+from cram_jax.keys import as_key
+from cram_jax.leaves import Where, prunable
+from cram_jax.paths import named_leaves
+from cram_jax.projector import Params, Projection, Projector, check_structure
 
 
 def compress(
-    params: Params, projector: Projector, *, key: jax.Array | None = None
+    params: Params, projector: Projector, *, key: int | jax.Array | None = None
 ) -> Projection:
     """Compresses parameters in one shot.
 
@@ -20,13 +23,13 @@ def compress(
     Args:
       params: a pytree of floating-point arrays.
       projector: what to compress with.
-      key: a PRNG key; needed by projectors that draw, such as `one_of`.
+      key: seed or PRNG key; needed by projectors that draw, such as `one_of`.
 
     Returns:
       The compressed parameters and the masks of the kept entries, both like ``params``.
 
     Raises:
-      TypeError: the projector is not a projector.
+      TypeError: the projector or the key is not one.
       ValueError: the projector draws, and there is no key.
 
     Example:
@@ -38,7 +41,8 @@ masks={'kernel': Array([[ True, False]], dtype=bool)})
     """
     if not isinstance(projector, Projector):
         raise TypeError(f"projector must be a Projector, got {projector!r}")
-    projection, _ = projector.project(params, projector.init(params), key)
+    draw = None if key is None else as_key(key)
+    projection, _ = projector.project(params, projector.init(params), draw)
     return projection
 
 
@@ -52,66 +56,105 @@ class KeepPrunedState(NamedTuple):
     masks: Params
 
 
-def keep_pruned(masks: Params) -> optax.GradientTransformationExtraArgs:
+def keep_pruned(
+    masks: Params | None = None, *, where: Where | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Keeps pruned weights at exactly zero while the others train on.
 
     Put it last in the chain: momentum and weight decay then cannot bring a weight back.
-    Parameters that were not pruned before are pruned by the first step.
+    It cannot notice what comes after it.
 
     Args:
       masks: from `compress`: bool, like the parameters, True where a weight is kept.
+        Parameters that were not pruned before are pruned by the first step. By default
+        the weights that are zero when ``init`` sees them stay zero, among them those of
+        a kernel that starts at zero.
+      where: without masks, the leaves whose zeros stay; by default those that
+        `prunable` chooses. Zeros of other leaves are weights like any other.
 
     Returns:
-      A gradient transformation. The masks live in its state, so that a checkpoint holds
-      them and a compiled step does not.
+      A gradient transformation with the state `KeepPrunedState`: a checkpoint holds the
+      masks, and a compiled step does not. The updates have the wider dtype of the
+      incoming ones and the parameters, as only that takes a weight to zero.
 
     Raises:
       TypeError: a mask is not bool.
-      ValueError: at ``init``, the masks do not have the structure and shapes of the
-        parameters; at ``update``, ``params`` is None.
+      ValueError: masks and ``where`` are both given; at ``init``, the masks do not have
+        the structure and shapes of the parameters; at ``update``, ``params`` is None.
 
     Example:
       >>> params, masks = compress([jnp.array([[3.0, -1.0]])], top_k(0.5))
-      >>> optimizer = optax.chain(optax.sgd(0.5), keep_pruned(masks))
+      >>> optimizer = optax.chain(optax.sgd(0.5), keep_pruned())
       >>> grads = [jnp.array([[1.0, 1.0]])]
       >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
       >>> optax.apply_updates(params, updates)
       [Array([[2.5, 0. ]], dtype=float32)]
     """
-    for path, mask in jax.tree.leaves_with_path(masks):
+    if masks is not None and where is not None:
+        raise ValueError(
+            "where says whose zeros stay if there are no masks, got both; pass one"
+        )
+    for path, mask in named_leaves(masks):
         if jnp.result_type(mask) != jnp.bool_:
             raise TypeError(
-                f"masks[{leaf_path(path)!r}] must be bool, got {jnp.result_type(mask)}"
+                f"masks[{path!r}] must be bool, got {jnp.result_type(mask)}"
             )
 
     def init(params: Params) -> KeepPrunedState:
-        check_structure("masks", masks, params)
-        for (path, mask), leaf in zip(
-            jax.tree.leaves_with_path(masks), jax.tree.leaves(params), strict=True
-        ):
-            if jnp.shape(mask) != jnp.shape(leaf):
-                raise ValueError(
-                    f"masks[{leaf_path(path)!r}] must have the shape of its parameter "
-                    f"{jnp.shape(leaf)}, got {jnp.shape(mask)}"
-                )
-        # Copies, because a training step may donate its state.
-        return KeepPrunedState(jax.tree.map(jnp.array, masks))
+        if not jax.tree.leaves(params):
+            # The placeholder of optax.tree.map_params, which stands for the masks.
+            return KeepPrunedState(params)
+        if masks is None:
+            return KeepPrunedState(_nonzero(params, where))
+        return KeepPrunedState(_like(masks, params))
 
     def update(
         updates: Params,
         state: KeepPrunedState,
+        /,
         params: Params | None = None,
         **extra_args: object,
     ) -> tuple[Params, KeepPrunedState]:
         del extra_args
         if params is None:
             raise ValueError("keep_pruned needs params in update(...), got None")
-        updates = jax.tree.map(
-            lambda mask, u, p: jnp.where(mask, u, -p.astype(u.dtype)),
-            state.masks,
-            updates,
-            params,
-        )
-        return updates, state
+        return jax.tree.map(_held, state.masks, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _held(mask: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
+    """The update, or what takes the parameter to exactly zero."""
+    # A parameter that was rounded to a narrower dtype would leave a remainder.
+    dtype = jnp.promote_types(update.dtype, param.dtype)
+    return jnp.where(mask, update.astype(dtype), -param.astype(dtype))
+
+
+def _nonzero(params: Params, where: Where | None) -> Params:
+    """Masks of the zeros in the chosen leaves."""
+    leaves = jax.tree.leaves(params)
+    structure: Any = jax.tree.structure(params)
+    return structure.unflatten(
+        leaf != 0 if is_chosen else jnp.ones_like(leaf, dtype=bool)
+        for leaf, is_chosen in zip(leaves, prunable(params, where), strict=True)
+    )
+
+
+def _like(masks: Params, params: Params) -> Params:
+    """The masks in the structure of the parameters.
+
+    `flax.nnx.Optimizer` hands `init` a State of Variables, and `compress` gave masks
+    of the pure tree, whose leaves have the same paths.
+    """
+    own, expected = named_leaves(masks), named_leaves(params)
+    if [path for path, _ in own] != [path for path, _ in expected]:
+        check_structure("masks", masks, params)
+    for (path, mask), (_, leaf) in zip(own, expected, strict=True):
+        if jnp.shape(mask) != jnp.shape(leaf):
+            raise ValueError(
+                f"masks[{path!r}] must have the shape of its parameter "
+                f"{jnp.shape(leaf)}, got {jnp.shape(mask)}"
+            )
+    structure: Any = jax.tree.structure(params)
+    # Copies, because a training step may donate its state.
+    return structure.unflatten([jnp.array(mask) for _, mask in own])

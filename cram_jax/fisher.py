@@ -11,7 +11,7 @@ the time are passes over memory. A CPU therefore takes some blocks at a time, wh
 in its cache for all that is done with them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cram_jax.losses import Gradient
+from cram_jax.gradients import Gradient
 from cram_jax.projector import Projection
 from cram_jax.reshaping import explicit_sharding, shards
 
@@ -30,15 +30,16 @@ _einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 _PART = 128
 
 
-def to_blocks(leaf: jax.Array, block_size: int) -> jax.Array:
+def to_blocks(leaf: jax.Array, block_size: int, order: tuple[int, ...]) -> jax.Array:
     """Cuts a leaf into blocks of weights of the same output.
 
-    The last axis, the outputs of a Flax kernel, is moved to the front before the leaf
-    is flattened: weights that feed one output unit are neighbours, as in the paper.
+    With the outputs first in ``order``, weights that feed one output unit are
+    neighbours, as in the paper.
 
     Args:
       leaf: any shape.
       block_size: weights in a block, at least 1.
+      order: of the axes, slowest first, in which the leaf is flattened.
 
     Returns:
       Shape (blocks, block_size), where a smaller leaf is one block of its own size. The
@@ -46,12 +47,12 @@ def to_blocks(leaf: jax.Array, block_size: int) -> jax.Array:
       number, to a multiple of that, unless explicit axes spread them over devices.
 
     Example:
-      >>> to_blocks(jnp.array([[1, 2], [3, 4], [5, 6]]), 4)
+      >>> to_blocks(jnp.array([[1, 2], [3, 4], [5, 6]]), 4, (1, 0))
       Array([[1, 3, 5, 2],
              [4, 6, 0, 0]], dtype=int32)
     """
     width = max(1, min(block_size, leaf.size))
-    rows = jnp.moveaxis(jnp.atleast_1d(leaf), -1, 0)
+    rows = jnp.atleast_1d(jnp.transpose(leaf, order))
     sharding = _of_blocks(rows, width)
     if sharding is not None:
         rows = jax.sharding.reshard(rows, sharding)
@@ -62,13 +63,15 @@ def to_blocks(leaf: jax.Array, block_size: int) -> jax.Array:
     return jax.lax.reshape(flat, shape, out_sharding=sharding)
 
 
-def from_blocks(blocks: jax.Array, like: jax.Array) -> jax.Array:
+def from_blocks(
+    blocks: jax.Array, like: jax.Array, order: tuple[int, ...]
+) -> jax.Array:
     """Undoes `to_blocks`: the shape and sharding of ``like``, the dtype of blocks."""
-    rows = jnp.moveaxis(jnp.atleast_1d(like), -1, 0)
-    sharding = _of_blocks(rows, blocks.shape[1])
+    rows = jnp.transpose(like, order)
+    sharding = _of_blocks(jnp.atleast_1d(rows), blocks.shape[1])
     flat = jax.lax.reshape(blocks, (blocks.size,), out_sharding=sharding)
     rows = jax.lax.reshape(flat[: like.size], rows.shape, out_sharding=sharding)
-    leaf = jnp.moveaxis(rows, 0, -1).reshape(like.shape)
+    leaf = jnp.transpose(rows, tuple(order.index(axis) for axis in range(like.ndim)))
     explicit = explicit_sharding(like)
     return leaf if explicit is None else jax.sharding.reshard(leaf, explicit)
 
@@ -161,7 +164,10 @@ def saliency_root(root: jax.Array, weights: jax.Array) -> jax.Array:
     Returns:
       Shape (n, b).
     """
-    return jnp.abs(weights) / jnp.sqrt(2 * jnp.sum(root**2, axis=-1))
+    diagonal = jnp.sum(root**2, axis=-1)
+    # It may round to 0: a weight that is 0 then has no saliency, any other the most.
+    diagonal = jnp.maximum(diagonal, jnp.finfo(diagonal.dtype).tiny)
+    return jnp.abs(weights) / jnp.sqrt(2 * diagonal)
 
 
 def eliminate(weights: jax.Array, removed: jax.Array, root: jax.Array) -> jax.Array:
@@ -238,6 +244,20 @@ def _in_parts(
     return jax.lax.platform_dependent(array, *others, cpu=in_parts, default=update)
 
 
+class Place(NamedTuple):
+    """A leaf that is cut into blocks.
+
+    Attributes:
+      leaf: its index in ``jax.tree.leaves``.
+      order: see `to_blocks`.
+      stack: the axes along which layers are stacked.
+    """
+
+    leaf: int
+    order: tuple[int, ...]
+    stack: tuple[int, ...]
+
+
 class Inputs(NamedTuple):
     """What the loss is given: arguments by name, with examples along axis 0 or not."""
 
@@ -266,10 +286,10 @@ class Options(NamedTuple):
 def inverse_roots(
     gradient: Gradient,
     projection: Projection,
-    places: list[int],
+    places: Sequence[Place],
     inputs: Inputs,
     options: Options,
-) -> list[jax.Array]:
+) -> tuple[list[jax.Array], jax.Array]:
     """The root of the inverse for every block of some leaves.
 
     What is pruned has no gradient: the others are as if it were not there.
@@ -277,49 +297,60 @@ def inverse_roots(
     Args:
       gradient: of the loss, from `gradient_of`.
       projection: the parameters, and the masks of what is not pruned.
-      places: which leaves, as indices into ``jax.tree.leaves``.
+      places: which leaves.
       inputs: the arguments of the loss.
       options: see there.
 
     Returns:
-      For each leaf shape (n, b, b), float32 or wider.
+      For each leaf the roots, shape (n, b, b), float32 or wider; and which gradients
+      they can hold, bool, shape (gradients, leaves): those that are finite, and whose
+      squares over the damping are.
     """
     count, group, micro_batch, block_size, damping = options
     micro_batch = min(micro_batch, count)
     kept = jax.tree.leaves(projection.masks)
     leaves = jax.tree.leaves(projection.params)
 
-    def blocks_of_gradient(examples: jax.Array) -> list[jax.Array]:
+    def blocks_of_gradient(
+        examples: jax.Array,
+    ) -> tuple[list[jax.Array], jax.Array]:
         batch = jax.tree.map(lambda array: array[examples], inputs.examples)
         _, tree = gradient(projection.params, {**inputs.constants, **batch})
         gradients = jax.tree.leaves(tree)
         # Of F, the sum over gradients is divided by their number.
-        return [
-            to_blocks(
-                jnp.where(kept[i], wide(gradients[i]) / count**0.5, 0), block_size
-            )
-            for i in places
+        chosen = [
+            jnp.where(kept[place.leaf], wide(gradients[place.leaf]) / count**0.5, 0)
+            for place in places
         ]
+        # No product in `absorb` is above this one.
+        finite = [jnp.isfinite(jnp.sum(g**2) / damping) for g in chosen]
+        blocks = [
+            to_blocks(g, block_size, place.order)
+            for g, place in zip(chosen, places, strict=True)
+        ]
+        return blocks, jnp.stack(finite)
 
     def absorb_micro_batch(
         roots: list[jax.Array], start: jax.Array
-    ) -> tuple[list[jax.Array], None]:
+    ) -> tuple[list[jax.Array], jax.Array]:
         numbers = start + jnp.arange(micro_batch)
         examples = jnp.minimum(numbers, count - 1)[:, None] * group + jnp.arange(group)
-        gradients = jax.vmap(blocks_of_gradient)(examples)
-
+        gradients, finite = jax.vmap(blocks_of_gradient)(examples)
         last = jnp.minimum(micro_batch, count - start)
         return [
             absorb_all(root, jnp.swapaxes(g, 0, 1), last)
             for root, g in zip(roots, gradients, strict=True)
-        ], None
+        ], finite
 
     roots = [
-        damped_root(to_blocks(wide(leaves[i]), block_size), damping) for i in places
+        damped_root(
+            to_blocks(wide(leaves[place.leaf]), block_size, place.order), damping
+        )
+        for place in places
     ]
     starts = jnp.arange(0, count, micro_batch)
-    roots, _ = jax.lax.scan(absorb_micro_batch, roots, starts)
-    return roots
+    roots, finite = jax.lax.scan(absorb_micro_batch, roots, starts)
+    return roots, finite.reshape(-1, len(places))[:count]
 
 
 def wide(leaf: jax.Array) -> jax.Array:

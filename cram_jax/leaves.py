@@ -1,6 +1,7 @@
 """Which leaves a projector may touch."""
 
 import abc
+import itertools
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,14 @@ from cram_jax.values import Value
 
 Where: TypeAlias = Callable[[str, jax.Array], bool] | Any
 """``(path, leaf) -> bool``, or a pytree of bools with the parameters' structure."""
+
+
+class Leaf(NamedTuple):
+    """A parameter, where it is, and what its axes are."""
+
+    path: str
+    value: Any
+    axes: Axes
 
 
 def prunable(
@@ -48,6 +57,13 @@ def prunable(
       >>> prunable(params, lambda path, leaf: path.endswith("bias"))
       [True, False]
     """
+    return _choose(params, where, axes)[1]
+
+
+def _choose(
+    params: Params, where: Where | None, axes: AxesLike | None
+) -> tuple[list[Leaf], list[bool]]:
+    """The leaves, and of each whether it may be pruned; see `prunable`."""
     where = where_value(where)
     leaves = described(params, axes)
     chosen = [not reason for reason in reasons_against(params, leaves, where)]
@@ -64,15 +80,7 @@ def prunable(
                 f"params[{leaf.path!r}] has dtype {dtype}, expected a floating dtype; "
                 f"exclude the leaf with `where`"
             )
-    return chosen
-
-
-class Leaf(NamedTuple):
-    """A parameter, where it is, and what its axes are."""
-
-    path: str
-    value: Any
-    axes: Axes
+    return leaves, chosen
 
 
 def described(params: Params, axes: AxesLike | None) -> list[Leaf]:
@@ -200,11 +208,6 @@ class LeafProjector(Projector):
     axes: Any
 
     @property
-    def draws(self) -> bool:
-        """Never."""
-        return False
-
-    @property
     def shared(self) -> Hashable:
         """Itself."""
         return self
@@ -237,34 +240,25 @@ class LeafProjector(Projector):
     ) -> tuple[Projection, Any]:
         """Compresses the prunable leaves."""
         del key
-        chosen = prunable(params, self.where, self.axes)
-        leaves = described(params, self.axes)
-        obstacles = [
-            self.obstacle(leaf) if is_chosen else "-"
+        leaves, chosen = _choose(params, self.where, self.axes)
+        fits = [
+            is_chosen and not self.obstacle(leaf)
             for leaf, is_chosen in zip(leaves, chosen, strict=True)
         ]
-        if all(obstacles):
+        if not any(fits):
+            first, *others = itertools.compress(leaves, chosen)
             raise ValueError(
-                f"{self!r} fits no prunable leaf: "
-                + "; ".join(
-                    f"{leaf.path!r} of shape {jnp.shape(leaf.value)}: {obstacle}"
-                    for leaf, obstacle in zip(leaves, obstacles, strict=True)
-                    if obstacle != "-"
-                )
+                f"{self!r} fits no prunable leaf: {first.path!r} of shape "
+                f"{jnp.shape(first.value)}: {self.obstacle(first)}"
+                + (f"; and {len(others)} more" if others else "")
             )
-        compressed = iter(
-            self.project_leaves(
-                [x for x, why in zip(leaves, obstacles, strict=True) if not why]
-            )
-        )
+        projected = iter(self.project_leaves(list(itertools.compress(leaves, fits))))
         pairs = [
-            (leaf.value, jnp.ones_like(leaf.value, dtype=bool))
-            if why
-            else next(compressed)
-            for leaf, why in zip(leaves, obstacles, strict=True)
+            next(projected)
+            if is_fit
+            else (leaf.value, jnp.ones_like(leaf.value, dtype=bool))
+            for leaf, is_fit in zip(leaves, fits, strict=True)
         ]
         values, masks = zip(*pairs, strict=True)
         structure: Any = jax.tree.structure(params)
-        return Projection(
-            structure.unflatten(values), structure.unflatten(masks)
-        ), state
+        return Projection(*map(structure.unflatten, (values, masks))), state

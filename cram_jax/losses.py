@@ -1,34 +1,32 @@
-"""How a transformation evaluates the loss that it was given."""
+"""Losses made of losses: on a part of the batch, and for narrow types."""
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.projector import Params, leaf_path
+from cram_jax.projector import leaf_path
 from cram_jax.reshaping import split_axis
-
-AxisName: TypeAlias = str | tuple[str, ...]
-
-Gradient: TypeAlias = Callable[[Params, Mapping[str, Any]], tuple[jax.Array, Params]]
-"""``(params, extra_args of update) -> (loss, gradient)``."""
+from cram_jax.validation import check_integer
 
 
 def subsampled(
     loss_fn: Callable[..., Any], *arguments: str, every: int
 ) -> Callable[..., Any]:
-    """A loss on every ``every``-th example of a batch: a cheaper compressed gradient.
+    """A loss on every n-th example of a batch: a cheaper compressed gradient.
 
     In `cram_plus` the dense gradient keeps the whole batch, and an update costs
-    ``1 + 1 / every`` gradient evaluations in place of 2. The guide, under "What it
+    ``1 + 1 / every`` gradient evaluations instead of 2. The guide, under "What it
     costs", has figures of what that keeps of the accuracy.
 
     The examples are spread over the batch, so that under data parallelism each device
     uses its own: nothing is exchanged if it holds a multiple of ``every`` of them.
+
+    A loss that closes over its batch, for ``value_fn``, can slice ``batch[::every]``.
 
     Args:
       loss_fn: the loss of `cram_plus`, a mean over examples.
@@ -49,38 +47,43 @@ def subsampled(
       >>> def loss_fn(params, batch):
       ...     return jnp.mean((batch @ params) ** 2)
       >>> batch = jnp.array([[0.0], [1.0], [2.0], [3.0]])
-      >>> subsampled(loss_fn, "batch", every=2)(jnp.ones(1), batch=batch)
+      >>> subsampled(loss_fn, "batch", every=2)(jnp.ones(1), batch)
       Array(2., dtype=float32)
     """
     _check_subsampled(loss_fn, arguments, every)
+    signature = inspect.signature(loss_fn)
+    rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
 
     @functools.wraps(loss_fn)
-    def loss(params: Params, **values: Any) -> Any:
-        chosen = {
-            name: jax.tree.map_with_path(
-                lambda path, leaf, name=name: _every(
-                    every, leaf, "/".join(filter(None, [name, leaf_path(path)]))
-                ),
-                value,
-            )
-            for name, value in values.items()
-            if name in arguments
-        }
-        return loss_fn(params, **(values | chosen))
+    def loss(*values: Any, **named: Any) -> Any:
+        bound = signature.bind(*values, **named)
+        for given in (bound.arguments, *(bound.arguments.get(n, {}) for n in rest)):
+            for name in arguments:
+                if name in given:
+                    given[name] = _every(every, given[name], name)
+        return loss_fn(*bound.args, **bound.kwargs)
 
     return loss
 
 
-def _every(every: int, leaf: jax.Array, name: str) -> jax.Array:
-    if jnp.ndim(leaf) < 1:
-        raise ValueError(
-            f"{name} must have the examples along axis 0, got a scalar {leaf!r}"
-        )
-    leaf = jnp.asarray(leaf)
-    if leaf.shape[0] % every:
-        return leaf[::every]
-    # Of the same entries, but plainly local where axis 0 is sharded.
-    return split_axis(leaf, 0, every)[:, 0]
+def _every(every: int, tree: Any, name: str) -> Any:
+    """Every n-th example of a tree of arrays."""
+
+    def choose(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        if jnp.ndim(leaf) < 1:
+            place = "/".join(filter(None, [name, leaf_path(path)]))
+            raise ValueError(
+                f"{place} must have the examples along axis 0, got a scalar {leaf!r}"
+            )
+        leaf = jnp.asarray(leaf)
+        size = leaf.shape[0]
+        # The size is symbolic in a program for batches of any size.
+        if not isinstance(size, int) or size % every:
+            return leaf[::every]
+        # Selects the same entries by a reshape, which stays local if axis 0 is sharded.
+        return split_axis(leaf, 0, every)[:, 0]
+
+    return jax.tree.map_with_path(choose, tree)
 
 
 def _check_subsampled(
@@ -88,122 +91,80 @@ def _check_subsampled(
 ) -> None:
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function, got {loss_fn!r}")
-    if isinstance(every, bool) or not isinstance(every, int | np.integer):
-        raise TypeError(f"every must be an integer, got {every!r}")
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
+    check_integer("every", every, minimum=1)
     if not arguments:
         raise ValueError("arguments of loss_fn to subsample must be named, got none")
-    parameters = inspect.signature(loss_fn).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
+    first, *further = inspect.signature(loss_fn).parameters.values()
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in further)
+    names = [p.name for p in further if p.kind is not p.VAR_POSITIONAL]
     for name in arguments:
-        if name not in [*parameters][1:]:
+        if name == first.name or not (takes_all or name in names):
             raise TypeError(
-                f"loss_fn has no argument {name!r} to subsample, it has "
-                f"{[*parameters][1:]}"
+                f"loss_fn has no argument {name!r} to subsample, it has {names}"
             )
 
 
-class Caller(NamedTuple):
-    """What a user who forgot an argument of the loss is told.
+def loss_scaled(
+    loss_fn: Callable[..., Any], scale: float | jax.Array
+) -> Callable[..., Any]:
+    """The same loss, with gradients that do not underflow on their way back.
 
-    Attributes:
-      name: where the arguments should have come from.
-      example: how to pass the missing one, which stands for ``{}``.
-    """
+    For models that compute in float16. The gradient is multiplied by the scale at the
+    loss, and divided by it again at the parameters: value and gradient are those of
+    ``loss_fn``, except that small entries survive. That is loss scaling, kept inside
+    the loss: whatever takes a gradient of it, such as `cram_plus`, need not know.
 
-    name: str
-    example: str
-
-
-_UPDATE = Caller("update(...)", "optimizer.update(grads, state, params, {}=...)")
-
-
-def gradient_of(
-    loss_fn: Callable[..., Any],
-    *,
-    has_aux: bool,
-    axis_name: AxisName | None,
-    caller: Caller = _UPDATE,
-) -> Gradient:
-    """Makes a function that gives the loss and its gradient at any parameters.
+    The parameters and the loss itself should be float32, as neither holds what the
+    scale is for. A scale that is too large gives infinite gradients.
 
     Args:
-      loss_fn: ``loss_fn(params, ...) -> scalar``, or ``(scalar, aux)`` with
-        ``has_aux``.
-      has_aux: whether ``loss_fn`` returns auxiliary data, which is dropped.
-      axis_name: mapped axes to average over, under `jax.pmap` or `jax.shard_map`.
-      caller: whose arguments they are, for the error about one that is missing.
+      loss_fn: ``loss_fn(params, ...) -> scalar``, or ``(scalar, aux)``.
+      scale: a number, or a scalar array, such as the ``scale`` of Flax's
+        ``DynamicScale``.
 
     Returns:
-      The function. It picks from the arguments of ``update`` those that ``loss_fn``
-      names, and raises a TypeError that names one that is missing.
+      The loss, with the signature of ``loss_fn``.
 
     Raises:
-      TypeError: ``loss_fn`` is not a function, or cannot take its arguments by name.
+      TypeError: ``loss_fn`` is not a function, or ``scale`` not a number.
+
+    Example:
+      >>> def loss_fn(params):
+      ...     return 1e-4 * jnp.mean(params.astype(jnp.float16)).astype(jnp.float32)
+      >>> params = jnp.ones(1000)
+      >>> jax.grad(loss_fn)(params)[:2]
+      Array([1.1920929e-07, 1.1920929e-07], dtype=float32)
+      >>> jax.grad(loss_scaled(loss_fn, 1024.0))(params)[:2]
+      Array([1.0000076e-07, 1.0000076e-07], dtype=float32)
     """
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function, got {loss_fn!r}")
-    pick = _by_name(loss_fn, caller)
-    value_and_gradient = jax.value_and_grad(_averaged(loss_fn, has_aux, axis_name))
+    is_number = isinstance(scale, float | int | np.number | np.ndarray | jax.Array)
+    if not is_number or isinstance(scale, bool) or jnp.ndim(scale):
+        raise TypeError(f"scale must be a number, got {scale!r}")
 
-    def gradient(
-        params: Params, extra_args: Mapping[str, Any]
-    ) -> tuple[jax.Array, Params]:
-        loss, gradients = value_and_gradient(params, **pick(extra_args))
-        if axis_name is not None:
-            gradients = jax.lax.pmean(gradients, axis_name)
-        return loss, gradients
+    @functools.wraps(loss_fn)
+    def loss(params: Any, *values: Any, **named: Any) -> Any:
+        wide = jnp.asarray(scale, jnp.float32)
+        params = jax.tree.map(lambda leaf: _scale_gradient(leaf, 1 / wide), params)
+        result = loss_fn(params, *values, **named)
+        if isinstance(result, tuple):
+            return (_scale_gradient(result[0], wide), *result[1:])
+        return _scale_gradient(result, wide)
 
-    return gradient
-
-
-def _by_name(
-    loss_fn: Callable[..., Any], caller: Caller
-) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Picks from the arguments of ``update`` those that the loss names."""
-    signature = inspect.signature(loss_fn)
-    further = [*signature.parameters.values()][1:]
-    if not signature.parameters or any(p.kind is p.POSITIONAL_ONLY for p in further):
-        raise TypeError(
-            f"loss_fn must take the parameters first and its further arguments by "
-            f"name, got {loss_fn!r} with the signature {signature}"
-        )
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in further)
-    named = {
-        p.name: p.default is p.empty
-        for p in further
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
-
-    def pick(extra_args: Mapping[str, Any]) -> dict[str, Any]:
-        missing = [n for n, needed in named.items() if needed and n not in extra_args]
-        if missing:
-            raise TypeError(
-                f"loss_fn needs the argument {missing[0]!r}, but {caller.name} got "
-                f"{sorted(extra_args)}; pass it by name: "
-                f"{caller.example.format(missing[0])}"
-            )
-        return {n: v for n, v in extra_args.items() if takes_all or n in named}
-
-    return pick
+    return loss
 
 
-def _averaged(
-    loss_fn: Callable[..., Any], has_aux: bool, axis_name: AxisName | None
-) -> Callable[..., jax.Array]:
-    """The loss alone, averaged over devices.
+@jax.custom_jvp
+def _scale_gradient(value: jax.Array, scale: jax.Array) -> jax.Array:
+    """The value, whose gradient is multiplied by the scale."""
+    del scale
+    return value
 
-    Where jax tracks which values vary over an axis, the gradient of this average is the
-    average of the gradients, and averaging it again changes nothing; where it does not
-    (pmap), the gradient is still the device's own.
-    """
 
-    def averaged(params: Params, **arguments: Any) -> jax.Array:
-        loss = loss_fn(params, **arguments)
-        if has_aux:
-            loss, _ = loss
-        return loss if axis_name is None else jax.lax.pmean(loss, axis_name)
-
-    return averaged
+@_scale_gradient.defjvp
+def _scale_tangent(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    value, scale = primals
+    return value, (tangents[0] * scale).astype(tangents[0].dtype)

@@ -40,11 +40,6 @@ class Projector(Value, abc.ABC):
     own see `stateless`, or inherit from this class.
     """
 
-    @property
-    def draws(self) -> bool:
-        """Whether `project` needs a key."""
-        return True
-
     def init(self, params: Params) -> Any:
         """The state before the first use: by default none.
 

@@ -1,33 +1,34 @@
 """The k largest magnitudes over a set of arrays, exactly, by counting.
 
-Finite magnitudes order like their bit patterns, so the k-th largest is found digit by
-digit: count how many entries reach each candidate, keep the largest candidate that k
-entries reach, refine it. Nothing is sorted or gathered; arrays may be sharded along any
+Finite magnitudes order like their bit patterns, so the threshold is found digit by
+digit: count the entries below each candidate and keep the largest candidate that has
+few enough below it. Nothing is sorted or gathered; arrays may be sharded along any
 axes, and the devices exchange counts.
 """
 
-import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
+import numpy as np
 
-from cram_jax.counting import count_true, inside_shard_map, is_alone
+from cram_jax.reshaping import explicit_sharding, shards, split_axis
 
 # Bits settled by one pass over the data, which counts for 2**3 - 1 candidates. Seven
-# and their counts just fit the registers of a CPU: eight take half as long again.
+# counts and the candidates just fit the registers of a CPU.
 _DIGIT = 3
+
+# Parts into which an axis is cut, so that devices that share it count on their own.
+_BLOCKS = 32
 
 _INT32_ENTRIES = 2**31 - 1
 
-_SMALL = 2**18  # entries: a megabyte of float32
-
 Arrays: TypeAlias = Sequence[jax.Array]
-Reaches: TypeAlias = Callable[[Arrays, jax.Array], list[jax.Array]]
-"""From arrays and a candidate to bool arrays: which entries reach it."""
+Predicate: TypeAlias = Callable[[Arrays, jax.Array], list[jax.Array]]
+"""From arrays and a candidate to bool arrays: which entries lie below it."""
 
 
 def keep_largest(
@@ -40,8 +41,9 @@ def keep_largest(
     larger than infinity. Arrays of different dtypes are compared in their common one.
 
     Works under ``jit`` (``k`` may be traced), ``vmap`` and control flow, and on arrays
-    that are sharded with automatic or explicit axes. At most 11 passes over float32, 5
-    over bfloat16; a few more where equal magnitudes straddle the k-th.
+    that are sharded with automatic or explicit axes. At most 12 passes over float32, 6
+    over bfloat16. Arrays of equal shape are first copied into one, which XLA compiles
+    several times faster than a loop for each.
 
     Args:
       arrays: floating-point arrays of any shapes.
@@ -76,103 +78,6 @@ def keep_largest(
     return _keep_largest(tuple(map(jnp.asarray, arrays)), k)
 
 
-@jax.jit
-def _keep_largest(
-    arrays: tuple[jax.Array, ...], k: int | jax.Array
-) -> tuple[jax.Array, ...]:
-    if not arrays:
-        return ()
-    if not _lie_together(arrays):
-        return _select(arrays, k, together=False)
-    groups = _group_small(arrays)
-    masks = _select([_join(group) for group in groups], k, together=True)
-    return tuple(itertools.chain(*map(_split, masks, groups)))
-
-
-def _select(
-    arrays: Arrays, k: int | jax.Array, *, together: bool
-) -> tuple[jax.Array, ...]:
-    total = sum(array.size for array in arrays)
-    integer = jnp.int64 if total > _INT32_ENTRIES else jnp.int32
-    k = jnp.clip(k, 0, total).astype(integer)
-    dtype = jnp.result_type(*arrays)
-    key_dtype = jnp.dtype(f"int{8 * dtype.itemsize}")
-
-    def by_magnitude(arrays: Arrays, candidate: jax.Array) -> list[jax.Array]:
-        return [magnitude_key(x.astype(dtype)) >= candidate for x in arrays]
-
-    # Where more than k reach the k-th largest magnitude, the last ones of those that
-    # equal it have to go: the same search, with the place as the lower digits.
-    def by_place(arrays: Arrays, candidate: jax.Array) -> list[jax.Array]:
-        keys = [magnitude_key(x.astype(dtype)) for x in arrays]
-        margins = _places_from_the_end(arrays, -candidate)
-        return [
-            (key > threshold) | ((key == threshold) & (margin >= 0))
-            for key, margin in zip(keys, margins, strict=True)
-        ]
-
-    zero = _Found(jnp.zeros([], key_dtype), jnp.array(total, integer))
-    threshold, count = _largest_reached(
-        by_magnitude, arrays, k, zero, width=8 * dtype.itemsize - 1
-    )
-    zero = _Found(jnp.zeros([], integer), count)
-    place, _ = _largest_reached(by_place, arrays, k, zero, width=total.bit_length())
-    if together:
-        return _apart(lambda: tuple(by_place(arrays, place)), place < 0)
-    return tuple(by_place(arrays, place))
-
-
-def _lie_together(arrays: Arrays) -> bool:
-    """Whether they are whole and on one device, so that they may be concatenated."""
-    kinds = {kind for a in arrays for kind in jax.typeof(a).sharding.mesh.axis_types}
-    return is_alone() and not kinds & {AxisType.Explicit, AxisType.Manual}
-
-
-def _group_small(arrays: Arrays) -> list[list[jax.Array]]:
-    """Each run of small arrays in a group, and every other array in its own.
-
-    A group is copied into one array, which costs next to nothing: a loop body less for
-    each array, which XLA compiles several times faster.
-    """
-    groups: list[list[jax.Array]] = []
-    for small, run in itertools.groupby(arrays, lambda array: array.size <= _SMALL):
-        members = list(run)
-        groups += [members] if small else [[array] for array in members]
-    return groups
-
-
-def _join(group: Arrays) -> jax.Array:
-    """One flat array: along a single axis a place costs the least to compute."""
-    dtype = jnp.result_type(*group)
-    return jnp.concatenate([array.astype(dtype).ravel() for array in group])
-
-
-def _split(mask: jax.Array, group: Arrays) -> list[jax.Array]:
-    ends = list(itertools.accumulate(array.size for array in group))
-    parts = jnp.split(mask, ends[:-1])
-    return [part.reshape(x.shape) for part, x in zip(parts, group, strict=True)]
-
-
-def _apart(function: Callable[[], Any], never: jax.Array) -> Any:
-    """Calls a function in a loop of one round, but XLA does not know that.
-
-    Otherwise it would compile the function into whatever reads a part of its result,
-    and compute that part anew there.
-
-    Args:
-      function: returns arrays.
-      never: a bool scalar, computed, and False.
-    """
-    shapes = jax.eval_shape(function)
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    _, result = jax.lax.while_loop(
-        lambda state: ~state[0],
-        lambda state: (jnp.ones([], bool), function()),
-        (never, nothing),
-    )
-    return result
-
-
 def magnitude_key(array: jax.Array) -> jax.Array:
     """Integers from 0 in the order of the magnitudes of a floating-point array.
 
@@ -182,65 +87,203 @@ def magnitude_key(array: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(array, bits) & jnp.iinfo(bits).max
 
 
-def _places_from_the_end(arrays: Arrays, start: jax.Array) -> list[jax.Array]:
-    """``start`` for the last entry of the last array, one more for each before it.
+@jax.jit
+def _keep_largest(
+    arrays: tuple[jax.Array, ...], k: int | jax.Array
+) -> tuple[jax.Array, ...]:
+    if not arrays:
+        return ()
+    total = sum(array.size for array in arrays)
+    integer = jnp.int64 if total > _INT32_ENTRIES else jnp.int32
+    k = jnp.clip(k, 0, total).astype(integer)
+    dtype = jnp.result_type(*arrays)
+    arrays = tuple(array.astype(dtype) for array in arrays)
+    groups = _group_alike(arrays)
+    stacks = [
+        _split_axes(jnp.stack([arrays[i] for i in group]), _BLOCKS) for group in groups
+    ]
 
-    Sums of one iota for each axis: they shard like the arrays. The start comes first,
-    so that in a loop over starts XLA does not compute the rest before it, and store it.
+    def is_smaller(stacks: Arrays, candidate: jax.Array) -> list[jax.Array]:
+        return [magnitude_key(stack) < candidate for stack in stacks]
+
+    width = 8 * dtype.itemsize - 1
+    zero = jnp.zeros([], f"int{width + 1}")
+    threshold = _radix_select(is_smaller, stacks, total - k, zero, width)
+
+    # Of the entries that equal the threshold the first ones are kept, as many as are
+    # missing: all of some arrays, a part of one at most, none of the others.
+    counts = _count_true(
+        [
+            [magnitude_key(stack) > threshold for stack in stacks],
+            [magnitude_key(stack) == threshold for stack in stacks],
+        ],
+        integer,
+    )
+    in_order = np.argsort(np.concatenate(groups))
+    larger, equal = jnp.concatenate(counts, axis=1)[:, in_order]
+    missing = k - jnp.sum(larger) - (jnp.cumsum(equal) - equal)
+    is_cut = (missing > 0) & (missing < equal)
+    candidates = [
+        jax.lax.dynamic_index_in_dim(stack, jnp.argmax(is_cut[np.array(group)]))
+        for stack, group in zip(stacks, groups, strict=True)
+    ]
+
+    def is_earlier_tie(arrays: Arrays, place: jax.Array) -> list[jax.Array]:
+        return [
+            (magnitude_key(array) == threshold)
+            & jnp.any(is_cut[np.array(group)])
+            & (_places(array, -place) < 0)
+            for array, group in zip(arrays, groups, strict=True)
+        ]
+
+    end = _radix_select(
+        is_earlier_tie,
+        candidates,
+        jnp.sum(jnp.where(is_cut, missing, 0)),
+        jnp.zeros([], integer),
+        width=max(array.size for array in arrays).bit_length(),
+    )
+    sizes = np.array([array.size for array in arrays])
+    end = jnp.sum(jnp.where(is_cut, end, jnp.where(missing > 0, sizes, 0)))
+    starts = np.cumsum(sizes) - sizes
+    return tuple(
+        (magnitude_key(array) > threshold)
+        | ((magnitude_key(array) == threshold) & (_places(array, start - end) < 0))
+        for array, start in zip(arrays, starts, strict=True)
+    )
+
+
+def _group_alike(arrays: Arrays) -> list[list[int]]:
+    """The indices of arrays of one shape and, where their types tell, one sharding."""
+    groups: dict[Any, list[int]] = {}
+    for index, array in enumerate(arrays):
+        kind = (array.shape, explicit_sharding(array))
+        groups.setdefault(kind, []).append(index)
+    return list(groups.values())
+
+
+def _split_axes(stack: jax.Array, parts: int) -> jax.Array:
+    """Cuts each axis but the first in two: (l, a, b) to (l, p, a / p, q, b / q).
+
+    Sums over the second halves are local as long as the first ones hold the sharding.
     """
-    places = []
-    after = sum(array.size for array in arrays)
-    for array in arrays:
-        after -= array.size
-        place = jnp.zeros_like(array, start.dtype) + (start + (after + array.size - 1))
-        stride = 1
-        for axis in reversed(range(array.ndim)):
-            along = jax.lax.broadcasted_iota(start.dtype, array.shape, axis)
-            place -= along * stride
-            stride *= array.shape[axis]
-        places.append(place)
+    sharding = explicit_sharding(stack)
+    for axis in reversed(range(1, stack.ndim)):
+        size = stack.shape[axis]
+        number = parts
+        if axis == stack.ndim - 1:  # the innermost loop should not be too short
+            number = max(1, min(parts, 2 ** ((size // parts).bit_length() - 1)))
+        if sharding is not None:
+            number = math.lcm(number, shards(sharding, sharding.spec[axis]))
+        stack = split_axis(stack, axis, max(1, size // math.gcd(size, number)))
+    return stack
+
+
+def _places(array: jax.Array, start: jax.Array) -> jax.Array:
+    """Numbers the entries of an array row by row, from ``start`` on.
+
+    Sums of one iota for each axis: they shard like the array. The start is added first,
+    or XLA would hoist the rest out of a loop over starts and store it.
+    """
+    places = jnp.zeros_like(array, start.dtype) + start
+    stride = 1
+    for axis in reversed(range(array.ndim)):
+        places += stride * jax.lax.broadcasted_iota(start.dtype, array.shape, axis)
+        stride *= array.shape[axis]
     return places
 
 
-class _Found(NamedTuple):
-    """A candidate, and how many entries reach it."""
+class _Bound(NamedTuple):
+    """A value, and how many entries lie below it."""
 
-    candidate: jax.Array
-    reached_by: jax.Array
+    value: jax.Array
+    count: jax.Array
 
 
-def _largest_reached(
-    reaches: Reaches, arrays: Arrays, k: jax.Array, zero: _Found, width: int
-) -> _Found:
-    """Finds the largest candidate below ``2**width`` that at least k entries reach.
+def _radix_select(
+    predicate: Predicate,
+    arrays: Arrays,
+    limit: jax.Array,
+    zero: jax.Array,
+    width: int,
+) -> jax.Array:
+    """Finds the largest value below ``2**width`` with at most ``limit`` entries below.
 
-    Stops early at one that exactly k reach.
+    Stops early at one with exactly ``limit`` entries below.
+
+    Args:
+      predicate: which entries lie below a candidate; below ``zero`` none do.
+      arrays: what the predicate is called with.
+      limit: an integer scalar, at least 0.
+      zero: of the dtype of the candidates.
+      width: bits of the value.
     """
-    integer = zero.candidate.dtype
-    digits = jnp.arange(1, 2**_DIGIT, dtype=integer)
+    digits = jnp.arange(1, 2**_DIGIT, dtype=zero.dtype)
 
-    def is_open(state: tuple[_Found, jax.Array]) -> jax.Array:
-        found, bits = state
-        return (bits > 0) & (found.reached_by != k)
+    def cond(state: tuple[_Bound, jax.Array]) -> jax.Array:
+        bound, bits = state
+        return (bits > 0) & (bound.count != limit)
 
-    def settle(state: tuple[_Found, jax.Array]) -> tuple[_Found, jax.Array]:
-        found, bits = state
-        # The last digit may reach above the bits that are open: too few entries are
-        # there, so those candidates change nothing. They must not wrap around, though.
+    def body(state: tuple[_Bound, jax.Array]) -> tuple[_Bound, jax.Array]:
+        bound, bits = state
+        # The last digit may reach above the bits that are open: too many entries lie
+        # below those candidates to choose them. They must not wrap around, though.
         bits = jnp.maximum(bits - _DIGIT, 0)
-        room = jnp.iinfo(integer).max - found.candidate
-        steps = jnp.minimum(digits << bits.astype(integer), room)
-        candidates = found.candidate + steps
+        room = jnp.iinfo(zero.dtype).max - bound.value
+        steps = jnp.minimum(digits << bits.astype(zero.dtype), room)
+        candidates = bound.value + steps
         # Tied to the step, or XLA would compute the keys before the loop and keep them.
         here, candidates = jax.lax.optimization_barrier((arrays, candidates))
-        counts = count_true([reaches(here, c) for c in candidates], k.dtype)
-        enough = jnp.sum(counts >= k)
-        best = _Found(candidates[enough - 1], counts[enough - 1])
-        found = jax.tree.map(partial(jnp.where, enough > 0), best, found)
-        return found, bits
+        by_array = _count_true([predicate(here, c) for c in candidates], limit.dtype)
+        counts = sum(jnp.sum(count, axis=1) for count in by_array)
+        fitting = jnp.sum(counts <= limit)
+        best = _Bound(candidates[fitting - 1], counts[fitting - 1])
+        return jax.tree.map(partial(jnp.where, fitting > 0), best, bound), bits
 
-    if inside_shard_map():
-        # There a loop has to start from values that vary as its results do.
-        nothing = sum(jnp.sum(x, where=False).astype(k.dtype) for x in arrays) + (k - k)
-        zero = jax.tree.map(lambda x: x + nothing.astype(x.dtype), zero)
-    return jax.lax.while_loop(is_open, settle, (zero, jnp.array(width)))[0]
+    # Under shard_map a loop has to start from values that vary as its results do.
+    nothing = sum(jnp.zeros_like(x, limit.dtype, shape=()) for x in [*arrays, limit])
+    start = _Bound(zero + nothing.astype(zero.dtype), nothing)
+    bound, _ = jax.lax.while_loop(cond, body, (start, jnp.array(width)))
+    return bound.value
+
+
+def _count_true(sets: Sequence[Arrays], dtype: jnp.dtype) -> list[jax.Array]:
+    """Counts the true entries along all axes but the first.
+
+    Args:
+      sets: bool arrays as ``sets[which][array]``, cut by `_split_axes`.
+      dtype: of the counts, an integer that can hold them.
+
+    Returns:
+      For each array of a set the counts, shape (sets, first axis).
+    """
+    return [
+        jax.lax.platform_dependent(
+            masks,
+            cpu=partial(_count_in_one_loop, dtype=dtype),
+            default=partial(_count_each, dtype=dtype),
+        )
+        for masks in zip(*sets, strict=True)
+    ]
+
+
+def _count_each(masks: Arrays, dtype: jnp.dtype) -> jax.Array:
+    return jnp.stack(
+        [jnp.sum(mask, axis=range(1, mask.ndim), dtype=dtype) for mask in masks]
+    )
+
+
+def _count_in_one_loop(masks: Arrays, dtype: jnp.dtype) -> jax.Array:
+    """Counts in all masks at once, as XLA does by itself on GPU but not on CPU.
+
+    There it computes each sum as a tree, many times slower than a plain loop; a
+    reduction of many operands is one. It must not run over the axes that are sharded:
+    XLA would gather its results.
+    """
+    counts = jax.lax.reduce(
+        [mask.astype(dtype) for mask in masks],
+        [jnp.zeros([], dtype)] * len(masks),
+        lambda xs, ys: [x + y for x, y in zip(xs, ys, strict=True)],
+        range(2, masks[0].ndim, 2),
+    )
+    return jnp.sum(jnp.stack(counts), axis=range(2, counts[0].ndim + 1))

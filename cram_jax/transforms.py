@@ -1,27 +1,46 @@
 """Compression-aware update rules, as optax gradient transformations."""
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
-from cram_jax.ascent import (
-    CramState,
-    ascend,
-    check_arguments,
-    check_params,
-    initial_state,
-    next_state,
-    norm,
+from cram_jax.gradients import AxisName, gradient_at_update
+from cram_jax.keys import check_key, key_data, split_key_data
+from cram_jax.projector import (
+    Params,
+    Projector,
+    apply_masks,
+    check_structure,
+    leaf_path,
+    safe_denominator,
 )
-from cram_jax.combinators import identity
-from cram_jax.losses import AxisName, gradient_of
-from cram_jax.projector import Params, Projector, apply_masks, safe_denominator
+from cram_jax.validation import check_flag
+
+
+class CramState(NamedTuple):
+    """State of the update rules.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      key: uint32 array, the data of the PRNG key for the projector's draws.
+      projector_state: the projector's own state.
+      compressed_loss: floating scalar, the loss at the compressed parameters in the
+        last update; before the first, the largest number of its dtype.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # optax's name, over tuple.count
+    key: jax.Array
+    projector_state: Any
+    compressed_loss: jax.Array
 
 
 def cram(
-    loss_fn: Callable[..., Any],
+    loss_fn: Callable[..., Any] | None,
     projector: Projector,
     rho: float | optax.Schedule = 0.05,
     *,
@@ -43,38 +62,55 @@ def cram(
     caller has anyway, so an update costs one more evaluation of the gradient. The
     projector touches its prunable leaves, the ascent every leaf.
 
-    Place it first in an `optax.chain`: what follows sees an ordinary gradient.
-    `optax.masked` and `optax.partition` around it would hide parameters from the loss:
-    put them after it. Under `optax.inject_hyperparams` name ``loss_fn`` and
-    ``projector`` in ``static_args``. Accumulate gradients inside ``loss_fn``:
-    `optax.MultiSteps` would keep the compressed gradient of one micro-batch alone.
+    The loss is given once: as ``loss_fn``, whose further arguments ``update`` takes by
+    name; or as None, and then ``update`` takes ``value_fn``, a function of the
+    parameters, as optax's line searches do. The second suits a loop whose loss closes
+    over its batch, random keys and statistics. The guide, under "Training loops", shows
+    both in the loops of Flax, Equinox and Haiku. Give both passes the same batch and
+    the same dropout key.
 
-    A gradient that is not finite passes through as it is. `optax.apply_if_finite` looks
-    at what comes in: put it behind `cram`, and it sees the compressed pass too.
+    With the Python number ``rho=0`` and ``normalize=False`` there is no ascent, and
+    ``updates`` is not read: pass ``params`` for it and save a gradient evaluation.
+
+    Place it first in an `optax.chain`: what follows sees an ordinary gradient. Behind
+    `optax.sgd` or `optax.scale` it would climb along a step, not the gradient, which it
+    cannot notice. `optax.masked` and `optax.partition` around it would hide parameters
+    from the loss: put them after it. Under `optax.inject_hyperparams` name ``loss_fn``
+    and ``projector`` in ``static_args``. Accumulate gradients inside the loss:
+    `optax.MultiSteps` around the rule would only keep the compressed gradient of one
+    micro-batch.
+
+    Non-finite gradients pass through unchanged. `optax.apply_if_finite` checks its
+    input; chain it after `cram` to cover the compressed pass as well.
+
+    The draws of a projector depend only on ``key`` and the number of updates: the same
+    key gives the same run, bit for bit, on the same backend.
 
     Args:
       loss_fn: ``loss_fn(params, ...) -> scalar``, or ``(scalar, aux)`` with
-        ``has_aux``. Its further arguments are taken by name from those of ``update``.
-        Give both passes the same batch and the same dropout key.
+        ``has_aux``; None if it arrives as ``value_fn``.
       projector: the compression :math:`C`.
       rho: radius of the ascent step, at least 0, or a schedule of the step count.
-      sparse_gradients: whether to keep the gradient of kept weights alone (:math:`M`;
-        section 3.3), or the whole gradient straight through.
+      sparse_gradients: if True, zero the gradient of pruned weights (:math:`M`; section
+        3.3); if False, use the straight-through gradient.
       normalize: whether to divide the gradient by its norm over all parameters before
         the ascent (appendix A.1); a zero gradient then gives no ascent.
-      has_aux: whether ``loss_fn`` returns auxiliary data; that of the compressed pass
-        is dropped, so batch statistics come from the dense pass alone.
+      has_aux: whether the loss returns auxiliary data; that of the compressed pass is
+        dropped, so batch statistics come only from the dense pass.
       axis_name: under `jax.pmap` or `jax.shard_map`, the axes to average over.
+        `jax.shard_map` tells if it is missing, unless ``check_vma`` is False.
       key: seed or PRNG key, for projectors that draw.
 
     Returns:
       A gradient transformation with the state `CramState`. ``update`` needs ``params``.
 
     Raises:
-      TypeError: ``loss_fn`` or ``projector`` is not one, a parameter is not of a
-        floating dtype or is hidden by `optax.masked`, or ``update`` lacks an argument
-        of ``loss_fn``.
-      ValueError: ``rho`` is negative, or ``update`` gets no ``params``.
+      TypeError: ``loss_fn``, ``projector`` or ``key`` is not one; a parameter is not a
+        floating array or is hidden by `optax.masked`; ``update`` lacks the loss or one
+        of its arguments, or gets the loss twice; the loss does not return a scalar.
+      ValueError: ``rho`` is negative or not finite; ``update`` gets no ``params``, or
+        ``updates`` of another structure; the loss differs between devices along an axis
+        that ``axis_name`` does not name.
 
     Example:
       >>> def loss_fn(params, batch):
@@ -89,16 +125,27 @@ def cram(
       >>> updates["kernel"].ravel(), state.compressed_loss
       (Array([4.8, 0. ], dtype=float32), Array(5.76, dtype=float32))
 
+      The same with a loss that arrives at ``update``:
+
+      >>> optimizer = cram(None, top_k(0.5), rho=0.1)
+      >>> updates, state = optimizer.update(
+      ...     grads,
+      ...     optimizer.init(params),
+      ...     params,
+      ...     value_fn=lambda params: loss_fn(params, batch),
+      ... )
+      >>> updates["kernel"].ravel()
+      Array([4.8, 0. ], dtype=float32)
+
     Reference: Peste et al., CrAM, ICLR 2023, equation 2, arXiv 2207.14200.
     """
-    check_arguments(
-        projector,
-        rho,
-        sparse_gradients=sparse_gradients,
-        normalize=normalize,
-        has_aux=has_aux,
-    )
-    gradient_at = gradient_of(loss_fn, has_aux=has_aux, axis_name=axis_name)
+    check_rule(projector, rho, key)
+    check_flag("sparse_gradients", sparse_gradients)
+    check_flag("normalize", normalize)
+    check_flag("has_aux", has_aux)
+    gradient_at = gradient_at_update(loss_fn, has_aux=has_aux, axis_name=axis_name)
+    # Under inject_hyperparams rho is an array, whose value a program cannot know.
+    climbs = normalize or not isinstance(rho, float | int | np.number) or rho != 0
 
     def init(params: Params) -> CramState:
         return initial_state(params, projector, key)
@@ -106,29 +153,33 @@ def cram(
     def update(
         updates: Params,
         state: CramState,
+        /,
         params: Params | None = None,
         **extra_args: Any,
     ) -> tuple[Params, CramState]:
         check_params(params)
-        key, draw = jax.random.split(state.key)
-        radius = rho(state.count) if callable(rho) else rho
-        if normalize:
-            radius = radius / safe_denominator(norm(updates))
+        key_after, draw = split_key_data(state.key, key)
+        perturbed = params
+        if climbs:
+            check_updates(updates, params)
+            radius = rho(state.count) if callable(rho) else rho
+            if normalize:
+                radius = radius / safe_denominator(norm(updates))
+            perturbed = ascend(params, radius, updates)
 
-        perturbed = ascend(params, radius, updates)
         (compressed, masks), projector_state = projector.project(
             perturbed, state.projector_state, draw
         )
         loss, gradient = gradient_at(compressed, extra_args)
         if sparse_gradients:
             gradient = apply_masks(masks, gradient)
-        return gradient, next_state(state, key, projector_state, loss)
+        return gradient, next_state(state, key_after, projector_state, loss)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def cram_plus(
-    loss_fn: Callable[..., Any],
+    loss_fn: Callable[..., Any] | None,
     projector: Projector,
     rho: float | optax.Schedule = 0.05,
     *,
@@ -151,15 +202,16 @@ def cram_plus(
     may want to be a little smaller.
 
     Exactly the incoming ``updates`` plus those of `cram`, to which the notes on chains,
-    arguments, errors and state apply.
+    losses, errors and state apply.
 
     Args:
-      loss_fn: see `cram`; also the further arguments.
+      loss_fn: ``loss_fn(params, ...) -> scalar``, whose further arguments ``update``
+        takes by name; or None, and ``update`` takes ``value_fn``. See `cram`.
       projector: the compression :math:`C`.
       rho: radius of the ascent step, or a schedule of the step count.
-      sparse_gradients: whether to keep the gradient of kept weights alone.
+      sparse_gradients: whether to zero the gradient of pruned weights.
       normalize: whether to normalise the gradient before the ascent.
-      has_aux: whether ``loss_fn`` returns auxiliary data.
+      has_aux: whether the loss returns auxiliary data.
       axis_name: under `jax.pmap` or `jax.shard_map`, the axes to average over.
       key: seed or PRNG key, for projectors that draw.
 
@@ -204,135 +256,116 @@ def cram_plus(
     def update(
         updates: Params,
         state: CramState,
+        /,
         params: Params | None = None,
         **extra_args: Any,
     ) -> tuple[Params, CramState]:
         gradient, state = compressed_gradient(updates, state, params, **extra_args)
+        check_updates(updates, params)
         return optax.tree.add(updates, gradient), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def sam(
-    loss_fn: Callable[..., Any],
-    rho: float | optax.Schedule = 0.05,
-    *,
-    normalize: bool = True,
-    has_aux: bool = False,
-    axis_name: AxisName | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""Replaces the gradient by the one uphill: sharpness-aware minimisation.
-
-    .. math:: u = \nabla L(\theta + \rho \nabla L(\theta) / \|\nabla L(\theta)\|)
-
-    Exactly `cram` with the projector `identity` and ``normalize=True``: a baseline with
-    the same calling convention and cost. A zero gradient gives no ascent.
-
-    Args:
-      loss_fn: see `cram`; also the further arguments.
-      rho: radius of the ascent step, or a schedule of the step count.
-      normalize: whether to divide the gradient by its norm over all parameters.
-      has_aux: whether ``loss_fn`` returns auxiliary data.
-      axis_name: under `jax.pmap` or `jax.shard_map`, the axes to average over.
-
-    Returns:
-      A gradient transformation with the state `CramState`, whose ``compressed_loss`` is
-      the loss uphill. ``update`` needs ``params``.
-
-    Raises:
-      TypeError: as `cram`.
-      ValueError: as `cram`.
-
-    Example:
-      >>> loss_fn = lambda params: jnp.sum(params**2)
-      >>> params = jnp.array([3.0, 4.0])
-      >>> optimizer = sam(loss_fn, rho=0.5)
-      >>> optimizer.update(jax.grad(loss_fn)(params), optimizer.init(params), params)[0]
-      Array([6.6, 8.8], dtype=float32)
-
-    Reference: Foret et al., Sharpness-Aware Minimization, ICLR 2021, arXiv 2010.01412.
-    """
-    return cram(
-        loss_fn,
-        identity(),
-        rho,
-        sparse_gradients=False,
-        normalize=normalize,
-        has_aux=has_aux,
-        axis_name=axis_name,
+def initial_state(
+    params: Params, projector: Projector, key: int | jax.Array
+) -> CramState:
+    """The state before the first update."""
+    check_params(params)
+    loss_dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+    return CramState(
+        count=jnp.zeros([], jnp.int32),
+        key=key_data(key),
+        projector_state=projector.init(params),
+        # Not infinity, which jax_debug_infs takes for an error.
+        compressed_loss=jnp.array(jnp.finfo(loss_dtype).max, loss_dtype),
     )
 
 
-def compressed_sam(
-    loss_fn: Callable[..., Any],
-    projector: Projector,
-    rho: float | optax.Schedule = 0.05,
-    *,
-    has_aux: bool = False,
-    axis_name: AxisName | None = None,
-    key: int | jax.Array = 0,
-) -> optax.GradientTransformationExtraArgs:
-    r"""Looks uphill of the compressed model: the paper's C-SAM (equation 11).
+def next_state(
+    state: CramState, key: jax.Array, projector_state: Any, loss: jax.Array
+) -> CramState:
+    """The state after an update with that loss at the compressed parameters."""
+    return CramState(
+        count=optax.safe_increment(state.count),
+        key=key,
+        projector_state=projector_state,
+        compressed_loss=loss.astype(state.compressed_loss.dtype),
+    )
 
-    .. math::
-        (\hat\theta, M) = C(\theta), \quad
-        g = \nabla L(\hat\theta) \odot M, \quad
-        (\tilde\theta, \tilde M) = C(\theta + \rho g / \|g\|), \quad
-        u = \nabla L(\tilde\theta) \odot \tilde M
 
-    A baseline with the calling convention of `cram`, whose notes on chains, arguments,
-    errors and state apply. It evaluates two gradients of its own, and does not look at
-    the incoming ``updates``. Both projections of a step draw alike.
+def ascend(params: Params, radius: Any, direction: Params) -> Params:
+    """``params + radius * direction``, in the dtypes of the parameters."""
+    return jax.tree.map(
+        lambda p, d: (p + radius * d).astype(jnp.result_type(p)), params, direction
+    )
 
-    Args:
-      loss_fn: see `cram`; also the further arguments.
-      projector: the compression :math:`C`.
-      rho: radius of the ascent step, or a schedule of the step count.
-      has_aux: whether ``loss_fn`` returns auxiliary data.
-      axis_name: under `jax.pmap` or `jax.shard_map`, the axes to average over.
-      key: seed or PRNG key, for projectors that draw.
 
-    Returns:
-      A gradient transformation with the state `CramState`. ``update`` needs ``params``.
+def norm(tree: Params) -> jax.Array:
+    """The Euclidean norm over all leaves."""
+    # In float32 at least: a sum of squares does not fit the narrow types.
+    wide = jax.tree.map(
+        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
+    )
+    return optax.tree.norm(wide)
 
-    Raises:
-      TypeError: as `cram`.
-      ValueError: as `cram`.
 
-    Example:
-      >>> loss_fn = lambda params: jnp.sum(params**2)
-      >>> params = jnp.array([[3.0, 4.0]])
-      >>> optimizer = compressed_sam(loss_fn, top_k(0.5), rho=0.5)
-      >>> optimizer.update(jax.grad(loss_fn)(params), optimizer.init(params), params)[0]
-      Array([[0., 9.]], dtype=float32)
+def check_rule(projector: Any, rho: Any, key: Any) -> None:
+    """Raises an error that names the argument, its value and what was expected."""
+    if not isinstance(projector, Projector):
+        raise TypeError(f"projector must be a Projector, got {projector!r}")
+    check_key(key)
+    if callable(rho) or isinstance(rho, jax.core.Tracer):
+        return
+    kinds = float | int | np.floating | np.integer | np.ndarray | jax.Array
+    if not isinstance(rho, kinds) or isinstance(rho, bool) or np.ndim(rho) > 0:
+        raise TypeError(f"rho must be a number or a schedule, got {rho!r}")
+    if not 0 <= rho < math.inf:
+        raise ValueError(f"rho must be at least 0 and finite, got {rho!r}")
 
-    Reference: Peste et al., CrAM, ICLR 2023, equation 11, arXiv 2207.14200.
-    """
-    check_arguments(projector, rho, has_aux=has_aux)
-    gradient_at = gradient_of(loss_fn, has_aux=has_aux, axis_name=axis_name)
 
-    def init(params: Params) -> CramState:
-        return initial_state(params, projector, key)
-
-    def update(
-        updates: Params,
-        state: CramState,
-        params: Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[Params, CramState]:
-        del updates
-        check_params(params)
-        key, draw = jax.random.split(state.key)
-        radius = rho(state.count) if callable(rho) else rho
-
-        (compressed, masks), _ = projector.project(params, state.projector_state, draw)
-        ascent = apply_masks(masks, gradient_at(compressed, extra_args)[1])
-        perturbed = ascend(params, radius / safe_denominator(norm(ascent)), ascent)
-        (compressed, masks), projector_state = projector.project(
-            perturbed, state.projector_state, draw
+def check_params(params: Params) -> None:
+    """Raises an error if the loss could not be evaluated at the parameters."""
+    if params is None:
+        raise ValueError("params must be given to update(...), got None")
+    if isinstance(params, optax.LookaheadParams):
+        raise TypeError(
+            "params must be those of the model, got LookaheadParams; update the rule "
+            "by itself, with params.fast, and then optax.lookahead"
         )
-        loss, gradient = gradient_at(compressed, extra_args)
-        gradient = apply_masks(masks, gradient)
-        return gradient, next_state(state, key, projector_state, loss)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def is_masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    for path, leaf in jax.tree.leaves_with_path(params, is_leaf=is_masked):
+        place = f"params[{leaf_path(path)!r}]"
+        if is_masked(leaf):
+            raise TypeError(
+                f"{place} is hidden by optax.masked or optax.partition, but the loss "
+                f"needs the whole tree; put them after: "
+                f"optax.chain(cram_plus(...), optax.masked(...))"
+            )
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, float):
+            raise TypeError(
+                f"{place} must be an array, got {leaf!r}; pass only the arrays, such "
+                f"as equinox.filter(model, equinox.is_inexact_array)"
+            )
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"{place} has dtype {jnp.result_type(leaf).name}, expected a floating "
+                f"dtype"
+            )
+
+
+def check_updates(updates: Any, params: Params) -> None:
+    """Raises a ValueError unless the updates are structured like the parameters."""
+    structure: Any = jax.tree.structure(params)
+    if jax.tree.structure(updates) == structure:
+        return
+    if isinstance(updates, tuple) and structure in map(jax.tree.structure, updates):
+        raise ValueError(
+            f"updates must be only the gradient, got a tuple of {len(updates)}: "
+            f"jax.grad(..., has_aux=True) returns (gradient, auxiliary data), "
+            f"jax.value_and_grad (loss, gradient)"
+        )
+    check_structure("updates", updates, params)

@@ -1,50 +1,36 @@
-"""Save, restore, resume: a run directory's checkpoints, by orbax."""
+"""Save, restore, resume: a run's checkpoints, by orbax, each with its checksums."""
 
-import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from experiments.config import Config, from_dict, to_dict
-from experiments.errors import RunError
-from experiments.files import cannot_write, reading, write_text
+from experiments.config import RunConfig
+from experiments.errors import (
+    NonFiniteLoss,
+    RunError,
+    cannot_write,
+    command_line,
+)
+from experiments.run_directory import load_config, reading, save_config
 from experiments.sharding import on_first_process
 
 # What Orbax logs as an error it also raises, and we say it in our words.
 for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
-
-def save_config(run: Path, config: Config) -> None:
-    """Writes ``config.json``.
-
-    Raises:
-      RunError: it cannot be written.
-    """
-    write_text(run / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+MODEL = ("params", "batch_stats", "ema")
+CHUNK = 2**20  # numbers whose checksum is computed at a time
 
 
-def load_config(run: Path) -> Config:
-    """Reads ``config.json``.
-
-    Raises:
-      RunError: there is none, or it is damaged.
-    """
-    path = run / "config.json"
-    if not path.exists():
-        raise RunError(f"{run} is not a run: it has no config.json")
-    try:
-        return from_dict(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise RunError(f"cannot read {path}: {error}") from error
-
-
-def manager(run: Path) -> ocp.CheckpointManager:
-    """The training checkpoints of a run, named by their step; the last two are kept.
+def manager(run: Path, keep: int = 2) -> ocp.CheckpointManager:
+    """The training checkpoints of a run, named by their step; the last are kept.
 
     Raises:
       RunError: the directory cannot be made.
@@ -55,7 +41,7 @@ def manager(run: Path) -> ocp.CheckpointManager:
             directory,
             # Not in the background: the next step may reuse the memory of the state.
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=2, enable_async_checkpointing=False
+                max_to_keep=keep, enable_async_checkpointing=False
             ),
         )
     except OSError as error:
@@ -70,39 +56,79 @@ def save(checkpoints: ocp.CheckpointManager, state: Any) -> None:
     complete: one that was interrupted does not count, and earlier ones are untouched.
 
     Raises:
+      NonFiniteLoss: the weights are not finite; nothing is written.
       RunError: it cannot be written.
     """
     step = int(state.step)
+    check_finite((state.params, state.batch_stats), f"at step {step}")
+    stored = state._asdict()
+    stored["checksums"] = _each(stored, checksums)
     try:
-        checkpoints.save(step, args=ocp.args.StandardSave(state))
+        if step in checkpoints.all_steps():  # a damaged one that was gone back behind
+            checkpoints.delete(step)
+        checkpoints.save(step, args=ocp.args.StandardSave(stored))
     except Exception as error:  # of the system, of tensorstore or of orbax
         raise cannot_write(Path(checkpoints.directory) / str(step), error) from error
 
 
-def restore(checkpoints: ocp.CheckpointManager, like: Any) -> Any:
-    """Restores the last training state; its structure is that of ``like``.
+def restore(
+    checkpoints: ocp.CheckpointManager,
+    like: Any,
+    say: Callable[[str], None] = lambda message: None,
+) -> Any:
+    """Restores the last training state that is whole.
+
+    Args:
+      checkpoints: of the run.
+      like: a state of its structure, arrays or their shapes.
+      say: told of every damaged checkpoint that was passed over.
+
+    Returns:
+      The state.
 
     Raises:
-      RunError: there is no checkpoint, or the last one is damaged.
+      RunError: there is no checkpoint, all of them are damaged, or they are of another
+        configuration than ``like``.
     """
-    step = checkpoints.latest_step()
-    if step is None:
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
+    abstract["checksums"] = _each(abstract, _abstract_checksums)
+    steps = sorted(checkpoints.all_steps(), reverse=True)
+    if not steps:
         raise RunError(f"{checkpoints.directory} holds no checkpoint")
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    earlier = [other for other in checkpoints.all_steps() if other < step]
-    advice = f"; remove it to go on from step {max(earlier)}" if earlier else ""
-    with reading(Path(checkpoints.directory) / str(step), advice):
-        return checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
+    problems = []
+    for step in steps:
+        place = Path(checkpoints.directory) / str(step)
+        try:
+            _check_fits(place / "default", abstract, place.parents[1])
+            with reading(place):
+                stored = checkpoints.restore(
+                    step, args=ocp.args.StandardRestore(abstract)
+                )
+            _check_whole(stored, place)
+        except _OtherModel:
+            raise
+        except RunError as error:
+            problems.append(str(error))
+            earlier = [other for other in steps if other < step]
+            if earlier:
+                say(f"{error}; going on from the checkpoint before, {max(earlier)}")
+            continue
+        del stored["checksums"]
+        return type(like)(**stored)
+    raise RunError(f"{problems[0]}; no earlier checkpoint is whole")
 
 
-def save_model(run: Path, config: Config, params: Any, batch_stats: Any) -> None:
+def save_model(run: Path, config: RunConfig, params: Any, batch_stats: Any) -> None:
     """Saves a model without its training state, in a run directory of its own.
 
     Raises:
+      NonFiniteLoss: its weights are not finite; nothing is written.
       RunError: it cannot be written.
     """
+    check_finite((params, batch_stats), f"in {run}")
     on_first_process(lambda: save_config(run, config))
     model = {"params": params, "batch_stats": batch_stats}
+    model["checksums"] = _each(model, checksums)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((run / "model").absolute(), model, force=True)
@@ -110,29 +136,36 @@ def save_model(run: Path, config: Config, params: Any, batch_stats: Any) -> None
         raise cannot_write(run / "model", error) from error
 
 
-def load_model(run: Path, like: Any) -> tuple[Any, Any]:
-    """Reads the model of a run: what `save_model` wrote, or the last checkpoint.
+def load_model(
+    run: Path, like: Any, say: Callable[[str], None] = lambda message: None
+) -> tuple[Any, Any]:
+    """Reads the model of a run: what `save_model` wrote, or the last whole checkpoint.
 
     Args:
       run: the run's directory.
       like: the training state of such a run, arrays or their shapes.
+      say: see `restore`.
 
     Returns:
-      The parameters and the batch statistics.
+      The parameters, averaged ones if the run keeps them, and the batch statistics.
 
     Raises:
       RunError: there is neither, or what there is is damaged.
     """
     if (run / "model").exists():
         abstract = {"params": like.params, "batch_stats": like.batch_stats}
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract)
+        abstract["checksums"] = _each(abstract, _abstract_checksums)
+        _check_fits(run / "model", abstract, run)
         with reading(run / "model"), ocp.StandardCheckpointer() as checkpointer:
             model = checkpointer.restore((run / "model").absolute(), abstract)
+        _check_whole(model, run / "model")
         return model["params"], model["batch_stats"]
     if not (run / "checkpoints").exists():
-        raise RunError(f"{run} holds no checkpoint; train it with --resume")
+        raise _no_checkpoint(run)
     with manager(run) as checkpoints:
-        state = restore(checkpoints, like)
-    return state.params, state.batch_stats
+        state = restore(checkpoints, like, say)
+    return state.judged, state.batch_stats
 
 
 def read_model(run: Path) -> tuple[Any, Any]:
@@ -142,29 +175,167 @@ def read_model(run: Path) -> tuple[Any, Any]:
       run: the run's directory.
 
     Returns:
-      The parameters and the batch statistics, as trees of NumPy arrays.
+      The parameters, averaged ones if the run keeps them, and the batch statistics, as
+      trees of NumPy arrays.
 
     Raises:
       RunError: it holds none, or a damaged one.
     """
     load_config(run)  # says what is wrong with a directory that is no run
-    directory = run / "model"
-    if not directory.exists():
-        step = latest_step(run)
-        if step is None:
-            raise RunError(f"{run} holds no checkpoint; train it with --resume")
-        directory = run / "checkpoints" / str(step) / "default"
+    places = [run / "model"]
+    if not places[0].exists():
+        steps = sorted(_steps(run), reverse=True)
+        places = [run / "checkpoints" / str(step) / "default" for step in steps]
+    if not places:
+        raise _no_checkpoint(run)
+    problems = []
+    for place in places:
+        try:
+            model = _read_tree(place)
+            _check_whole(model, place)
+        except RunError as error:
+            problems.append(error)
+            continue
+        averaged = model.get("ema")
+        params = averaged if jax.tree.leaves(averaged) else model["params"]
+        return params, model.get("batch_stats") or {}
+    raise problems[0]
+
+
+def latest_step(run: Path) -> int | None:
+    """The step of the last checkpoint, None if there is none."""
+    return max(_steps(run), default=None)
+
+
+def check_finite(tree: Any, place: str) -> None:
+    """Raises unless all numbers are finite.
+
+    Raises:
+      NonFiniteLoss: the message names the place.
+    """
+    if not bool(_all_finite(tree)):
+        raise NonFiniteLoss(
+            f"weights {place} are infinite or not numbers; a lower learning rate or "
+            f"rho may help"
+        )
+
+
+def checksums(tree: Any) -> np.ndarray:
+    """A checksum of every leaf, uint32 (leaves, 2): no matter how it is sharded.
+
+    It is the sum, modulo 2^64, of the bits of every number times an odd factor of its
+    own, so that one changed number always changes it.
+    """
+    sums = np.array([_checksum(leaf) for leaf in jax.tree.leaves(tree)], np.uint64)
+    if jax.process_count() > 1 and len(sums):
+        # In four parts of 16 bits: processes exchange 32 bits, and add without loss.
+        shifts = np.arange(4, dtype=np.uint64) * np.uint64(16)
+        parts = (sums[:, None] >> shifts) & np.uint64(0xFFFF)
+        gathered = multihost_utils.process_allgather(parts.astype(np.uint32))
+        total = np.asarray(gathered).astype(np.uint64).sum(axis=0)
+        sums = (total << shifts).sum(axis=1, dtype=np.uint64)
+    halves = sums[:, None] >> np.array([0, 32], np.uint64)
+    return (halves & np.uint64(0xFFFFFFFF)).astype(np.uint32).reshape(-1, 2)
+
+
+def _each(trees: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
+    """Of every tree that has leaves: Orbax stores no empty arrays."""
+    return {
+        name: function(tree) for name, tree in trees.items() if jax.tree.leaves(tree)
+    }
+
+
+def _abstract_checksums(tree: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((len(jax.tree.leaves(tree)), 2), np.uint32)
+
+
+def _checksum(leaf: Any) -> int:
+    """Of the part of a leaf that is this process's to count."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if not isinstance(leaf, jax.Array):
+        if jax.process_index() != 0:
+            return 0
+        array = np.asarray(leaf)
+        return _sum_bits(array, np.arange(array.size, dtype=np.uint64))
+    total = 0
+    for shard in leaf.addressable_shards:
+        if shard.replica_id != 0:
+            continue
+        places = np.arange(leaf.size, dtype=np.uint64).reshape(leaf.shape)[shard.index]
+        total += _sum_bits(np.asarray(shard.data), places.reshape(-1))
+    return total % 2**64
+
+
+def _sum_bits(array: np.ndarray, places: np.ndarray) -> int:
+    words = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+    bits = np.ascontiguousarray(array).reshape(-1).view(words[array.dtype.itemsize])
+    total = 0
+    for begin in range(0, len(bits), CHUNK):
+        chunk = slice(begin, begin + CHUNK)
+        factors = places[chunk] * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
+        values = bits[chunk].astype(np.uint64)
+        total += int((values * factors).sum(dtype=np.uint64))
+    return total % 2**64
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+class _OtherModel(RunError):
+    """A checkpoint is whole, but of another configuration."""
+
+
+def _check_fits(place: Path, abstract: Any, run: Path) -> None:
+    """Raises if a readable checkpoint is of another structure than the run's."""
+    try:
+        handler = ocp.PyTreeCheckpointHandler()
+        with ocp.Checkpointer(handler) as checkpointer:
+            stored = checkpointer.metadata(place.absolute()).item_metadata.tree
+    except Exception:  # of json, of tensorstore or of orbax: it is damaged
+        return
+    there, here = _shapes(stored), _shapes(abstract)
+    if there != here:
+        path = min(p for p in {*there, *here} if there.get(p) != here.get(p))
+        raise _OtherModel(
+            f"{place} is of another configuration than {run / 'config.json'}: "
+            f"{path} is {there.get(path, 'missing')} there and "
+            f"{here.get(path, 'missing')} here"
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)  # what is stored of it
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        shapes[name] = tuple(leaf.shape)
+    return shapes
+
+
+def _check_whole(stored: Any, place: Path) -> None:
+    expected = stored["checksums"]
+    for name in expected:
+        if not np.array_equal(checksums(stored[name]), np.asarray(expected[name])):
+            raise RunError(f"{place} is damaged: the checksums of its {name} differ")
+
+
+def _read_tree(directory: Path) -> Any:
     handler = ocp.PyTreeCheckpointHandler()
     with reading(directory), ocp.Checkpointer(handler) as checkpointer:
         stored = checkpointer.metadata(directory.absolute()).item_metadata.tree
-        abstract = {
-            name: jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), stored[name]
-            )
-            for name in ("params", "batch_stats")
+        wanted = {name: stored[name] for name in MODEL if stored.get(name) is not None}
+        wanted["checksums"] = {
+            name: sums for name, sums in stored["checksums"].items() if name in wanted
         }
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted
+        )
         as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-        model = checkpointer.restore(
+        return checkpointer.restore(
             directory.absolute(),
             ocp.args.PyTreeRestore(
                 abstract,
@@ -172,10 +343,13 @@ def read_model(run: Path) -> tuple[Any, Any]:
                 partial_restore=True,
             ),
         )
-    return model["params"], model["batch_stats"]
 
 
-def latest_step(run: Path) -> int | None:
-    """The step of the last checkpoint, None where there is none."""
+def _steps(run: Path) -> list[int]:
     names = (path.name for path in (run / "checkpoints").glob("*"))
-    return max((int(name) for name in names if name.isdecimal()), default=None)
+    return [int(name) for name in names if name.isdecimal()]
+
+
+def _no_checkpoint(run: Path) -> RunError:
+    command = command_line("train", "--resume", run)
+    return RunError(f"{run} holds no checkpoint; train it with {command}")

@@ -6,23 +6,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.config import Config
-from experiments.configs import digits
-from experiments.data.images import load
+from experiments.display import accuracy_table, plot_accuracy
 from experiments.errors import ConfigError
 from experiments.evaluation import evaluate_target, make_evaluation
+from experiments.images.config import ImageConfig
+from experiments.images.data import load
+from experiments.images.task import classification
 from experiments.metrics import progress_bar
-from experiments.report import (
+from experiments.recipes import digits
+from experiments.results import (
     Results,
-    accuracy_table,
     add_run,
     cell,
     new_results,
-    plot_accuracy,
     save_results,
 )
-from experiments.tasks.classification import classification
-from experiments.training import make_train_step, train
+from experiments.step import make_train_step
+from experiments.training import train
 
 
 def demo(
@@ -54,7 +54,7 @@ def demo(
     data = load(config.data, data_dir)
     task = classification(config, data)
     evaluation = make_evaluation(config, data, task)
-    results = new_results(config.targets)
+    results = new_results(config.eval_targets)
     _introduce(console, methods, seeds, data.train.size)
 
     with progress_bar(console) as progress:
@@ -73,10 +73,10 @@ def demo(
                     train_step=train_step,
                     overwrite=True,
                 )
-                model = state.params, state.batch_stats
+                model = state.judged, state.batch_stats
                 accuracies = [
                     evaluate_target(evaluation, *model, target)
-                    for target in config.targets
+                    for target in config.eval_targets
                 ]
                 seconds = time.perf_counter() - start
                 add_run(results, method, this, accuracies, seconds)
@@ -98,7 +98,7 @@ def demo(
 
 
 def _introduce(
-    console: Console, methods: dict[str, Config], seeds: int, images: int
+    console: Console, methods: dict[str, ImageConfig], seeds: int, images: int
 ) -> None:
     console.print(
         f"Training {', '.join(methods)} on {images:,} handwritten digits, "
@@ -112,14 +112,16 @@ def _introduce(
             f"learning rate {optimizer.learning_rate}",
             f"weight decay {optimizer.weight_decay}",
         ]
-        if optimizer.method != "sgd":
+        if optimizer.rule != "none":
             words.append(f"rho {optimizer.rho}")
-        if optimizer.method == "cram_plus":
-            words.append(f"targets {' '.join(optimizer.targets)}")
+        if optimizer.rule == "cram_plus":
+            words.append(f"targets {' '.join(optimizer.train_targets)}")
         console.print(f"{method:>5}: {', '.join(words)}", highlight=False)
 
 
-def _conclude(console: Console, results: Results, run: Path, config: Config) -> None:
+def _conclude(
+    console: Console, results: Results, run: Path, config: ImageConfig
+) -> None:
     def compare(target: str, kind: str = "recalibrated") -> str:
         return ", ".join(
             f"{method} {cell(results, method, kind, target)}"
@@ -139,10 +141,10 @@ def _conclude(console: Console, results: Results, run: Path, config: Config) -> 
         f"The picture: {run / 'accuracy_vs_sparsity.png'}   "
         f"every number: {run / 'results.json'}",
         "Try next:",
-        f"  python -m experiments compress {model} --projector k90",
+        f"  python -m experiments compress {model} --target k90",
         f"  python -m experiments evaluate {model} --targets k97 k90+4bit",
-        "  python -m experiments train digits --optimizer.method topk_plus",
+        "  python -m experiments train digits --optimizer.rule topk_plus",
         "SGD* is SGD with its weight decay tuned for pruning, on held-out images: "
-        "experiments/configs/digits.py",
+        "experiments/recipes/digits.py",
     )
     console.print("\n".join(lines), highlight=False, soft_wrap=True)

@@ -1,4 +1,7 @@
-"""Errors that the user can put right: the command line prints their message alone."""
+"""Errors that a user can put right: the command line prints only their message."""
+
+import shlex
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -22,7 +25,7 @@ class RunError(UserError):
 
 
 class NonFiniteLoss(UserError):
-    """The loss of a step is infinite or not a number."""
+    """The loss of a step, or what it made of the weights, is not a finite number."""
 
 
 class WeightsError(UserError):
@@ -31,3 +34,30 @@ class WeightsError(UserError):
 
 class VocabularyError(UserError):
     """A vocabulary is missing, unreadable, or not the one of the weights."""
+
+
+class Stopped(Exception):
+    """A signal has ended a run at a checkpoint.
+
+    Attributes:
+      signal: its number; the exit status is 128 more.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+
+def command_line(*words: object) -> str:
+    """A command of ours that works as it is printed."""
+    return shlex.join(["python", "-m", "experiments", *map(str, words)])
+
+
+def cannot_write(path: Path, error: Exception) -> RunError:
+    """The error that says so, with the system's reason."""
+    return RunError(f"cannot write {path}: {first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message: those of tensorstore and orbax are long."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0]

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 import cram_jax
+from experiments.batches import Batch, Source
 from experiments.config import RunConfig
-from experiments.data.batches import Batch, Source
-from experiments.data.images import Dataset
+from experiments.images.data import Dataset
 from experiments.second_order import SecondOrder, second_order_prune
 from experiments.targets import projector, sparsity
-from experiments.tasks.base import Task
+from experiments.task import Task
 
 
 class Accuracy(NamedTuple):
@@ -78,10 +78,10 @@ def make_evaluation(
     compressors: dict[str, Callable[[Any], cram_jax.Projection]] = {}
 
     @partial(jax.jit, static_argnames="scope")
-    def prune(params: Any, share: float, scope: str) -> cram_jax.Projection:
+    def prune(params: Any, share: float, scope: Any) -> cram_jax.Projection:
         """One compilation for every sparsity."""
-        layers = task.layers
-        where = layers.prunable if scope == "global" else layers.uniform
+        filters = task.filters
+        where = filters.prunable if scope == "global" else filters.uniform
         chosen = cram_jax.top_k(share, scope=scope, where=where)
         return cram_jax.compress(params, chosen)
 
@@ -99,7 +99,7 @@ def make_evaluation(
                 task, data.train, (params, batch_stats), share, options
             )
         if target not in compressors:
-            chosen = projector(target, layers=task.layers)
+            chosen = projector(target, filters=task.filters)
             compressors[target] = jax.jit(partial(cram_jax.compress, projector=chosen))
         return compressors[target](params)
 

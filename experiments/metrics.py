@@ -1,9 +1,9 @@
-"""What a run reports: JSON lines, TensorBoard and a progress bar."""
+"""What a run reports: JSON lines, loggers, and a bar or lines on the console."""
 
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -16,36 +16,42 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from tensorboardX import SummaryWriter
 
-from experiments.files import cannot_write, write_text
+from experiments.errors import RunError, cannot_write
+from experiments.loggers import Logger
+from experiments.run_directory import write_text
 
 
 class Metrics:
-    """Writes ``metrics.jsonl`` and TensorBoard events into a run directory.
+    """Writes ``metrics.jsonl`` into a run directory, and passes figures to loggers.
 
     Args:
       run: the directory.
       step: the step that the run goes on from; later lines are dropped.
       enabled: whether to write at all; of several processes one does.
+      loggers: closed at the end.
 
     Raises:
       RunError: the directory cannot be written.
     """
 
-    def __init__(self, run: Path, step: int = 0, *, enabled: bool = True):
-        self._enabled = enabled
+    def __init__(
+        self,
+        run: Path,
+        step: int = 0,
+        *,
+        enabled: bool = True,
+        loggers: Sequence[Logger] = (),
+    ):
+        self._enabled, self._loggers = enabled, loggers
         if not enabled:
             return
         self._path = run / "metrics.jsonl"
-        write_text(self._path, "".join(lines(self._path, step)))
+        write_text(self._path, "".join(read_lines(self._path, step)))
         try:
-            self._file = self._path.open("a")
-            self._events = SummaryWriter(
-                str(run), purge_step=step + 1 if step else None
-            )
+            self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
-            raise cannot_write(run, error) from error
+            raise cannot_write(self._path, error) from error
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Records values under the number of steps taken so far.
@@ -57,10 +63,8 @@ class Metrics:
             return
         try:
             print(json.dumps({"step": step} | values), file=self._file, flush=True)
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
-            # TensorBoard's own thread would keep an error to itself.
-            self._events.flush()
+            for logger in self._loggers:
+                logger.write(step, values)
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
@@ -78,19 +82,19 @@ class Metrics:
         # What cannot be written has been said by write().
         with contextlib.suppress(OSError):
             self._file.close()
-        with contextlib.suppress(OSError):
-            self._events.close()
+        for logger in self._loggers:
+            logger.close()
 
 
 def progress_bar(console: Console) -> Progress:
     """A bar with counts and times; silent where the output is not a terminal."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         transient=True,
         disable=not console.is_terminal,
@@ -98,13 +102,61 @@ def progress_bar(console: Console) -> Progress:
 
 
 def make_console(*, quiet: bool = False) -> Console:
-    """A console that is wide enough for our tables where there is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else 100, quiet=quiet)
+    """A console that prints text as it is, names with brackets too.
+
+    It is wide enough for our tables where there is no terminal.
+    """
+    width = None if sys.stdout.isatty() else 100
+    return Console(width=width, quiet=quiet, markup=False, highlight=False)
 
 
-def lines(path: Path, last: int) -> Iterator[str]:
-    """The lines up to a step; one that was cut off when the disk was full is not."""
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            if json.loads(line)["step"] <= last:
-                yield line
+class Report:
+    """Says on a console how a run gets on: above the bar, or line by line.
+
+    Args:
+      progress: the bar; its console is used.
+      quiet: whether to say nothing but by the bar.
+    """
+
+    def __init__(self, progress: Progress, *, quiet: bool = False):
+        self._console = progress.console
+        self._progress, self._quiet = progress, quiet
+
+    def say(self, message: str) -> None:
+        """Prints a line."""
+        if not self._quiet:
+            self._console.print(message, soft_wrap=True)
+
+    def say_off_terminal(self, message: str) -> None:
+        """Prints a line where no bar shows the same."""
+        if not self._console.is_terminal:
+            self.say(message)
+
+
+def read_lines(path: Path, last: int) -> Iterator[str]:
+    """The lines of a ``metrics.jsonl`` up to a step.
+
+    A last line that was cut off, as when the disk was full, is left out.
+
+    Raises:
+      RunError: another line is damaged, or the file cannot be read.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error}") from error
+    found = text.splitlines(keepends=True)
+    for number, line in enumerate(found, 1):
+        try:
+            step = json.loads(line)["step"]
+            is_due = step <= last
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            if number == len(found):
+                return
+            raise RunError(
+                f"{path}: line {number} is damaged; remove it to go on"
+            ) from error
+        if is_due:
+            yield line if line.endswith("\n") else line + "\n"

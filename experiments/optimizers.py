@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import cram_jax
@@ -14,7 +13,7 @@ from cram_jax import Projector
 from experiments import targets
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigError
-from experiments.targets import IMAGES, Layers
+from experiments.targets import LeafFilters
 
 
 def make_optimizer(
@@ -22,7 +21,7 @@ def make_optimizer(
     loss_fn: Callable[..., Any],
     steps: int,
     seed: int = 0,
-    layers: Layers = IMAGES,
+    filters: LeafFilters | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimiser of a run.
 
@@ -31,16 +30,19 @@ def make_optimizer(
       loss_fn: ``loss_fn(params, ..., batch) -> (loss, auxiliary data)``.
       steps: length of the learning-rate schedule.
       seed: for the targets drawn.
-      layers: which leaves the targets are about.
+      filters: which leaves the targets are about; by default all of two or more
+        dimensions.
 
     Returns:
       The chain; its ``update`` takes the arguments of ``loss_fn`` by name, and where
       there are plain steps ``dropout_key``, a new one at every step.
     """
-    rule = _update_rule(config, loss_fn, seed, layers)
+    rule = _update_rule(config, loss_fn, seed, filters)
     if config.plain_steps:
         rule = _at_some_steps(rule, 1 - config.plain_steps)
     base = _base_optimizer(config, steps)
+    if config.clip_norm:
+        base = [optax.clip_by_global_norm(config.clip_norm), *base]
     if config.frozen:
         frozen = _matching(config.frozen)
         freeze = optax.masked(optax.set_to_zero(), frozen)
@@ -50,38 +52,17 @@ def make_optimizer(
     else:
         chain = [rule, *base]
     if config.keep_pruned:
-        chain.append(keep_zeros(layers))
+        chain.append(cram_jax.keep_pruned(where=(filters or LeafFilters()).prunable))
     return optax.with_extra_args_support(optax.chain(*chain))
 
 
-def keep_zeros(layers: Layers = IMAGES) -> optax.GradientTransformationExtraArgs:
-    """`cram_jax.keep_pruned` with the masks of a model that is pruned already.
-
-    Args:
-      layers: whose zeros stay; a zero elsewhere is a weight like others.
-
-    Returns:
-      A transformation; the masks that its ``init`` finds live in its state.
-    """
-
-    def init(params: Any) -> cram_jax.compress.KeepPrunedState:
-        chosen = cram_jax.prunable(params, layers.prunable)
-        leaves, structure = jax.tree.flatten(params)
-        masks = [
-            leaf != 0 if is_chosen else jnp.ones_like(leaf, dtype=bool)
-            for leaf, is_chosen in zip(leaves, chosen, strict=True)
-        ]
-        return cram_jax.keep_pruned(structure.unflatten(masks)).init(params)
-
-    return optax.GradientTransformationExtraArgs(init, cram_jax.keep_pruned(()).update)
-
-
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then decay to zero, along a cosine or a line."""
+    """Linear warm-up, then decay to zero, along a cosine or a line, or no decay."""
     peak, warmup = config.learning_rate, round(config.warmup * steps)
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
-    decay = optax.linear_schedule(peak, 0.0, steps - warmup)
+    last = peak if config.schedule == "constant" else 0.0
+    decay = optax.linear_schedule(peak, last, steps - warmup)
     if not warmup:
         return decay
     rise = optax.linear_schedule(0.0, peak, warmup)
@@ -140,7 +121,10 @@ def _negated(mask: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _update_rule(
-    config: OptimizerConfig, loss_fn: Callable[..., Any], seed: int, layers: Layers
+    config: OptimizerConfig,
+    loss_fn: Callable[..., Any],
+    seed: int,
+    filters: LeafFilters | None,
 ) -> optax.GradientTransformation:
     options: dict[str, Any] = {
         "sparse_gradients": config.sparse_gradients,
@@ -150,26 +134,26 @@ def _update_rule(
     }
     if config.subsample > 1:
         loss_fn = cram_jax.subsampled(loss_fn, "batch", every=config.subsample)
-    match config.method:
-        case "sgd":
+    match config.rule:
+        case "none":
             return optax.identity()
         case "sam":
             return cram_jax.sam(loss_fn, config.rho, has_aux=True)
         case "cram":
-            projector = _projector(config, layers)
+            projector = _projector(config, filters)
             return cram_jax.cram(loss_fn, projector, config.rho, **options)
         case "cram_plus":
-            projector = _projector(config, layers)
+            projector = _projector(config, filters)
             return cram_jax.cram_plus(loss_fn, projector, config.rho, **options)
         case "topk_plus":
-            projector = _projector(config, layers)
+            projector = _projector(config, filters)
             return cram_jax.cram_plus(loss_fn, projector, 0.0, **options)
-    raise ValueError(f"method must be a known one, got {config.method!r}")
+    raise ValueError(f"rule must be a known one, got {config.rule!r}")
 
 
-def _projector(config: OptimizerConfig, layers: Layers) -> Projector:
+def _projector(config: OptimizerConfig, filters: LeafFilters | None) -> Projector:
     projectors = [
-        targets.projector(target, masks_every=config.masks_every, layers=layers)
-        for target in config.targets
+        targets.projector(target, masks_every=config.masks_every, filters=filters)
+        for target in config.train_targets
     ]
     return projectors[0] if len(projectors) == 1 else cram_jax.one_of(*projectors)

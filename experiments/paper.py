@@ -1,7 +1,7 @@
 """Figures of the paper that our reports print beside ours."""
 
-from experiments.config import Config
-from experiments.configs import cifar10
+from experiments.config import RunConfig
+from experiments.recipes import cifar10
 
 # Table 17: the dense network with SGD, in per cent.
 BASELINES = {("cifar10", "resnet20"): 93.0}
@@ -18,12 +18,12 @@ DIFFERENCES = {
 }
 
 
-def baseline(config: Config) -> float | None:
+def baseline(config: RunConfig) -> float | None:
     """The paper's accuracy of the dense network with SGD, in per cent, if known."""
     return BASELINES.get((config.data.name, config.model.name))
 
 
-def difference(config: Config, target: str) -> float | None:
+def difference(config: RunConfig, target: str) -> float | None:
     """The paper's accuracy above that of dense SGD, in points, if known."""
     key = (config.data.name, config.model.name, config.optimizer)
     return DIFFERENCES.get(key, {}).get(target)

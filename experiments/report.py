@@ -1,226 +1,233 @@
-"""Tables and plots from stored results, and how results are stored."""
+"""Evaluated runs side by side: tables in Markdown, pictures, the paper's figures."""
 
-import importlib.metadata
-import json
+import dataclasses
 import math
-import os
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
-import jax
-import numpy as np
-from matplotlib.figure import Figure
-from rich import box
-from rich.table import Table
+from rich.console import Console
 
-from experiments import targets
-from experiments.config import RunConfig, to_dict
-from experiments.evaluation import Accuracy
-from experiments.files import write_text
+from experiments import paper, targets
+from experiments.config import OptimizerConfig, RunConfig
+from experiments.display import accuracy_table, plot_accuracy
+from experiments.errors import RunError, command_line
+from experiments.results import (
+    Results,
+    cell,
+    in_order,
+    kinds,
+    load_results,
+    metric,
+    new_results,
+    save_results,
+    summarize,
+)
+from experiments.run_directory import load_config, write_text
 
-Results = dict[str, Any]
-"""What ``results.json`` holds; `new_results` and `add_run` say what that is."""
-
-HEADERS = {"pruned": "pruned", "recalibrated": "recalib."}
-
-PACKAGES = ("cram-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-def new_results(names: Sequence[str], metric: str = "accuracy") -> Results:
-    """Results without runs: the metric, the targets, the versions and the machine."""
-    return {
-        "metric": metric,
-        "targets": list(names),
-        "versions": {"python": platform.python_version()} | _versions(),
-        "machine": {
-            "platform": platform.platform(),
-            "cpus": os.cpu_count(),
-            "backend": jax.default_backend(),
-            "device": jax.devices()[0].device_kind,
-        },
-        "seconds": 0.0,
-        "methods": {},
-    }
+SCOPES: dict[Literal["global", "layer", "blocks"], str] = {
+    "global": "",
+    "layer": "-uniform",
+    "blocks": "-blocks",
+}
 
 
-def add_run(
-    results: Results,
-    method: str,
-    config: RunConfig,
-    accuracies: Sequence[Accuracy],
-    seconds: float,
-) -> None:
-    """Adds one run: its configuration, its accuracies (per cent) and its time."""
-    recalibrated = [a for a in accuracies if a.recalibrated is not None]
-    entry = results["methods"].setdefault(method, {"runs": []})
-    entry["runs"].append(
-        {
-            "seed": config.seed,
-            "seconds": round(seconds, 2),
-            "pruned": {a.target: a.pruned for a in accuracies},
-            "recalibrated": {a.target: a.recalibrated for a in recalibrated},
-            "draws": {a.target: list(a.draws) for a in accuracies if a.draws},
-            "metrics": {a.target: dict(a.metrics) for a in accuracies if a.metrics},
-            "config": to_dict(config),
-        }
-    )
+class Section(NamedTuple):
+    """Runs on one data set with one network.
 
-
-def save_results(results: Results, path: Path) -> None:
-    """Writes the results as JSON."""
-    write_text(path, json.dumps(results, indent=2) + "\n")
-
-
-def load_results(path: Path) -> Results:
-    """Reads what `save_results` wrote."""
-    return json.loads(path.read_text())
-
-
-def metric(results: Results) -> str:
-    """What the results measure; earlier ones do not say that it is accuracy."""
-    return results.get("metric", "accuracy")
-
-
-def kinds(results: Results) -> tuple[str, ...]:
-    """``pruned``, and ``recalibrated`` where a network has batch norm; see `Accuracy`.
-
-    The last one is what a user of the compressed model gets.
+    Attributes:
+      name: of the data set and the network.
+      results: the runs, by the label of their method.
+      configs: one configuration a method, with the seed of its first run.
     """
-    runs = [run for entry in results["methods"].values() for run in entry["runs"]]
-    has_statistics = any(run["recalibrated"] for run in runs)
-    return ("pruned", "recalibrated") if has_statistics else ("pruned",)
+
+    name: str
+    results: Results
+    configs: dict[str, RunConfig]
 
 
-def summarize(
-    results: Results, method: str, kind: str, target: str
-) -> tuple[float, float]:
-    """Mean and standard deviation over the runs of a method.
+def gather(runs: Sequence[Path]) -> list[Section]:
+    """Reads what ``evaluate`` stored, and puts together what belongs together.
 
     Args:
-      results: the results.
-      method: its name in the results.
-      kind: ``pruned`` or ``recalibrated``.
-      target: a target.
+      runs: their directories. Runs that differ in nothing but the seed are runs of one
+        method.
 
     Returns:
-      Mean and sample standard deviation, in per cent. The deviation is that over the
-      draws of calibration images where there is one run, and 0 where it has one draw;
-      both are NaN where no run has the target.
+      A section for every data set and network, in the order of the runs.
+
+    Raises:
+      RunError: a directory is not a run, or was not evaluated; or one is there twice.
     """
-    values = _values(results, method, kind, target)
-    if not values:
-        return math.nan, math.nan
-    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return float(np.mean(values)), float(spread)
+    if not runs:
+        raise RunError("report needs the directory of at least one run")
+    sections: dict[object, Section] = {}
+    for run in runs:
+        config = load_config(run)
+        stored = _stored(run)
+        key = (config.data.name, config.model)
+        if key not in sections:
+            name = f"{config.data.name}-{config.model.title}"
+            same = sum(other.name.startswith(name) for other in sections.values())
+            name += f"-{same + 1}" if same else ""
+            sections[key] = Section(name, new_results((), metric(stored)), {})
+        _add(sections[key], run, config, stored)
+    return list(sections.values())
 
 
-def cell(results: Results, method: str, kind: str, target: str) -> str:
-    """Mean and standard deviation as text: ``98.2 ± 0.3``; empty where unknown."""
-    mean, spread = summarize(results, method, kind, target)
-    count = len(_values(results, method, kind, target))
-    if not count:
-        return ""
-    return f"{mean:.1f} ± {spread:.1f}" if count > 1 else f"{mean:.1f}"
+def method_label(config: OptimizerConfig) -> str:
+    """The method as the paper calls it: ``CrAM+-k95``, ``CrAM+-Multi``, ``SAM``."""
+    names = {"cram": "CrAM", "cram_plus": "CrAM+", "topk_plus": "Top-K+"}
+    if config.rule not in names:
+        return {"adam": "Adam"}.get(config.rule_name, config.rule_name.upper())
+    if len(config.train_targets) == 1:
+        suffix = config.train_targets[0]
+    else:
+        suffix = "N:M" if all(":" in t for t in config.train_targets) else "Multi"
+    return f"{names[config.rule]}-{suffix}"
 
 
-def accuracy_table(results: Results, title: str) -> Table:
-    """One row a target; every method as pruned and, with batch norm, recalibrated."""
-    methods = list(results["methods"])
-    best = {target: _best(results, target) for target in results["targets"]}
-    *before, last = kinds(results)
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("target", no_wrap=True)
-    for method in methods:
-        for kind in before:
-            table.add_column(f"{method}\n{HEADERS[kind]}", justify="right", style="dim")
-        table.add_column(f"{method}\n{HEADERS[last]}", justify="right")
-    for target in results["targets"]:
-        row = [targets.label(target)]
-        for method in methods:
-            for kind in before:
-                row.append(cell(results, method, kind, target).replace(" ", ""))
-            text = cell(results, method, last, target).replace(" ", "")
-            wins = len(methods) > 1 and method == best[target]
-            row.append(f"[bold]{text}[/]" if wins else text)
-        table.add_row(*row)
-    return table
+def print_report(sections: Sequence[Section], console: Console) -> None:
+    """Prints the table of every section."""
+    for name, results, _ in sections:
+        console.print(accuracy_table(results, f"{name}, {metric(results)} (%)"))
 
 
-def plot_accuracy(
-    results: Results,
-    path: Path,
-    title: str,
-    scope: Literal["global", "layer"] = "global",
-) -> None:
-    """Draws accuracy against sparsity: a line a method, a band for the deviation.
+def write_report(sections: Sequence[Section], out: Path) -> list[Path]:
+    """Writes report.md, and for every section its numbers and its pictures.
 
     Args:
-      results: the results; targets that are not sparsity alone are left out.
-      path: the image, PNG by its ending.
-      title: of the picture.
-      scope: sparsity of the whole network, or of every layer.
+      sections: from `gather`.
+      out: the directory; files of an earlier report are replaced.
+
+    Returns:
+      The files.
     """
-    shares = {name: targets.sparsity(name, scope) for name in results["targets"]}
-    known = {name: share for name, share in shares.items() if share is not None}
-    names = sorted(known, key=known.get)
-    sparsities = [100 * known[name] for name in names]
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    last = kinds(results)[-1]
-    for index, method in enumerate(results["methods"]):
-        for kind in reversed(kinds(results)):
-            mean, spread = np.transpose(
-                [summarize(results, method, kind, name) for name in names]
-            )
-            after = kind == last
-            axes.plot(
-                sparsities,
-                mean,
-                "-o" if after else ":",
-                color=f"C{index}",
-                alpha=1.0 if after else 0.6,
-                label=method if after else f"{method}, no recalibration",
-            )
-            if after:
-                low, high = mean - spread, np.minimum(mean + spread, 100)
-                axes.fill_between(
-                    sparsities, low, high, color=f"C{index}", alpha=0.15, linewidth=0
-                )
-    axes.set(
-        xlabel="weights set to zero (%)", ylabel=f"{metric(results)} (%)", title=title
+    files = [out / "report.md"]
+    text = []
+    for name, results, configs in sections:
+        save_results(results, out / f"{name}.json")
+        files.append(out / f"{name}.json")
+        text += [f"# {name}", "", *_runs(results, configs), "", *_accuracies(results)]
+        text += ["", *_differences(results, configs)]
+        for scope, words in SCOPES.items():
+            shares = [targets.sparsity(t, scope) for t in results["targets"]]
+            if sum(bool(share) for share in shares) < 2:
+                continue
+            path = out / f"{name}{words}.png"
+            title = f"{name}{words}, {metric(results)} (%)"
+            plot_accuracy(results, path, title, scope)
+            text += [f"![Accuracy over sparsity]({path.name})", ""]
+            files.append(path)
+    write_text(files[0], "\n".join(text))
+    return files
+
+
+def _stored(run: Path) -> Results:
+    path = run / "evaluation.json"
+    if not path.exists():
+        command = command_line("evaluate", run)
+        raise RunError(f"{run} was not evaluated; do it with\n  {command}")
+    return load_results(path)
+
+
+def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> None:
+    results = section.results
+    for key in ("versions", "machine"):
+        results[key] = stored[key]
+    results["targets"] = in_order(results["targets"], stored["targets"])
+    (entry,) = (entry for m in stored["methods"].values() for entry in m["runs"])
+    label = _label(section, config)
+    section.configs.setdefault(label, config)
+    others = results["methods"].setdefault(label, {"runs": []})["runs"]
+    if any(other["seed"] == config.seed for other in others):
+        raise RunError(f"{run}: there are two runs of {label} with seed {config.seed}")
+    others.append(entry)
+
+
+def _label(section: Section, config: RunConfig) -> str:
+    """The method's label, with the run's name where another method has it too."""
+    short = method_label(config.optimizer)
+    for label in (short, f"{short} ({config.name})"):
+        known = section.configs.get(label)
+        if known is None or _but_for_seed(known) == _but_for_seed(config):
+            return label
+    raise RunError(
+        f"{config.name} names runs of {short} that differ in more than their seed; "
+        f"report them apart"
     )
-    axes.set_xticks(sparsities)
-    axes.set_ylim(0, 102)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small", loc="lower left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
 
 
-def _values(results: Results, method: str, kind: str, target: str) -> list[float]:
-    runs = [run for run in results["methods"][method]["runs"] if target in run[kind]]
-    if len(runs) == 1 and kind == "recalibrated":
-        draws = runs[0].get("draws", {}).get(target)
-        if draws:
-            return draws
-    return [run[kind][target] for run in runs]
+def _but_for_seed(config: RunConfig) -> RunConfig:
+    """The configuration of all seeds; each may have its own model to start from."""
+    return dataclasses.replace(config, seed=0, init_from=None)
 
 
-def _best(results: Mapping[str, Any], target: str) -> str:
-    def mean(method: str) -> float:
-        value, _ = summarize(results, method, kinds(results)[-1], target)
-        return -math.inf if math.isnan(value) else value
+def _runs(results: Results, configs: dict[str, RunConfig]) -> list[str]:
+    rows = []
+    for label, config in configs.items():
+        runs = results["methods"][label]["runs"]
+        draws = [d for run in runs for d in run.get("draws", {}).values()]
+        drawn = max(map(len, draws), default=1)
+        seeds = ", ".join(str(run["seed"]) for run in runs)
+        rows.append([label, config.name, str(config.epochs), seeds, str(drawn)])
+    header = ["method", "configuration", "epochs", "seeds", "calibrations"]
+    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+    machine = ", ".join(f"{k} {v}" for k, v in results["machine"].items())
+    return [*_table(header, rows), "", f"Evaluated on {machine}, with {versions}."]
 
-    return max(results["methods"], key=mean)
+
+def _accuracies(results: Results) -> list[str]:
+    header = [f"{metric(results)} (%)"]
+    for method in results["methods"]:
+        header += [f"{method}, {kind}" for kind in kinds(results)]
+    rows = [
+        [targets.label(target)]
+        + [
+            cell(results, method, kind, target)
+            for method in results["methods"]
+            for kind in kinds(results)
+        ]
+        for target in results["targets"]
+    ]
+    deviation = (
+        "± is the standard deviation over seeds; for one seed, over its calibrations."
+    )
+    return [*_table(header, rows), "", deviation]
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+def _differences(results: Results, configs: dict[str, RunConfig]) -> list[str]:
+    """Points above dense SGD, ours and the paper's; nothing where there is no SGD."""
+    ours = summarize(results, "SGD", "pruned", "dense")[0] if "SGD" in configs else None
+    if ours is None or math.isnan(ours):
+        return []
+    known = {
+        method
+        for method, config in configs.items()
+        if any(paper.difference(config, t) is not None for t in results["targets"])
+    }
+    header = ["points above dense SGD"]
+    for method in configs:
+        header += [method, "the paper"] if method in known else [method]
+    rows = []
+    for target in results["targets"]:
+        row = [targets.label(target)]
+        for method, config in configs.items():
+            # A dense network needs no recalibration.
+            kind = "pruned" if target == "dense" else "recalibrated"
+            mean, _ = summarize(results, method, kind, target)
+            row.append("" if math.isnan(mean) else f"{mean - ours:+.1f}")
+            published = paper.difference(config, target)
+            if method in known:
+                row.append("" if published is None else f"{published:+.1f}")
+        rows.append(row)
+    text = f"Dense SGD: {ours:.1f} %"
+    published = paper.baseline(configs["SGD"])
+    if published is not None:
+        text += f"; the paper: {published:.1f} %, on the official images"
+    return [*_table(header, rows), "", f"{text}.", ""]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]

@@ -1,13 +1,13 @@
 """Second-order pruning of a trained model: oBERT on text, WoodFisher on images."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from experiments.config import check, check_at_least, check_numbers
 
-import cram_jax
-from experiments.config.checks import check, check_at_least
-from experiments.tasks.base import Model, Task
+if TYPE_CHECKING:  # the command line knows the options without jax
+    from cram_jax import Projection
+    from experiments.task import Model, Task
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class SecondOrder:
     micro_batch: int = 16
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_at_least(
             self, 1, "gradients", "block_size", "recomputations", "micro_batch"
         )
@@ -36,8 +37,12 @@ class SecondOrder:
 
 
 def second_order_prune(
-    task: Task, examples: Any, model: Model, sparsity: float, options: SecondOrder
-) -> cram_jax.Projection:
+    task: "Task",
+    examples: Any,
+    model: "Model",
+    sparsity: float,
+    options: SecondOrder,
+) -> "Projection":
     """Prunes a trained model; the sparsity is of all its prunable leaves together.
 
     The loss is that of evaluation, without dropout and label smoothing, and with the
@@ -53,6 +58,10 @@ def second_order_prune(
     Returns:
       The pruned parameters, of which the kept ones have moved, and the masks.
     """
+    import numpy as np
+
+    import cram_jax
+
     params, batch_stats = model
     drawn = np.random.default_rng(0).permutation(examples.size)[: options.gradients]
     return cram_jax.second_order_prune(
@@ -60,7 +69,7 @@ def second_order_prune(
         params,
         {"batch": examples.take(np.sort(drawn))},
         sparsity,
-        where=task.layers.prunable,
+        where=task.filters.prunable,
         block_size=options.block_size,
         damping=options.damping,
         recomputations=options.recomputations,

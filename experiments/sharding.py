@@ -148,10 +148,13 @@ def own_rows(mesh: Mesh, count: int) -> np.ndarray:
 
 def assemble(mesh: Mesh, array: np.ndarray, own: np.ndarray, count: int) -> jax.Array:
     """A batch of so many rows over a mesh, from this process's `own_rows`."""
+
+    def rows(index: Any) -> np.ndarray:
+        found: np.ndarray = array[np.searchsorted(own, np.arange(count)[index[0]])]
+        return found
+
     return jax.make_array_from_callback(
-        (count, *array.shape[1:]),
-        batch_sharding(mesh),
-        lambda index: array[np.searchsorted(own, np.arange(count)[index[0]])],
+        (count, *array.shape[1:]), batch_sharding(mesh), rows
     )
 
 
@@ -164,7 +167,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
     def place(leaf: Any) -> NamedSharding:
         sizes = [n if n % shards == 0 else 0 for n in leaf.shape]
-        spec = [None] * len(sizes)
+        spec: list[str | None] = [None] * len(sizes)
         if shards > 1 and any(sizes):
             spec[sizes.index(max(sizes))] = "fsdp"
         return NamedSharding(mesh, P(*spec))

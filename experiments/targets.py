@@ -1,150 +1,208 @@
-"""Names for compression targets, as the paper writes them."""
+"""Names for compression targets, as the paper writes them, and their projectors."""
 
 import re
 from decimal import Decimal
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import cram_jax
-from cram_jax import Projector
-from cram_jax.leaves import Where
 from experiments.errors import ConfigError
 
+if TYPE_CHECKING:  # jax takes seconds to import, and names need none of it
+    from cram_jax import Projector
+    from cram_jax.leaves import Where
 
-class Layers(NamedTuple):
-    """Which leaves of a network targets are about.
+Form = Literal[
+    "dense", "global", "layer", "second order", "blocks", "n of m", "quantised"
+]
+
+NUMBER = r"(\d{1,3}(?:\.\d{1,6})?)"
+FORMS: dict[Form, str] = {
+    "dense": "dense",
+    "global": f"k{NUMBER}",
+    "layer": f"u{NUMBER}",
+    "second order": f"o{NUMBER}",
+    "blocks": rf"b{NUMBER}(?:@(\d{{1,4}})x(\d{{1,4}}))?",
+    "n of m": r"(\d{1,4}):(\d{1,4})",
+    "quantised": r"(\d{1,4})bit",
+}
+BLOCK = (4, 2)
+"""Inputs and outputs of a block, the shape that the engine computes fastest."""
+
+EXPECTED = (
+    "expected dense, k90 (90 % zeros), u90 (in every layer), b90 (in blocks of 4 "
+    "inputs x 2 outputs; b90@8x1 for others), 2:4 (n of m), 4bit, or several joined by "
+    "+, such as k90+4bit; or o90 (second order, when evaluated)"
+)
+
+
+class LeafFilters(NamedTuple):
+    """Which leaves of a network targets are about; see ``where`` of the projectors.
 
     Attributes:
       prunable: those that may be compressed at all; None: of two or more dimensions.
-      uniform: those of them that uniform pruning prunes.
+      uniform: those of them that are pruned layer by layer.
     """
 
-    prunable: Where | None
-    uniform: Where | None
+    prunable: "Where | None" = None
+    uniform: "Where | None" = None
 
 
-IMAGES = Layers(None, cram_jax.all_but("^(stem|conv1_1|head)/"))
-"""Uniform pruning leaves the first and the last layer dense, as the paper's runs do."""
+class Part(NamedTuple):
+    """One step of a target.
 
-ENGINE_BLOCK = (4, 2)
-"""Inputs and outputs of the blocks that sparse engines run fast."""
+    Attributes:
+      form: what it does.
+      share: of zeros; 0 if it does not say.
+      numbers: inputs and outputs of a block, n and m, or bits.
+    """
 
-ENCODER = Layers(*[cram_jax.matching(r"^bert/layer\d+/.*/kernel$")] * 2)
-"""The dense layers of a BERT; its embeddings, pooler and task head stay dense."""
+    form: Form
+    share: float = 0.0
+    numbers: tuple[int, ...] = ()
 
 
-def projector(
-    target: str, *, masks_every: int = 1, layers: Layers = IMAGES
-) -> Projector:
+def parse(target: str) -> tuple[Part, ...]:
     """Reads the name of a target.
 
     Args:
       target: ``dense``; ``k90`` (90 % of the weights are zero, global magnitude);
-        ``u90`` (90 % of every layer, of images of every one but the first and the
-        last); ``b90`` (the same in blocks of 4 inputs and 2 outputs); ``2:4`` (n of
-        every m); ``4bit`` (fake quantisation); or several applied in order, such as
-        ``k90+4bit``.
+        ``u90`` (90 % of every layer; image networks keep the first and the last dense);
+        ``b90`` (90 % of the blocks of every layer, blocks of 4 inputs and 2 outputs, or
+        of another shape as in ``b90@8x1``); ``2:4`` (n of every m); ``4bit`` (fake
+        quantisation); ``o90`` (second-order pruning); or several applied in order, such
+        as ``k90+4bit``.
+
+    Returns:
+      Its parts, in order.
+
+    Raises:
+      ConfigError: the name is not of these forms, or its numbers are out of range.
+    """
+    parts = tuple(_part(part, target) for part in target.split("+"))
+    if len(parts) > 1 and any(part.form == "second order" for part in parts):
+        raise ConfigError(f"target {target!r}: o90 stands alone")
+    return parts
+
+
+def check(target: str, *, training: bool = False) -> None:
+    """Raises unless a target has such a name.
+
+    Args:
+      target: its name.
+      training: whether to train for it; second-order pruning is for trained networks.
+
+    Raises:
+      ConfigError: see `parse`.
+    """
+    if training and parse(target)[0].form == "second order":
+        raise ConfigError(
+            f"target {target!r} is second-order pruning, which applies only to trained "
+            f"networks; train for k{target[1:]} or u{target[1:]}"
+        )
+    parse(target)
+
+
+def projector(
+    target: str, *, masks_every: int = 1, filters: LeafFilters | None = None
+) -> "Projector":
+    """Makes the projector of a target.
+
+    Args:
+      target: its name, see `parse`; not of second-order pruning.
       masks_every: uses for which the masks of one projection serve.
-      layers: of the network.
+      filters: the leaves; by default all of two or more dimensions.
 
     Returns:
       The projector.
 
     Raises:
-      ConfigError: the name is not of these forms, or its numbers are out of range.
+      ConfigError: see `parse`.
     """
-    parts = [_part(part, target, masks_every, layers) for part in target.split("+")]
-    return parts[0] if len(parts) == 1 else cram_jax.compose(*parts)
+    import cram_jax
 
-
-def check(target: str, *, training: bool = False) -> None:
-    """Raises where a target has no such name.
-
-    Args:
-      target: its name; beside those of `projector`, ``o90`` is 90 % by second-order
-        pruning.
-      training: whether to train for it: second-order pruning is of trained networks.
-
-    Raises:
-      ConfigError: see `projector`.
-    """
-    share = sparsity(target, "second order")
-    if share is None:
-        projector(target)
-    elif share >= 1:
-        raise ConfigError(f"target {target!r}: sparsity must be below 100 %")
-    elif training:
-        raise ConfigError(
-            f"target {target!r} is second-order pruning, of a trained network alone; "
-            f"train for k{target[1:]} or u{target[1:]}"
+    filters = filters or LeafFilters()
+    made = []
+    for part in parse(target):
+        where, uniform = filters
+        match part.form:
+            case "dense":
+                made.append(cram_jax.identity())
+                continue
+            case "quantised":
+                made.append(cram_jax.fake_quant(*part.numbers, where=where))
+                continue
+            case "global":
+                pruner = cram_jax.top_k(part.share, where=where)
+            case "layer":
+                pruner = cram_jax.top_k(part.share, scope="layer", where=uniform)
+            case "blocks":
+                pruner = cram_jax.top_k(
+                    part.share, scope="layer", block=part.numbers, where=uniform
+                )
+            case "n of m":
+                pruner = cram_jax.n_m(*part.numbers, where=where)
+            case "second order":
+                raise ConfigError(f"target {target!r} has no projector")
+        made.append(
+            cram_jax.cached(pruner, every=masks_every) if masks_every > 1 else pruner
         )
+    return made[0] if len(made) == 1 else cram_jax.compose(*made)
 
 
 def label(target: str) -> str:
     """The name of a target in tables: ``k90+4bit`` is ``90 % + 4-bit``."""
     words = []
-    for part in target.split("+"):
-        if part.startswith("k"):
-            words.append(f"{part[1:]} %")
-        elif part.startswith("u"):
-            words.append(f"{part[1:]} % uniform")
-        elif part.startswith("b"):
-            words.append(f"{part[1:]} % in blocks")
-        elif part.startswith("o"):
-            words.append(f"{part[1:]} % second order")
-        elif part.endswith("bit"):
-            words.append(f"{part[:-3]}-bit")
-        else:
-            words.append(part)
+    for name, part in zip(target.split("+"), parse(target), strict=True):
+        percent = f"{name[1:].partition('@')[0]} %"
+        match part.form:
+            case "global":
+                words.append(percent)
+            case "layer":
+                words.append(f"{percent} uniform")
+            case "second order":
+                words.append(f"{percent} second order")
+            case "blocks":
+                words.append(f"{percent} in {part.numbers[0]}x{part.numbers[1]} blocks")
+            case "quantised":
+                words.append(f"{part.numbers[0]}-bit")
+            case _:
+                words.append(name)
     return " + ".join(words)
 
 
 def sparsity(
-    target: str, scope: Literal["global", "layer", "second order"] = "global"
+    target: str,
+    scope: Literal["global", "layer", "blocks", "second order"] = "global",
 ) -> float | None:
-    """The share of zeros where a target is nothing but sparsity, else None.
+    """The share of zeros if a target is nothing but sparsity, else None.
 
     Args:
       target: its name.
-      scope: which targets count: ``k90``, with "layer" ``u90``, with "second order"
-        ``o90``; dense is in the first two.
+      scope: which targets count: ``k90``, with "layer" ``u90``, with "blocks" ``b90``,
+        with "second order" ``o90``; dense is in all but the last.
     """
-    if target == "dense":
+    part, *others = parse(target)
+    if not others and part.form == "dense":
         return None if scope == "second order" else 0.0
-    letter = {"global": "k", "layer": "u", "second order": "o"}[scope]
-    match = re.fullmatch(rf"{letter}(\d+(?:\.\d+)?)", target)
-    return float(Decimal(match[1]) / 100) if match else None
+    return None if others or part.form != scope else part.share
 
 
-def _part(part: str, target: str, masks_every: int, layers: Layers) -> Projector:
-    if part == "dense":
-        return cram_jax.identity()
-    try:
-        if match := re.fullmatch(r"(\d+)bit", part):
-            return cram_jax.fake_quant(int(match[1]), where=layers.prunable)
-        pruner = _pruner(part, layers)
-    except ValueError as error:
-        raise ConfigError(f"target {target!r}: {error}") from error
-    if pruner is None:
-        raise ConfigError(
-            f"target {target!r} is unknown; expected dense, k90 (sparsity in per "
-            f"cent), u90 (the same in every layer), b90 (the same in blocks of 4 "
-            f"inputs and 2 outputs), 2:4 (n of m), 4bit, or several "
-            f"joined by +, such as k90+4bit; or o90 (second order, when evaluated)"
-        )
-    return cram_jax.cached(pruner, every=masks_every) if masks_every > 1 else pruner
-
-
-def _pruner(part: str, layers: Layers) -> Projector | None:
-    if match := re.fullmatch(r"([ku])(\d+(?:\.\d+)?)", part):
-        share = float(Decimal(match[2]) / 100)
-        if match[1] == "k":
-            return cram_jax.top_k(share, where=layers.prunable)
-        return cram_jax.top_k(share, scope="layer", where=layers.uniform)
-    if match := re.fullmatch(r"b(\d+(?:\.\d+)?)", part):
-        share = float(Decimal(match[1]) / 100)
-        return cram_jax.top_k(
-            share, scope="layer", block=ENGINE_BLOCK, where=layers.uniform
-        )
-    if match := re.fullmatch(r"(\d+):(\d+)", part):
-        return cram_jax.n_m(int(match[1]), int(match[2]), where=layers.prunable)
-    return None
+def _part(part: str, target: str) -> Part:
+    found = [(f, m) for f, p in FORMS.items() if (m := re.fullmatch(p, part))]
+    if not found:
+        raise ConfigError(f"target {target!r} is unknown; {EXPECTED}")
+    form, match = found[0]
+    share, numbers = 0.0, match.groups()
+    if form in ("global", "layer", "second order", "blocks"):
+        share, numbers = float(Decimal(numbers[0]) / 100), numbers[1:]
+        if share >= 1:
+            raise ConfigError(f"target {target!r}: sparsity must be below 100 %")
+    sizes = tuple(int(number) for number in numbers if number is not None)
+    if form == "blocks":
+        sizes = sizes or BLOCK
+        if min(sizes) < 1:
+            raise ConfigError(f"target {target!r}: a block must be at least 1x1")
+    if form == "n of m" and not 1 <= sizes[0] <= sizes[1]:
+        raise ConfigError(f"target {target!r}: n must be between 1 and m={sizes[1]}")
+    if form == "quantised" and not 2 <= sizes[0] <= 16:
+        raise ConfigError(f"target {target!r}: bits must be between 2 and 16")
+    return Part(form, share, sizes)

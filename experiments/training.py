@@ -1,26 +1,43 @@
-"""Training: the state, the step, the loop."""
+"""Training: the loop, from the claim to a directory to the last checkpoint."""
 
+import contextlib
 import math
-import shutil
-from collections.abc import Callable, Iterator
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 from rich.progress import Progress
 
 from experiments import checkpoints
-from experiments.config import RunConfig, differences
-from experiments.data.batches import Batch, Source
-from experiments.data.images import Dataset
-from experiments.errors import NonFiniteLoss, RunError
-from experiments.initial import initial_model
-from experiments.metrics import Metrics
-from experiments.optimizers import learning_rate, make_optimizer
+from experiments.batches import Batch, Source
+from experiments.config import RunConfig
+from experiments.early_stopping import Stopping
+from experiments.errors import (
+    ConfigError,
+    NonFiniteLoss,
+    RunError,
+    Stopped,
+    command_line,
+)
+from experiments.images.data import Dataset
+from experiments.kinds import kind_of
+from experiments.loggers import LOGGERS, LoggerName
+from experiments.metrics import Metrics, Report
+from experiments.run_directory import (
+    check_free,
+    check_path,
+    clear,
+    load_config,
+    locked,
+    save_config,
+    write_status,
+)
 from experiments.sharding import (
     assemble,
     is_first_process,
@@ -28,117 +45,31 @@ from experiments.sharding import (
     own_rows,
     state_shardings,
 )
-from experiments.stopping import Stopping
-from experiments.tasks.base import Task
+from experiments.step import (
+    TrainState,
+    TrainStep,
+    init_state,
+    make_train_step,
+    steps_per_epoch,
+    total_steps,
+)
+from experiments.stored_config import differences
+from experiments.task import Task, format_metrics
+from experiments.warm_start import initial_model
 
 
-class TrainState(NamedTuple):
-    """All that changes in a run.
+class Cadence(NamedTuple):
+    """When checkpoints are saved, beside those of the configuration.
 
     Attributes:
-      step: int32 scalar, the number of steps taken.
-      params: the parameters.
-      batch_stats: running statistics of batch normalisation.
-      opt_state: state of the optimiser.
-      key: PRNG key of the run, for augmentation and dropout; it stays the same.
+      steps: every so many steps; 0: not by steps.
+      minutes: after so many minutes; 0: not by time. For one process.
+      keep: how many of the last checkpoints are kept.
     """
 
-    step: jax.Array
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-    key: jax.Array
-
-
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-
-
-def total_steps(config: RunConfig, data: Dataset) -> int:
-    """Steps of a whole run."""
-    return config.epochs * steps_per_epoch(config, data)
-
-
-def steps_per_epoch(config: RunConfig, data: Dataset) -> int:
-    """Whole batches among the training images."""
-    return data.train.size // config.data.batch_size
-
-
-def init_state(
-    config: RunConfig, data: Dataset, task: Task, model: tuple[Any, Any] | None = None
-) -> TrainState:
-    """The state before the first step, a function of the configuration's seed.
-
-    Args:
-      config: the run.
-      data: for the length of the schedule.
-      task: what to learn.
-      model: parameters and batch statistics; by default those of the seed.
-
-    Returns:
-      The state.
-    """
-    steps = total_steps(config, data)
-    optimizer = make_optimizer(
-        config.optimizer, task.loss_fn, steps, config.seed, task.layers
-    )
-    params, batch_stats = model or task.init(config.seed)
-    return TrainState(
-        step=jnp.zeros([], jnp.int32),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
-        key=jax.random.key(config.seed),
-    )
-
-
-def make_train_step(
-    config: RunConfig, data: Dataset, task: Task, mesh: Mesh | None = None
-) -> TrainStep:
-    """Compiles the training step. It serves every seed, and reuses the state's memory.
-
-    Args:
-      config: for the optimiser.
-      data: for the length of the schedule.
-      task: for the loss.
-      mesh: keeps the state as `state_shardings` says.
-
-    Returns:
-      ``(state, batch) -> (state, metrics)``.
-    """
-    steps = total_steps(config, data)
-    optimizer = make_optimizer(
-        config.optimizer, task.loss_fn, steps, layers=task.layers
-    )
-    schedule = learning_rate(config.optimizer, steps)
-    gradient_fn = jax.value_and_grad(task.loss_fn, has_aux=True)
-
-    def train_step(
-        state: TrainState, batch: Batch
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(state.key, state.step)
-        inputs = {
-            "batch_stats": state.batch_stats,
-            "batch": task.augment(key, batch),
-            "dropout_key": jax.random.fold_in(key, 0),
-        }
-        (loss, batch_stats), grads = gradient_fn(state.params, **inputs)
-        updates, opt_state = optimizer.update(
-            grads, state.opt_state, state.params, **inputs
-        )
-        params = optax.apply_updates(state.params, updates)
-
-        metrics = {"loss": loss, "learning_rate": schedule(state.step)}
-        compressed = optax.tree.get(opt_state, "compressed_loss")
-        if compressed is not None:
-            metrics["compressed_loss"] = compressed
-        state = TrainState(state.step + 1, params, batch_stats, opt_state, state.key)
-        if mesh is not None:
-            state = jax.lax.with_sharding_constraint(
-                state, state_shardings(mesh, state)
-            )
-        return state, metrics
-
-    return jax.jit(train_step, donate_argnames="state")
+    steps: int = 0
+    minutes: float = 0.0
+    keep: int = 2
 
 
 def train(
@@ -152,70 +83,122 @@ def train(
     train_step: TrainStep | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    cadence: Cadence | None = None,
+    max_steps: int | None = None,
+    loggers: tuple[LoggerName, ...] = (),
+    notes: Mapping[str, Any] | None = None,
+    quiet: bool = True,
 ) -> TrainState:
     """Trains a network and leaves everything about it in a run directory.
 
     Args:
       config: the run.
-      run: its directory: config.json, metrics.jsonl, TensorBoard events, checkpoints.
+      run: its directory: config.json, status.json, metrics.jsonl, checkpoints.
       data: the examples.
       task: what to learn.
       progress: where to show progress.
       mesh: the devices to share the work, see `experiments.sharding`.
       train_step: from `make_train_step`, to share a compilation among seeds.
-      resume: go on from the last checkpoint; the result is the same, bit for bit, as
-        that of a run that was never stopped.
-      overwrite: remove what the directory holds.
+      resume: go on from the last checkpoint that is whole; the result is the same, bit
+        for bit, as that of a run that was never stopped.
+      overwrite: remove an earlier run in the directory.
+      cadence: when to save checkpoints in between.
+      max_steps: stop at this step, with a checkpoint; the schedule stays that of the
+        whole run.
+      loggers: where figures go beside metrics.jsonl.
+      notes: what else status.json is to remember.
+      quiet: print nothing but the bar.
 
     Returns:
       The last state; with ``patience`` the best model is stored beside it.
 
     Raises:
-      RunError: the directory holds a run, or not the one to resume.
+      RunError: the directory holds a run, or not the one to resume; or another process
+        writes it.
       WeightsError: what ``init_from`` names does not fit.
-      NonFiniteLoss: the loss is infinite or not a number.
+      NonFiniteLoss: the loss or the weights are infinite or not numbers.
+      Stopped: a signal came; a checkpoint is saved.
     """
+    report = Report(progress, quiet=quiet)
+    cadence = cadence or Cadence()
     starts = not resume or checkpoints.latest_step(run) is None
     # Before the directory is claimed, as it may not fit.
     model = initial_model(config, task) if starts else None
-    on_first_process(lambda: _claim(run, config, resume=resume, overwrite=overwrite))
-    steps, epoch = total_steps(config, data), steps_per_epoch(config, data)
-    evaluate_every = math.ceil(round(config.evaluate_every * epoch, 6))
-    train_step = train_step or make_train_step(config, data, task, mesh)
-    state = _initial_state(config, data, task, mesh, model)
-    with checkpoints.manager(run) as manager:
+    steps = total_steps(config, data)
+    if steps >= 2**31:
+        raise ConfigError(f"epochs={config.epochs} are {steps} steps, more than 2^31")
+    last = min(steps, max_steps or steps)
+    with contextlib.ExitStack() as stack:
+        _claim(stack, run, config, report, resume=resume, overwrite=overwrite)
+        train_step = train_step or make_train_step(config, data, task, mesh)
+        state = _initial_state(config, data, task, mesh, model)
+        manager = stack.enter_context(checkpoints.manager(run, cadence.keep))
         if not starts:
-            state = checkpoints.restore(manager, state)
+            state = checkpoints.restore(manager, state, report.say)
         start = int(state.step)
-        bar = progress.add_task(run.name, total=steps, completed=start, note="")
         stopping = Stopping(config, run, task.metric, start)
-        stop = start if stopping.is_due else steps
-        batches = _batches(config, data.train, start, stop, mesh)
-        with Metrics(run, start, enabled=is_first_process()) as metrics:
-            pending = []
-            for step, batch in enumerate(batches, start + 1):
-                state, values = train_step(state, batch)
-                pending.append(values)
+        status = partial(_write_status, run, steps=steps)
+        status("training", start, **(notes or {}))
+        writes = is_first_process()
+        made = [LOGGERS[name](run, config, start) for name in loggers if writes]
+        metrics = stack.enter_context(Metrics(run, start, enabled=writes, loggers=made))
+        bar = progress.add_task(run.name, total=steps, completed=start, note="")
+        stack.callback(progress.remove_task, bar)
+        caught = stack.enter_context(_caught_signals())
+        stack.enter_context(_noted_divergence(status))
 
-                if step % config.log_every == 0 or step % epoch == 0 or step == steps:
-                    averages = _fetch(pending, step)
-                    metrics.write(step, averages | {"epoch": step / epoch})
-                    note = f"loss {averages['loss']:.3f}"
-                    progress.update(bar, completed=step, note=note)
-                    pending = []
-                if _due(step, evaluate_every, steps):
-                    result = task.evaluate(
-                        state.params, state.batch_stats, data.evaluation
-                    )
-                    metrics.write(step, {f"eval_{k}": v for k, v in result.items()})
-                    stopping.judge(result, state.params, state.batch_stats)
-                if stopping.is_due or _due(
-                    step, config.checkpoint_every * epoch, steps
-                ):
-                    checkpoints.save(manager, state)
-                if stopping.is_due:
-                    break
-        progress.remove_task(bar)
+        epoch = steps_per_epoch(config, data)
+        evaluate_every = math.ceil(round(config.evaluate_every * epoch, 6))
+        step, pending, saved_at = start, [], time.monotonic()
+        stop = start if stopping.is_due else last
+        batches = _batches(config, data.train, start, stop, mesh)
+        if start < stop:
+            progress.update(bar, note="compiling ...")
+            report.say_off_terminal(f"{run.name}: compiling the training step ...")
+        for step, batch in enumerate(batches, start + 1):
+            state, values = train_step(state, batch)
+            pending.append(values)
+
+            minutes = (time.monotonic() - saved_at) / 60
+            saving = (
+                step == last
+                or bool(caught)
+                or _due(step, config.checkpoint_every * epoch)
+                or _due(step, cadence.steps)
+                or 0 < cadence.minutes <= minutes
+            )
+            if saving or _due(step, config.log_every) or step % epoch == 0:
+                averages = _fetch(pending, step)
+                metrics.write(step, averages | {"epoch": step / epoch})
+                note = f"loss {averages['loss']:.3f}"
+                progress.update(bar, completed=step, note=note)
+                report.say_off_terminal(
+                    f"{run.name}: step {step}/{steps}, epoch {step / epoch:.2f}, {note}"
+                )
+                pending = []
+            if step == steps or _due(step, evaluate_every):
+                result = task.evaluate(state.judged, state.batch_stats, data.evaluation)
+                _check_metrics(result, step)
+                metrics.write(step, {f"eval_{k}": v for k, v in result.items()})
+                report.say(
+                    f"{run.name}: step {step}/{steps}, evaluated: "
+                    f"{format_metrics(result)}"
+                )
+                stopping.judge(result, state.judged, state.batch_stats)
+            if saving or stopping.is_due:
+                checkpoints.save(manager, state)
+                saved_at = time.monotonic()
+                status("training", step)
+            if stopping.is_due or caught:
+                break
+        ended = step == steps or stopping.is_due
+        status("finished" if ended else "interrupted", step)
+    if caught and not ended:
+        raise Stopped(
+            f"stopped at step {step} of {steps}, where a checkpoint is saved; go on "
+            f"with\n  {command_line('train', '--resume', run)}",
+            caught[0],
+        )
     return state
 
 
@@ -241,13 +224,13 @@ def _batches(
     size = config.data.batch_size
     own = None if mesh is None else own_rows(mesh, size)
     for batch in examples.training_batches(size, config.seed, start, stop, own):
-        if mesh is not None:
+        if mesh is not None and own is not None:
             batch = {n: assemble(mesh, rows, own, size) for n, rows in batch.items()}
         yield batch
 
 
-def _due(step: int, every: int, last: int) -> bool:
-    return step == last or (every > 0 and step % every == 0)
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def _fetch(pending: list[dict[str, jax.Array]], step: int) -> dict[str, float]:
@@ -265,22 +248,107 @@ def _fetch(pending: list[dict[str, jax.Array]], step: int) -> dict[str, float]:
     }
 
 
-def _claim(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    if resume:
-        changed = differences(config, checkpoints.load_config(run))
-        if changed:
-            raise RunError(
-                f"{run} was started with another {', '.join(changed)}; resume it with "
-                f"the configuration in its config.json"
-            )
+def _check_metrics(result: Mapping[str, float], step: int) -> None:
+    for name, value in result.items():
+        if not math.isfinite(value):
+            raise NonFiniteLoss(f"the evaluated {name} is {value} at step {step}")
+
+
+def _write_status(
+    run: Path, state: str, step: int, *, steps: int, **values: Any
+) -> None:
+    if is_first_process():
+        write_status(run, state=state, step=step, steps=steps, **values)
+
+
+@contextlib.contextmanager
+def _noted_divergence(status: Any) -> Iterator[None]:
+    """Writes down what ended a run, for those who evaluate it later."""
+    try:
+        yield
+    except NonFiniteLoss as error:
+        with contextlib.suppress(RunError):
+            if is_first_process():
+                status("diverged", -1, why=str(error))
+        raise
+
+
+@contextlib.contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM, so that the step at hand ends in peace.
+
+    The second one interrupts. Several processes would have to agree on a step: there,
+    and in other threads than the main one, signals do what they always do.
+    """
+    caught: list[int] = []
+    if (
+        jax.process_count() > 1
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield caught
         return
-    if run.exists() and any(run.iterdir()):
-        if not overwrite:
-            raise RunError(
-                f"{run} is not empty: go on with --resume, start anew with "
-                f"--overwrite, or choose another --run"
-            )
-        if not (run / "config.json").exists():
-            raise RunError(f"{run} is no run: remove it yourself")
-        shutil.rmtree(run)
-    checkpoints.save_config(run, config)
+
+    def catch(number: int, frame: Any) -> None:
+        del frame
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, catch) for number in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _claim(
+    stack: contextlib.ExitStack,
+    run: Path,
+    config: RunConfig,
+    report: Report,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Makes a directory this run's, and keeps others out while it is written."""
+
+    def claim() -> None:
+        check_path(run)
+        if not resume:
+            check_free(run, overwrite=overwrite)
+        else:
+            load_config(run)  # that no lock is left where there is no run
+        stack.enter_context(locked(run))
+        if resume:
+            _take_up(run, config, report)
+            return
+        check_free(run, overwrite=overwrite)  # another process may have been faster
+        clear(run)
+        save_config(run, config)
+        kind_of(config).keep_sources(config, run)
+
+    on_first_process(claim)
+
+
+def _take_up(run: Path, config: RunConfig, report: Report) -> None:
+    """Checks that a configuration is that of a run, or adds epochs to it."""
+    stored = load_config(run)
+    changed = differences(config, stored)
+    if not changed:
+        return
+    rule = config.optimizer
+    extended = changed == ["epochs"] and config.epochs > stored.epochs
+    if extended and rule.schedule == "constant" and not rule.warmup:
+        save_config(run, config)
+        report.say(f"{run}: {config.epochs} epochs instead of {stored.epochs}")
+        return
+    advice = "resume it with the configuration in its config.json"
+    if extended:
+        advice = (
+            f"its learning rates were made for {stored.epochs} epochs (only the "
+            f"constant schedule without warm-up takes more); train a new run from it "
+            f"with --init-from {run}"
+        )
+    raise RunError(f"{run} was started with another {', '.join(changed)}; {advice}")

@@ -8,6 +8,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# These tests compile much and compute little. make newest sets 0, and the fixture
+# `optimized` is for tests of what the optimisations do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 # What one process has compiled the others load: pytest's workers and those that tests
 # start inherit these variables from the first process, whose folder it is.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -73,9 +77,14 @@ def shared(request):
 
 
 @pytest.fixture(scope="module")
-def quick_compilation():
-    """These tests compile much and compute little."""
+def optimized():
+    """Compiles with all optimisations, as users do."""
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def quick_compilation():
+    """What all tests have unless they ask for `optimized`."""

@@ -39,26 +39,13 @@ MUTANTS = {
                 "optax.tree.scale(0.5, optax.tree.add(updates, gradient))",
             ),
             Mutant(
-                "            radius = radius / nonzero(norm(updates))",
-                "            radius = radius * nonzero(norm(updates))",
+                "radius = radius / safe_denominator(norm(updates))",
+                "radius = radius * safe_denominator(norm(updates))",
             ),
-            Mutant(
-                "keep(masks, gradient_at(compressed, extra_args)[1])",
-                "gradient_at(compressed, extra_args)[1]",
-            ),
-            Mutant(
-                "ascend(params, radius / nonzero(norm(ascent)), ascent)",
-                "ascend(compressed, radius / nonzero(norm(ascent)), ascent)",
-            ),
-            Mutant("        sparse_gradients=False,\n", ""),
-        ],
-    ),
-    "ascent": (
-        ["derivations", "transforms", "transforms_refusals", "composition"],
-        [
+            Mutant("or rho != 0", "or True"),
+            Mutant("climbs = normalize or", "climbs ="),
             Mutant("(p + radius * d)", "(p - radius * d)"),
             Mutant("(p + radius * d)", "(p + d)"),
-            Mutant("jnp.where(norm == 0, 1, norm)", "norm"),
             Mutant("optax.safe_increment(state.count)", "state.count"),
             Mutant(
                 "        key=key,\n        projector_state=projector_state,",
@@ -69,8 +56,30 @@ MUTANTS = {
                 "projector_state=state.projector_state,",
             ),
             Mutant("jnp.promote_types(x.dtype, jnp.float32)", "x.dtype"),
-            Mutant("return jax.random.clone(key)", "return key"),
             Mutant(".astype(jnp.result_type(p))", ""),
+            Mutant("jnp.array(jnp.finfo(loss_dtype).max, loss_dtype)", "jnp.inf"),
+        ],
+    ),
+    "baselines": (
+        ["derivations", "transforms"],
+        [
+            Mutant(
+                "apply_masks(masks, gradient_at(compressed, extra_args)[1])",
+                "gradient_at(compressed, extra_args)[1]",
+            ),
+            Mutant(
+                "radius / safe_denominator(norm(ascent)), ascent)",
+                "radius, ascent)",
+            ),
+            Mutant("        sparse_gradients=False,\n", ""),
+        ],
+    ),
+    "keys": (
+        ["transforms", "compress"],
+        [
+            Mutant("return jnp.array(jax", "return (jax"),
+            Mutant("key_data(following), draw", "key_data(draw), following"),
+            Mutant("if is_typed else None", "if False else None"),
         ],
     ),
     "projector": (
@@ -81,10 +90,11 @@ MUTANTS = {
                 "jnp.where(mask, jnp.zeros_like(leaf), leaf)",
             ),
             Mutant("jnp.where(mask, leaf, jnp.zeros_like(leaf))", "leaf"),
+            Mutant("jnp.where(value == 0, 1, value)", "value"),
         ],
     ),
-    "losses": (
-        ["losses", "transforms"],
+    "gradients": (
+        ["transforms", "transforms_refusals", "training_loops"],
         [
             Mutant(
                 "gradients = jax.lax.pmean(gradients, axis_name)",
@@ -96,12 +106,25 @@ MUTANTS = {
             ),
             Mutant("else jax.lax.pmean(loss, axis_name)", "else loss"),
             Mutant("if takes_all or n in named", "if takes_all"),
-            Mutant("            loss, _ = loss", "            _, loss = loss"),
+            Mutant("        result, _ = result", "        _, result = result"),
+            Mutant("        _check_axes(loss, params, axis_name)\n", ""),
+            Mutant(
+                "averaged, *map(_varying_axes, jax.tree.leaves(params))", "averaged"
+            ),
+            Mutant("if not (is_called or is_asked):", "if True:"),
+        ],
+    ),
+    "losses": (
+        ["losses"],
+        [
             Mutant(
                 "split_axis(leaf, 0, every)[:, 0]", "split_axis(leaf, 0, every)[:, -1]"
             ),
             Mutant("return leaf[::every]", "return leaf[: size // every]"),
-            Mutant("            if name in arguments", "            if name"),
+            Mutant("                if name in given:", "                if name:"),
+            Mutant("_scale_gradient(leaf, 1 / wide)", "leaf"),
+            Mutant("return _scale_gradient(result, wide)", "return result"),
+            Mutant("(tangents[0] * scale)", "(tangents[0] / scale)"),
         ],
     ),
     "selection": (
@@ -143,41 +166,40 @@ MUTANTS = {
         ],
     ),
     "sparsity": (
-        ["sparsity"],
+        ["sparsity", "axes"],
         [
             Mutant("nearest if is_integer else int(exact)", "int(exact)"),
             Mutant("nearest if is_integer else int(exact)", "nearest"),
-            Mutant(
-                'if scope == "global" else [[leaf]', 'if scope != "global" else [[leaf]'
-            ),
+            Mutant('if self.scope == "global":', 'if self.scope != "global":'),
             Mutant("(other > own)", "(other >= own)"),
             Mutant("k=-1, dtype=bool", "k=0, dtype=bool"),
-            Mutant("join_axes(ahead < n", "join_axes(ahead <= n"),
-            Mutant("jnp.shape(leaf)[-2] % m == 0", "jnp.shape(leaf)[-1] % m == 0"),
+            Mutant("kept = ahead < self.n", "kept = ahead <= self.n"),
+            Mutant("if inputs % span else", "if inputs % self.m else"),
+            Mutant("self.m * self.stride)", "self.m)"),
+            Mutant("x.axes.inputs[-1]", "x.axes.inputs[0]"),
+            Mutant("in_axes=axis, out_axes=axis", "in_axes=0, out_axes=0"),
             Mutant("3, 2 * 10**7) + 1) // 2", "3, 2 * 10**7)) // 2"),
         ],
     ),
     "blocks": (
-        ["blocks"],
+        ["blocks", "axes"],
         [
-            Mutant("inside == 0 or size % inside", "inside == 0"),
-            Mutant("squares / math.prod(cut[1::2])", "squares"),
-            Mutant("range(1, len(cut), 2)", "range(0, len(cut), 2)"),
-            Mutant("shape[:before] if whole", "shape[:before] if not whole"),
+            Mutant("if not pad and max(side, size) % inside:", "if False:"),
+            Mutant("squares = squares / inside", "squares = squares + 0 * inside"),
+            Mutant("size - side * np.arange", "size + side * np.arange"),
+            Mutant("None if whole else 1", "1 if whole else None"),
+            Mutant("side // size if side % size == 0 else 1", "1"),
         ],
     ),
     "quantization": (
-        ["quantization"],
+        ["quantization", "axes"],
         [
             Mutant(
-                "highest = 2 ** (bits - 1) - 1 if symmetric",
-                "highest = 2 ** (bits - 1) if symmetric",
+                "2 ** (self.bits - 1) - 1 if self.symmetric",
+                "2 ** (self.bits - 1) if self.symmetric",
             ),
             Mutant("jnp.round(leaf / grid.scale)", "jnp.floor(leaf / grid.scale)"),
-            Mutant(
-                "return rounded + (leaf - jax.lax.stop_gradient(leaf))",
-                "return rounded",
-            ),
+            Mutant(" + (leaf - jax.lax.stop_gradient(leaf))", ""),
             Mutant(
                 "jnp.maximum(-smallest, largest) / highest",
                 "(largest - smallest) / highest",
@@ -186,85 +208,140 @@ MUTANTS = {
             Mutant("low = jnp.round(smallest", "low = (smallest"),
             Mutant("challenger.error < best.error", "challenger.error > best.error"),
             Mutant("_REFINEMENTS = 3", "_REFINEMENTS = 0"),
-            Mutant("range(leaf.ndim - 1)", "range(1, leaf.ndim)"),
+            Mutant(
+                "jnp.clip(_rounded(wide, grid), -limit, limit)", "_rounded(wide, grid)"
+            ),
+            Mutant(
+                "largest / highest - smallest / highest",
+                "(largest - smallest) / highest",
+            ),
+            Mutant("axes.lookup or axes.outputs", "axes.outputs"),
+            Mutant("return axes.stack + (", "return ("),
         ],
     ),
     "combinators": (
         ["combinators", "derivations"],
         [
             Mutant("jax.tree.map(jnp.logical_and, masks, kept)", "kept"),
-            Mutant(
-                "projectors[index].project(params, states[index], key)",
-                "projectors[0].project(params, states[0], key)",
-            ),
-            Mutant("states[index + 1 :]", "states[index:-1]"),
-            Mutant("p=weights", "p=None"),
+            Mutant("member = self.projectors[first]", "member = self.projectors[0]"),
+            Mutant("place[group] = range(len(group))", "place[group] = 0"),
+            Mutant("states[first + 1 :]", "states[first:-1]"),
+            Mutant("p=None if weights is None else", "p=None if True else"),
             Mutant("abs(weights.sum() - 1) > 1e-6", "False"),
         ],
     ),
     "caching": (
         ["caching", "derivations"],
         [
-            Mutant("state.uses % every == 0", "state.uses % every == 1"),
+            Mutant("state.uses % self.every == 0", "state.uses % self.every == 1"),
             Mutant("state.uses + 1, bits, inner", "state.uses, bits, inner"),
-            Mutant(
-                "return state.bits, state.inner", "return _pack(params), state.inner"
-            ),
             Mutant(
                 "CachedState(state.uses + 1, bits, inner)",
                 "CachedState(state.uses + 1, bits, state.inner)",
             ),
+            Mutant("128 >> jnp.arange(8)", "64 >> jnp.arange(8)"),
+        ],
+    ),
+    "axes": (
+        ["axes"],
+        [
+            Mutant(
+                'many = "input" if part == "out"', 'many = "output" if part == "out"'
+            ),
+            Mutant("if 1 < len(bias) < len(shape)", "if False"),
+            Mutant("and beside in shapes", "and beside not in shapes"),
+            Mutant(
+                "own.assumed or (usual.assumed and None in own.roles)", "usual.assumed"
+            ),
+            Mutant("if layers >= 0 else None", "if layers == 0 else None"),
+            Mutant('"transpose" in parent', '"transpose" not in parent'),
+        ],
+    ),
+    "paths": (
+        ["axes"],
+        [
+            Mutant("(*path, *inner[1:])", "(*path, *inner)"),
+            Mutant('parent.__name__ == "Variable"', "True"),
         ],
     ),
     "leaves": (
-        ["leaves", "sparsity"],
+        ["leaves", "axes"],
         [
+            Mutant("if leaf.axes.is_matrix:", "if jnp.ndim(leaf.value) >= 2:"),
             Mutant(
-                "chosen = [jnp.ndim(leaf) >= 2 for", "chosen = [jnp.ndim(leaf) >= 1 for"
+                "search(self.pattern, path) is None",
+                "match(self.pattern, path) is None",
             ),
-            Mutant("search(path) is None", "match(path) is None"),
-            Mutant("search(path) is not None", "match(path) is not None"),
+            Mutant(
+                "search(self.pattern, path) is not None",
+                "match(self.pattern, path) is not None",
+            ),
         ],
     ),
     "compress": (
         ["compress"],
         [
-            Mutant("jnp.where(mask, u, -p.astype(u.dtype))", "jnp.where(mask, u, 0)"),
-            Mutant("jax.tree.map(jnp.array, masks)", "masks"),
+            Mutant("-param.astype(dtype))", "0)"),
+            Mutant("jnp.promote_types(update.dtype, param.dtype)", "update.dtype"),
+            Mutant("[jnp.array(mask) for", "[mask for"),
+            Mutant("leaf != 0 if is_chosen", "leaf == 0 if is_chosen"),
+            Mutant("prunable(params, where), strict", "prunable(params), strict"),
         ],
     ),
     "batch_norm": (
         ["batch_norm"],
         [
-            Mutant("(new / (count * part))", "(new / count)"),
-            Mutant("count += 1", "count = 1"),
-            Mutant(
-                "lambda one, zero: 1 - (one - zero)", "lambda one, zero: one - zero"
-            ),
+            Mutant("total[i] / count", "total[i]"),
+            Mutant("enumerate(batches, start=1)", "enumerate(batches, start=2)"),
+            Mutant("change[i] / momentum.weight[i], values", "change[i], values"),
+            Mutant("_LARGE = 2.0**64", "_LARGE = 2.0**4"),
+            Mutant("np.where(moves[i], 0, old[i])", "np.zeros(old[i].shape)"),
+            Mutant("} | raised", "}"),
+            Mutant("| momentum.counters", ""),
+            Mutant("if steps == 1:", "if steps:"),
+            Mutant("_raised(old[i], passes)", "old[i]"),
+        ],
+    ),
+    "training_pass": (
+        ["batch_norm"],
+        [
+            Mutant("jnp.promote_types(dtypes[i], jnp.float32)", "dtypes[i]"),
+            Mutant("np.array(leaf, np.float64 if", "np.asarray(leaf, np.float32 if"),
+            Mutant("self._with(self.old | values", "self._with(values"),
+            Mutant("return jax.device_put(value, leaf.sharding)", "pass"),
         ],
     ),
     "fisher": (
         ["fisher", "second_order"],
         [
             Mutant("width = max(1, min(block_size, leaf.size))", "width = block_size"),
-            Mutant("jnp.moveaxis(rows, 0, -1)", "rows"),
+            Mutant("order.index(axis) for axis in", "axis for axis in"),
             Mutant("one / damping**0.5", "one / damping"),
             Mutant("jnp.sqrt(1 + jnp.sum(v**2", "jnp.sqrt(2 + jnp.sum(v**2"),
             Mutant("(c * (c + 1))", "(c * c)"),
-            Mutant(
-                "jnp.sqrt(2 * jnp.sum(root**2, axis=-1))", "jnp.sqrt(2 * root[..., 0])"
-            ),
+            Mutant("jnp.sqrt(2 * diagonal)", "jnp.sqrt(2 * root[..., 0])"),
             Mutant("weights - along * weights", "weights + along * weights"),
             Mutant("root - along[:, :, None] * row[:, None, :]", "root"),
             Mutant("fori_loop(0, blocks // _PART", "fori_loop(1, blocks // _PART"),
-            Mutant("wide(gradients[i]) / count**0.5", "wide(gradients[i])"),
-            Mutant("jnp.where(kept[i], wide", "jnp.where(True, wide"),
+            Mutant(
+                "wide(gradients[place.leaf]) / count**0.5",
+                "wide(gradients[place.leaf])",
+            ),
+            Mutant("jnp.isfinite(jnp.sum(g**2) / damping)", "jnp.isfinite(g).all()"),
+            Mutant("jnp.where(kept[place.leaf], wide", "jnp.where(True, wide"),
             Mutant("jnp.minimum(micro_batch, count - start)", "micro_batch"),
             Mutant("* group + jnp.arange(group)", "* group"),
             Mutant("leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))", "leaf"),
         ],
     ),
-    "second_order": (
+    "finite": (
+        ["second_order_refusals"],
+        [
+            Mutant("jnp.isfinite(leaf).all()", "jnp.isfinite(leaf).any()"),
+            Mutant("first = number * examples_per_gradient", "first = number"),
+        ],
+    ),
+    "curvature": (
         ["second_order", "second_order_refusals"],
         [
             Mutant("jnp.maximum(ranks, jnp.finfo(ranks.dtype).tiny)", "ranks"),
@@ -275,8 +352,14 @@ MUTANTS = {
                 "Projection(params, masks)",
             ),
             Mutant("moved.astype(leaves[i].dtype)", "moved"),
-            Mutant("kept_count(size, share)", "kept_count(size, sparsity)"),
+            Mutant(
+                "self._counts(leaves, share)", "self._counts(leaves, self.sparsity)"
+            ),
             Mutant("if size % examples_per_gradient:", "if False:"),
+            Mutant("self._check_concrete(params)", "pass"),
+            Mutant("if chosen[i] and jnp.size(leaf.value)", "if chosen[i]"),
+            Mutant("kept_count(size // n, share)", "kept_count(size, share)"),
+            Mutant("(*axes.stack, *axes.outputs)", "(*axes.stack,)"),
         ],
     ),
 }

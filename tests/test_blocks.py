@@ -116,8 +116,31 @@ def test_a_leaf_that_the_block_does_not_divide_stays_dense_and_is_reported():
     masks = compress(params, projector).masks
     assert not masks["even"].all()
     assert masks["odd"].all()
-    report = sparsity_report(*compress(params, projector))
-    assert "odd" in str(report)
+    report = sparsity_report(*compress(params, projector), projector)
+    assert [leaf.note for leaf in report.leaves] == [
+        "assumed to be Axes('input', 'output')",
+        "dense: fewer than 2 dimensions",
+        "dense: 4 does not divide its 6 outputs",
+    ]
+
+
+@given(strategies.arrays((5, 7)), strategies.sparsities())
+def test_blocks_at_the_edge_are_scored_by_what_is_there(kernel, sparsity):
+    (values,), (masks,) = compress([kernel], top_k(sparsity, block=(4, 2), pad=True))
+    filled = np.full((8, 8), np.nan)
+    filled[:5, :7] = np.asarray(kernel, np.float64)
+    blocks = filled.reshape(2, 4, 4, 2)
+    scores = np.sqrt(np.nanmean(blocks**2, axis=(1, 3)))
+    k = kept_count(8, sparsity)
+    kept = np.asarray(masks)
+    np.testing.assert_array_equal(values, np.where(kept, kernel, 0))
+    whole = np.pad(kept, ((0, 3), (0, 1)), mode="edge").reshape(2, 4, 4, 2)
+    assert (whole == whole[:, :1, :, :1]).all()
+    whole = whole[:, 0, :, 0]
+    assert whole.sum() == k
+    threshold = np.sort(scores.ravel())[-k]
+    assert whole[scores > threshold * (1 + 1e-5)].all()
+    assert not whole[scores < threshold * (1 - 1e-5)].any()
 
 
 def test_a_block_that_divides_nothing_is_refused_at_init():

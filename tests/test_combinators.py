@@ -14,6 +14,7 @@ from watching import Watched
 from cram_jax import (
     Projection,
     Projector,
+    cached,
     compose,
     compress,
     fake_quant,
@@ -170,13 +171,20 @@ def test_compose_hands_each_member_its_state_and_a_key_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"scope": "layer"}, {"block": (1, 2)}, {"where": matching("a")}],
-    ids=["plain", "scope", "block", "where"],
+    "make",
+    [
+        top_k,
+        lambda sparsity: top_k(sparsity, scope="layer"),
+        lambda sparsity: top_k(sparsity, block=(1, 2)),
+        lambda sparsity: top_k(sparsity, where=matching("a")),
+        lambda sparsity: top_k(sparsity, where={"a": True, "b": False}),
+        lambda sparsity: compose(top_k(sparsity), fake_quant(4)),
+    ],
+    ids=["plain", "scope", "block", "where", "tree", "compose"],
 )
-def test_one_program_serves_top_k_of_many_sparsities(options):
+def test_one_program_serves_members_that_differ_in_sparsity(make):
     params = {"a": jax.random.normal(jax.random.key(0), (6, 8)), "b": jnp.ones((3, 4))}
-    members = [top_k(sparsity, **options) for sparsity in (0.29, 0.5, 1 - 1 / 3)]
+    members = [make(sparsity) for sparsity in (0.29, 0.5, 1 - 1 / 3)]
     together = one_of(*members)
     # Watched members have nothing in common, so that each gets a program.
     apart = one_of(*(Watched(member, lambda *_: None) for member in members))
@@ -191,6 +199,25 @@ def test_one_program_serves_top_k_of_many_sparsities(options):
     for seed in range(8):
         key = jax.random.key(seed)
         chex.assert_trees_all_equal(one[0](key), several[0](key))
+
+
+def test_members_alike_share_a_program_beside_others():
+    params = {"a": jax.random.normal(KEY, (6, 8))}
+    members = [fake_quant(4), top_k(0.25), cached(top_k(0.5), every=2), top_k(0.75)]
+    together = one_of(*members)
+    apart = one_of(*(Watched(member, lambda *_: None) for member in members))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(projector, keys):
+        def use(state, key):
+            projection, state = projector.project(params, state, key)
+            return state, projection
+
+        return jax.lax.scan(use, projector.init(params), keys)[1]
+
+    keys = jax.random.split(KEY, 12)
+    chex.assert_trees_all_equal(run(together, keys), run(apart, keys))
+    assert len(together._groups()) == 3
 
 
 def test_top_k_of_other_leaves_is_not_taken_for_the_same():

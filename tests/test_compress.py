@@ -66,6 +66,47 @@ def test_the_masks_live_in_the_state_and_survive_donation():
     assert "dense<" not in lowered.replace("dense<0.000000e+00>", "")
 
 
+def test_without_masks_the_zeros_of_the_chosen_leaves_stay():
+    params = {"w": jnp.array([[0.0, -2.0], [3.0, 0.0]]), "bias": jnp.zeros(2)}
+    updates = jax.tree.map(jnp.ones_like, params)
+
+    def after(**options):
+        rule = keep_pruned(**options)
+        held, _ = jax.jit(rule.update)(updates, rule.init(params), params)
+        return optax.apply_updates(params, held)
+
+    weights = jnp.array([[0.0, -1.0], [4.0, 0.0]])
+    chex.assert_trees_all_equal(after(), {"w": weights, "bias": jnp.ones(2)})
+    chex.assert_trees_all_equal(
+        after(where=lambda path, leaf: path == "bias"),
+        {"w": params["w"] + 1, "bias": jnp.zeros(2)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("updates_dtype", "params_dtype"),
+    [("bfloat16", "float32"), ("float16", "bfloat16"), ("float32", "bfloat16")],
+)
+def test_pruned_weights_are_zero_whatever_the_dtypes(updates_dtype, params_dtype):
+    """The weights need all the bits of their dtype, and were not pruned before."""
+    rng = np.random.default_rng(0)
+    params = jnp.asarray(rng.normal(size=(8, 8)), params_dtype)
+    updates = jnp.asarray(rng.normal(size=(8, 8)), updates_dtype)
+    mask = jnp.asarray(rng.random((8, 8)) < 0.5)
+    rule = keep_pruned(mask)
+    held, _ = rule.update(updates, rule.init(params), params)
+    expected = jnp.where(mask, optax.apply_updates(params, updates), 0)
+    np.testing.assert_array_equal(optax.apply_updates(params, held), expected)
+
+
+def test_optax_maps_over_the_masks():
+    params = {"w": jnp.array([[0.0, 2.0]]), "bias": jnp.zeros(1)}
+    for rule in (keep_pruned(), keep_pruned(compress(params, top_k(0.5)).masks)):
+        state = rule.init(params)
+        mapped = optax.tree.map_params(rule, lambda mask, p: (mask, p), state, params)
+        assert mapped.masks["w"] == (state.masks["w"], params["w"])
+
+
 def test_masks_that_do_not_fit_are_refused():
     params = {"w": jnp.ones((4, 4))}
     with pytest.raises(TypeError, match=r"masks\['w'\] must be bool, got float32"):
@@ -76,6 +117,8 @@ def test_masks_that_do_not_fit_are_refused():
         ValueError, match=r"masks\['w'\] must have the shape .* \(4, 4\)"
     ):
         keep_pruned({"w": jnp.ones(4, bool)}).init(params)
+    with pytest.raises(ValueError, match="where says whose zeros .* got both"):
+        keep_pruned({"w": jnp.ones((4, 4), bool)}, where=lambda path, leaf: True)
     transformation = keep_pruned({"w": jnp.ones((4, 4), bool)})
     with pytest.raises(ValueError, match="keep_pruned needs params"):
         transformation.update(params, transformation.init(params))
@@ -94,5 +137,9 @@ def test_compress_draws_with_the_key_it_is_given():
     def count(seed):
         return compress(params, projector, key=jax.random.key(seed)).masks["w"].sum()
 
-    kept = {int(count(seed)) for seed in range(8)}
-    assert kept == {12, 4}
+    kept = [int(count(seed)) for seed in range(8)]
+    assert set(kept) == {12, 4}
+    for key in (3, np.int32(3), jax.random.PRNGKey(3)):
+        assert compress(params, projector, key=key).masks["w"].sum() == kept[3]
+    with pytest.raises(TypeError, match="key must be a PRNG key or an integer seed"):
+        compress(params, projector, key="3")

@@ -15,18 +15,30 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 absorb = jax.jit(fisher.absorb)
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 3), (2, 3, 4), (3, 1), (30, 20)])
+@pytest.mark.parametrize(
+    ("shape", "order"),
+    [
+        ((), ()),
+        ((1,), (0,)),
+        ((7,), (0,)),
+        ((5, 3), (1, 0)),
+        ((5, 3), (0, 1)),
+        ((2, 3, 4), (2, 0, 1)),
+        ((2, 3, 4), (1, 2, 0)),
+        ((30, 20), (1, 0)),
+    ],
+)
 @pytest.mark.parametrize("block_size", [1, 4, 100])
-def test_blocks_hold_the_weights_of_an_output_in_order(shape, block_size):
+def test_blocks_hold_the_weights_in_order(shape, order, block_size):
     leaf = jnp.arange(1.0, 1 + np.prod(shape)).reshape(shape)
-    blocks = fisher.to_blocks(leaf, block_size)
+    blocks = fisher.to_blocks(leaf, block_size, order)
     size = np.size(leaf)
     assert blocks.shape[1] == min(block_size, size)
     assert blocks.size - size < blocks.shape[1] * (1 if size < 200 else 128)
-    flat = np.moveaxis(np.atleast_1d(leaf), -1, 0).ravel()
+    flat = np.transpose(leaf, order).ravel()
     np.testing.assert_array_equal(blocks.ravel()[:size], flat)
     assert (blocks.ravel()[size:] == 0).all()
-    np.testing.assert_array_equal(fisher.from_blocks(blocks, leaf), leaf)
+    np.testing.assert_array_equal(fisher.from_blocks(blocks, leaf, order), leaf)
 
 
 @given(
@@ -96,3 +108,9 @@ def test_single_precision_with_the_smallest_damping_agrees_with_double():
                 root = absorb(root, jnp.asarray(row)[None] / 10)
             results.append(np.asarray(jnp.sum(root**2, -1)))
     np.testing.assert_allclose(*results, rtol=1e-2)
+
+
+def test_a_curvature_beyond_all_digits_makes_no_saliency_undefined():
+    saliencies = fisher.saliency_root(jnp.zeros((1, 2, 2)), jnp.array([[0.0, 1.0]]))
+    assert saliencies[0, 0] == 0
+    assert 1e18 < saliencies[0, 1] < jnp.inf

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cram_jax import cram_plus, subsampled, top_k
+from cram_jax import cram, cram_plus, identity, loss_scaled, subsampled, top_k
 
 
 def loss_fn(params, x, y, scale=1.0):
@@ -24,7 +24,7 @@ def make_inputs(size=16):
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 4, 16, 20])
-def test_every_so_manieth_example_is_used(every):
+def test_every_nth_example_is_used(every):
     inputs = make_inputs()
     params = jnp.ones((3, 1))
     loss = subsampled(loss_fn, "x", "y", every=every)(params, **inputs, scale=2.0)
@@ -35,6 +35,14 @@ def test_every_so_manieth_example_is_used(every):
         scale=2.0,
     )
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_arguments_may_be_passed_by_position():
+    inputs, params = make_inputs(), jnp.ones((3, 1))
+    loss = subsampled(loss_fn, "x", "y", every=4)
+    expected = loss(params, **inputs, scale=2.0)
+    assert loss(params, inputs["x"], inputs["y"], 2.0) == expected
+    assert loss(params, inputs["x"], y=inputs["y"], scale=2.0) == expected
 
 
 def test_arguments_that_are_not_named_stay_whole():
@@ -131,8 +139,58 @@ def test_a_loss_that_takes_any_argument_can_be_subsampled_by_any_name():
 
     loss = subsampled(loss_fn, "batch", every=2)
     assert loss(jnp.ones(1), batch=jnp.ones(6)) == 3
+    with pytest.raises(TypeError, match="no argument 'params' to subsample"):
+        subsampled(loss_fn, "params", every=2)
 
 
 def test_a_scalar_has_no_examples():
     with pytest.raises(ValueError, match="x/inputs must have the examples along axis"):
         subsampled(loss_fn, "x", every=2)(jnp.ones(1), x={"inputs": 1.0}, y=0)
+
+
+def narrow_loss(params, x, y):
+    """Its gradient with respect to the outputs is too small for float16."""
+    x, y = x.astype(jnp.float16), y.astype(jnp.float16)
+    outputs = x @ params.astype(jnp.float16)
+    return 2e-8 * jnp.mean((outputs - y).astype(jnp.float32) ** 2)
+
+
+def narrow_inputs():
+    rng = np.random.default_rng(0)
+    params = rng.normal(size=(3, 1)).astype(np.float32)
+    return params, {"x": rng.normal(size=(8, 3)), "y": rng.normal(size=(8, 1))}
+
+
+@pytest.mark.parametrize("scale", [65536.0, np.float32(30000), jnp.float32(65536.0)])
+def test_a_scaled_loss_has_the_gradient_that_underflows_otherwise(scale):
+    params, inputs = narrow_inputs()
+    x, y = inputs["x"], inputs["y"]
+    expected = 2e-8 * 2 / 8 * x.T @ (x @ params - y)
+    rule = cram(loss_scaled(narrow_loss, scale), identity(), 0.0)
+    updates, state = rule.update(params, rule.init(params), params, **inputs)
+    assert jnp.all(jax.grad(narrow_loss)(params, **inputs) == 0)
+    # float16 has eleven bits, and the sums cancel.
+    np.testing.assert_allclose(updates, expected, rtol=0.02)
+    np.testing.assert_allclose(state.compressed_loss, narrow_loss(params, **inputs))
+
+
+def test_a_scaled_loss_keeps_values_auxiliary_data_and_arguments():
+    def loss_fn(params, x, *, offset):
+        return jnp.sum(params * x) + offset, {"x": x, "count": 3}
+
+    loss = loss_scaled(loss_fn, 8.0)
+    params, x = jnp.array([1.0, 2.0]), jnp.array([0.5, 0.25])
+    value, aux = loss(params, x, offset=1.0)
+    assert (value, aux["count"]) == (2.0, 3)
+    grads, _ = jax.jit(jax.grad(loss, has_aux=True))(params, x, offset=1.0)
+    np.testing.assert_array_equal(grads, x)
+    _, tangent = jax.jvp(lambda p: loss(p, x, offset=1.0)[0], (params,), (x,))
+    assert tangent == 0.5**2 + 0.25**2
+
+
+@pytest.mark.parametrize("scale", ["1", True, None, np.ones(2)])
+def test_a_scale_that_is_no_number_is_refused(scale):
+    with pytest.raises(TypeError, match="scale must be a number, got"):
+        loss_scaled(loss_fn, scale)
+    with pytest.raises(TypeError, match="loss_fn must be a function, got 3"):
+        loss_scaled(3, 1.0)

@@ -151,6 +151,29 @@ def test_the_gradient_passes_straight_through():
     np.testing.assert_array_equal(jax.grad(loss)(kernel), weights)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [("float16", 2), ("float16", 8), ("bfloat16", 8), ("float32", 8)],
+)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_at_the_end_of_the_range_stay_finite(dtype, symmetric, bits):
+    limit = float(jnp.finfo(dtype).max)
+    kernel = jnp.asarray([[limit, -0.9 * limit], [-0.92 * limit, 0.3 * limit]], dtype)
+    (rounded,) = compress([kernel], fake_quant(bits, symmetric=symmetric)).params
+    expected = references.fake_quant(np.asarray(kernel, np.float64), bits, symmetric)
+    expected = np.clip(expected, -limit, limit)
+    np.testing.assert_allclose(
+        np.asarray(rounded, np.float64), expected, rtol=2 * float(jnp.finfo(dtype).eps)
+    )
+
+
+@pytest.mark.parametrize("clip", ["max", "least_squares"])
+def test_a_leaf_without_entries_stays_so(clip):
+    params = {"a": jnp.ones((0, 3)), "b": jnp.ones((3, 0)), "c": jnp.ones((4, 4))}
+    rounded = compress(params, fake_quant(4, symmetric=False, clip=clip)).params
+    assert [leaf.shape for leaf in jax.tree.leaves(rounded)] == [(0, 3), (3, 0), (4, 4)]
+
+
 def test_a_leaf_of_one_dimension_has_one_scale():
     (rounded,) = compress(
         [jnp.array([1.0, 0.4, -3.0])], fake_quant(2, where=lambda path, leaf: True)

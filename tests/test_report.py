@@ -1,7 +1,18 @@
+import jax
 import jax.numpy as jnp
 import pytest
 
-from cram_jax import compress, n_m, sparsity_report, top_k
+from cram_jax import (
+    Axes,
+    all_but,
+    cached,
+    compose,
+    compress,
+    fake_quant,
+    n_m,
+    sparsity_report,
+    top_k,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -29,13 +40,55 @@ def test_counts_and_bytes():
 
 
 def test_a_leaf_left_dense_is_listed_with_the_reason():
-    report = sparsity_report(*compress(PARAMS, n_m(2, 4)))
+    projector = n_m(2, 4)
+    report = sparsity_report(*compress(PARAMS, projector), projector)
     assert [leaf.note for leaf in report.leaves] == [
         "dense: fewer than 2 dimensions",
-        "dense",
-        "",
+        "dense: 4 does not divide its 2 inputs",
+        "assumed to be Axes('input', 'output')",
     ]
     assert report.leaves[2].sparsity == 0.5
+
+
+def test_reasons_come_from_every_member_of_a_combination():
+    where = all_but("conv")
+    projector = compose(
+        cached(n_m(2, 4, axes=flax_axes, where=where), every=2),
+        fake_quant(4, axes=flax_axes, where=where),
+    )
+    report = sparsity_report(*compress(PARAMS, projector), projector)
+    assert [leaf.note for leaf in report.leaves] == [
+        "dense: fewer than 2 dimensions",
+        "dense: not in `where`",
+        "",
+    ]
+
+
+def flax_axes(path, leaf):
+    windows = ["window"] * (leaf.ndim - 2)
+    return Axes(*windows, "input", "output") if leaf.ndim > 1 else None
+
+
+def test_zeros_of_a_bias_are_not_sparsity():
+    params = {"bias": jnp.zeros(4), "kernel": jnp.eye(4), "scale": jnp.zeros((2, 4))}
+    report = sparsity_report(params)
+    assert [leaf.kept for leaf in report.leaves] == [4, 4, 8]
+    assert report.leaves[2].note == "dense: added or multiplied, not contracted"
+
+
+def test_what_is_not_a_number_is_dense():
+    params = {
+        "key": jax.random.key(0),
+        "kernel": jnp.eye(4),
+        "step": jnp.zeros([], int),
+    }
+    projector = top_k(0.5)
+    for report in (
+        sparsity_report(params),
+        sparsity_report(*compress(params, projector), projector),
+    ):
+        assert [leaf.kept for leaf in report.leaves[1:]] == [1, 1]
+        assert report.leaves[1].bytes == 8
 
 
 def test_without_masks_zeros_are_counted():
@@ -59,6 +112,11 @@ def test_the_table_has_a_line_a_leaf_and_a_total():
 
 def test_an_empty_leaf_has_no_sparsity():
     assert sparsity_report({"kernel": jnp.zeros((0, 3))}).sparsity == 0
+
+
+def test_something_that_is_no_projector_is_refused():
+    with pytest.raises(TypeError, match="projector must be a Projector, got 0.5"):
+        sparsity_report(PARAMS, None, 0.5)
 
 
 def test_masks_of_another_structure_are_refused():

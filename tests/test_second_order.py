@@ -13,7 +13,15 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import second_order_accuracy as digits
-from cram_jax import compress, second_order_prune, top_k
+from cram_jax import (
+    Axes,
+    compose,
+    compress,
+    fake_quant,
+    second_order,
+    second_order_prune,
+    top_k,
+)
 from cram_jax.sparsity import kept_count
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -315,8 +323,8 @@ def test_sharded_parameters_get_the_same_masks(specs, axis_type):
         loss_fn = loss_on(
             lambda leaf: jax.sharding.reshard(leaf, P()) if explicit else leaf
         )
-        result = jax.jit(partial(prune, loss_fn))(
-            sharded, jax.device_put(examples, NamedSharding(mesh, P()))
+        result = prune(
+            loss_fn, sharded, jax.device_put(examples, NamedSharding(mesh, P()))
         )
     jax.tree.map(np.testing.assert_array_equal, result.masks, expected.masks)
     # Sums over devices in another order.
@@ -356,3 +364,72 @@ def test_an_example_reaches_the_loss_as_a_batch_of_one():
         recomputations=1,
     )
     assert set(shapes) == {((1, 3), (1,))}
+
+
+def test_it_is_a_projector_that_composes():
+    params = {"w": small_params()["one"].astype("float32")}
+    examples = examples_for(params, 8)
+    projector = second_order(0.5, linear, examples, recomputations=1)
+    assert repr(projector) == "second_order(0.5, ...)"
+    expected = second_order_prune(linear, params, examples, 0.5, recomputations=1)
+    jax.tree.map(np.testing.assert_array_equal, compress(params, projector), expected)
+    both = compress(params, compose(projector, fake_quant(4)))
+    jax.tree.map(np.testing.assert_array_equal, both.masks, expected.masks)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        both.params,
+        compress(expected.params, fake_quant(4)).params,
+    )
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_leaves_of_no_entries_change_nothing(scope):
+    params = {"w": small_params()["one"].astype("float32")}
+    empty = {"none": jnp.zeros((0, 3))}
+    prune = partial(
+        second_order_prune, linear, sparsity=0.5, scope=scope, recomputations=1
+    )
+    result = prune(params | empty, examples_for(params | empty, 8))
+    assert result.params["none"].shape == result.masks["none"].shape == (0, 3)
+    assert int(result.masks["w"].sum()) == 8
+    alone = prune(empty, examples_for(empty, 8))
+    assert alone.masks["none"].shape == (0, 3)
+
+
+def test_axes_say_which_weights_share_a_block_and_which_are_a_layer():
+    """Two stacked layers of (outputs, inputs) are two of (inputs, outputs)."""
+    params = {
+        name: jnp.asarray(np.random.default_rng(seed).normal(size=(4, 3)), "float32")
+        for seed, name in enumerate("ab")
+    }
+    examples = examples_for(params, 12)
+    prune = partial(
+        second_order_prune, linear, sparsity=0.5, scope="layer", block_size=4,
+        damping=1e-3, recomputations=1,
+    )  # fmt: skip
+    expected = prune(params, examples)
+
+    def stack(tree):
+        return {"w": jnp.stack([jnp.swapaxes(tree[name], -1, -2) for name in "ab"], -3)}
+
+    axes = {"w": Axes("stack", "output", "input")}
+    result = prune(stack(params), {"x": stack(examples["x"])}, axes=axes)
+    jax.tree.map(np.testing.assert_array_equal, result.masks, stack(expected.masks))
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+        result.params,
+        stack(expected.params),
+    )
+
+
+def test_its_memory_can_be_asked_for():
+    """Roots alone are block_size floats a weight; the last block is filled up."""
+    params = {"w": jnp.ones((10, 20))}
+    examples = examples_for(params, 4)
+
+    def temporary(block_size):
+        projector = second_order(0.5, linear, examples, block_size=block_size)
+        memory = projector.lower(params).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    assert temporary(50) > 4 * 50 * 200 > temporary(5) > 4 * 5 * 200

@@ -1,10 +1,11 @@
 """What second-order pruning refuses, and what it says."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cram_jax import second_order_prune
+from cram_jax import compress, cram, second_order, second_order_prune
 
 
 def linear(params, x):
@@ -96,3 +97,74 @@ def test_bad_input_is_refused(options, error, message):
     }  # fmt: skip
     with pytest.raises(error, match=message):
         second_order_prune(**(arguments | options))
+
+
+def examples_with(example, value):
+    x = np.ones((6, 2, 3), np.float32)
+    x[example, 1, 2] = value
+    return {"x": {"w": x}}
+
+
+# 1e17 is finite, but its square over a damping of 1e-7 is not.
+@pytest.mark.parametrize(
+    ("value", "group", "named"),
+    [
+        (np.nan, 1, "example 4"),
+        (-np.inf, 2, "examples 4 to 5"),
+        (1e17, 1, "example 4"),
+    ],
+)
+def test_a_gradient_that_is_not_finite_names_its_example_and_leaf(value, group, named):
+    projector = second_order(
+        0.5, linear, examples_with(4, value), examples_per_gradient=group, micro_batch=4
+    )
+    with pytest.raises(
+        ValueError, match=rf"that of {named} .* params\['w'\] is not fi"
+    ):
+        compress(PARAMS, projector)
+
+
+def test_a_gradient_of_what_is_pruned_already_need_not_be_finite():
+    masks = {"w": jnp.ones((2, 3), bool).at[1, 2].set(False)}
+    result = second_order_prune(
+        linear, PARAMS, examples_with(4, np.nan), 0.5, masks=masks
+    )
+    assert int(result.masks["w"].sum()) == 3
+    assert jnp.isfinite(result.params["w"]).all()
+
+
+def test_weights_that_are_not_finite_are_named():
+    params = {"w": PARAMS["w"].at[0, 1].set(jnp.nan)}
+    with pytest.raises(ValueError, match=r"params\['w'\] must be finite"):
+        second_order_prune(linear, params, EXAMPLES, 0.5)
+
+
+def test_weights_that_move_out_of_their_dtype_are_named():
+    """Six weights of 60,000 are one of 360,000, beyond float16."""
+    params = {"w": jnp.full((2, 3), 6e4, jnp.float16)}
+
+    def loss_fn(params, x):
+        return jnp.sum(params["w"].astype("float32") * x["w"].mean(0))
+
+    with pytest.raises(ValueError, match=r"damping must be larger: .* params\['w'\]"):
+        second_order_prune(loss_fn, params, EXAMPLES, 0.8, recomputations=1)
+
+
+@pytest.mark.parametrize("traced", ["params", "examples"])
+def test_a_traced_call_is_refused(traced):
+    arguments = {"params": PARAMS, "examples": EXAMPLES}
+
+    @jax.jit
+    def prune(value):
+        return second_order_prune(linear, sparsity=0.5, **(arguments | {traced: value}))
+
+    with pytest.raises(TypeError, match=r"second_order\(0.5, ...\) prunes .* once and"):
+        prune(arguments[traced])
+
+
+def test_training_for_it_is_refused():
+    projector = second_order(0.5, linear, EXAMPLES)
+    optimizer = cram(linear, projector, rho=0.1)
+    state = optimizer.init(PARAMS)
+    with pytest.raises(TypeError, match="call compress outside jit, and train for top"):
+        jax.jit(optimizer.update)(PARAMS, state, PARAMS, x=EXAMPLES["x"])

@@ -126,6 +126,50 @@ def test_cram_plus_is_the_dense_gradient_plus_cram():
         chex.assert_trees_all_equal(state.compressed_loss, plus_state.compressed_loss)
 
 
+@pytest.mark.parametrize("make", TRANSFORMATIONS.values(), ids=TRANSFORMATIONS)
+def test_a_loss_that_arrives_at_update_gives_the_same(make):
+    params, batch = make_params(), make_batch()
+    grads = jax.grad(loss_fn)(params, batch)
+
+    def closure(params):
+        return loss_fn(params, batch), "dropped"
+
+    known, arriving = (
+        make(loss, top_k(0.5), 0.1, has_aux=loss is None) for loss in (loss_fn, None)
+    )
+    state = known.init(params)
+    expected = known.update(grads, state, params, batch=batch)
+    ours = arriving.update(grads, state, params, value_fn=closure)
+    chex.assert_trees_all_equal(ours, expected)
+
+
+def test_a_loss_that_arrives_takes_arguments_by_name_too():
+    params, batch = make_params(), make_batch()
+    grads = jax.grad(loss_fn)(params, batch)
+    known, arriving = (cram_plus(loss, top_k(0.5)) for loss in (loss_fn, None))
+    state = known.init(params)
+    expected = known.update(grads, state, params, batch=batch)
+    ours = arriving.update(
+        grads, state, params=params, value_fn=loss_fn, batch=batch, value=1.0
+    )
+    chex.assert_trees_all_equal(ours, expected)
+
+
+def test_arguments_of_the_loss_may_be_called_state_and_updates():
+    def loss(params, state, updates):
+        return loss_fn(params, (state, updates))
+
+    params, (x, y) = make_params(), make_batch()
+    grads = jax.grad(loss)(params, x, y)
+    for make in (cram, cram_plus, compressed_sam):
+        rule, expected = make(loss, top_k(0.5)), make(loss_fn, top_k(0.5))
+        state = rule.init(params)
+        chex.assert_trees_all_equal(
+            rule.update(grads, state, params, state=x, updates=y),
+            expected.update(grads, state, params, batch=(x, y)),
+        )
+
+
 def test_sam_is_cram_with_the_identity_and_a_normalised_gradient():
     expected = run(cram(loss_fn, identity(), 0.1, normalize=True))[0]
     chex.assert_trees_all_equal(run(sam(loss_fn, 0.1))[0], expected)
@@ -158,6 +202,22 @@ def test_rho_zero_is_the_gradient_of_the_compressed_model():
     inner = jax.grad(loss_fn)(pruned, batch)
     assert_close(updates, jax.tree.map(lambda m, g: jnp.where(m, g, 0), masks, inner))
     assert_close(state.compressed_loss, loss_fn(pruned, batch))
+
+
+@pytest.mark.parametrize("rho", [0, 0.0, np.float32(0)])
+def test_rho_zero_does_not_read_the_updates(rho):
+    params, batch = make_params(), make_batch()
+    rule = cram(loss_fn, top_k(0.5), rho)
+    state = rule.init(params)
+    nothing = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
+    ours, _ = rule.update(nothing, state, params, batch=batch)
+    other, _ = rule.update(None, state, params, batch=batch)
+    chex.assert_trees_all_equal(ours, other)
+    chex.assert_tree_all_finite(ours)
+    for options in ({"rho": jnp.zeros([])}, {"rho": 0.0, "normalize": True}):
+        reads = cram(loss_fn, top_k(0.5), **options)
+        updates, _ = reads.update(nothing, state, params, batch=batch)
+        assert jnp.isnan(updates["last"]["bias"]).all()
 
 
 def test_the_ascent_moves_leaves_that_the_projector_leaves_alone():
@@ -264,11 +324,25 @@ def test_a_loss_that_takes_any_argument_gets_them_all():
 
 def test_the_same_seed_draws_the_same():
     projector = one_of(*(top_k(s) for s in (0.2, 0.5, 0.8)))
-    seeds = [0, 0, jax.random.key(0), 1]
+    seeds = [0, np.int32(0), jax.random.key(0), jax.random.PRNGKey(0), 1]
     runs = [run(cram_plus(loss_fn, projector, key=seed), steps=5) for seed in seeds]
-    chex.assert_trees_all_equal(runs[0][0], runs[1][0], runs[2][0])
+    for other in runs[1:4]:
+        chex.assert_trees_all_equal(runs[0], other)
     with pytest.raises(AssertionError):
-        chex.assert_trees_all_equal(runs[0][0], runs[3][0])
+        chex.assert_trees_all_equal(runs[0][0], runs[4][0])
+
+
+def test_the_draws_are_those_of_the_key_that_is_split_at_every_step():
+    seen, params = [], {"w": jnp.ones(2)}
+    watched = Watched(identity(), lambda params, key, projection: seen.append(key))
+    for key in (jax.random.key(3), jax.random.key(3, impl="rbg")):
+        rule = cram(lambda params: jnp.sum(params["w"]), watched, key=key)
+        state = rule.init(params)
+        assert state.key.dtype == jnp.uint32
+        for _ in range(3):
+            _, state = rule.update(params, state, params)
+            key, draw = jax.random.split(key)
+            assert jnp.array_equal(seen[-1], draw)
 
 
 def test_a_key_survives_a_step_that_donates_its_state():
@@ -341,6 +415,35 @@ def test_pmap_averages_over_the_axis():
         assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("make", [cram, cram_plus, compressed_sam])
+def test_a_forgotten_axis_name_is_an_error_where_jax_knows_what_varies(make):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread, same = PartitionSpec("data"), PartitionSpec()
+
+    def trace(loss, params_spec, **options):
+        rule = make(loss, identity(), 0.1, **options)
+        step = jax.shard_map(
+            lambda params, batch: run_once(rule, params, params, batch)[0],
+            mesh=mesh,
+            in_specs=(params_spec, spread),
+            out_specs=params_spec,
+        )
+        return jax.eval_shape(step, jnp.ones((4, 2)), jnp.ones((4, 2)))
+
+    def loss(params, batch):
+        return jnp.mean(params * batch)
+
+    def averaged(params, batch):
+        return jax.lax.pmean(loss(params, batch), "data")
+
+    with pytest.raises(ValueError, match="axis_name must name .* got None: .* 'data'"):
+        trace(loss, same)
+    trace(loss, same, axis_name="data")
+    trace(averaged, same)
+    # Every device trains a model of its own: there is nothing to average.
+    trace(loss, spread)
+
+
 def run_once(transformation, grads, params, batch):
     updates, state = transformation.update(
         grads, transformation.init(params), params, batch=batch
@@ -380,3 +483,49 @@ def test_compressed_sam_draws_alike_in_both_projections():
     rule = compressed_sam(loss_fn, Watched(identity(), listener))
     rule.update(params, rule.init(params), params, batch=batch)
     np.testing.assert_array_equal(*drawn)
+
+
+def test_the_program_serves_batches_of_any_size():
+    params, loss = make_params(), cram_jax.subsampled(loss_fn, "batch", every=2)
+    rule = cram_plus(loss, top_k(0.5))
+    state = rule.init(params)
+
+    @jax.jit
+    def update(params, x, y):
+        grads = jax.grad(loss_fn)(params, (x, y))
+        return rule.update(grads, state, params, batch=(x, y))[0]
+
+    def abstract(tree):
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+    (size,) = jax.export.symbolic_shape("n")
+    batch = [jax.ShapeDtypeStruct((size, width), jnp.float32) for width in (4, 2)]
+    exported = jax.export.export(update)(abstract(params), *batch)
+    for size in (6, 7):
+        batch = make_batch(size=size)
+        assert_close(exported.call(params, *batch), update(params, *batch))
+
+
+def test_a_step_without_infinities_passes_the_check_for_them():
+    params, batch = make_params(), make_batch()
+    grads = jax.grad(loss_fn)(params, batch)
+    rule = cram_plus(loss_fn, top_k(0.5))
+    with jax.debug_infs(True), jax.debug_nans(True):
+        state = rule.init(params)
+        rule.update(grads, state, params, batch=batch)
+    assert state.compressed_loss == jnp.finfo(jnp.float32).max
+
+
+@pytest.mark.parametrize("projector", PROJECTORS.values(), ids=PROJECTORS)
+@pytest.mark.parametrize("make", [cram_plus, compressed_sam])
+def test_optax_maps_over_the_state(make, projector):
+    """As one does to shard the state like the parameters."""
+    params = make_params()
+    rule = optax.chain(make(loss_fn, projector), optax.sgd(0.1, momentum=0.9))
+    state = rule.init(params)
+    mapped = optax.tree.map_params(
+        rule, lambda leaf: leaf + 1, state, transform_non_params=lambda leaf: leaf
+    )
+    trace = optax.tree.get(mapped, "trace")
+    chex.assert_trees_all_equal(trace, jax.tree.map(jnp.ones_like, params))
+    chex.assert_trees_all_equal(mapped[0], state[0])

@@ -1,8 +1,11 @@
 """What the update rules refuse, and what they say."""
 
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
 
 from cram_jax import compressed_sam, cram, cram_plus, identity, sam, top_k
 
@@ -32,11 +35,13 @@ def test_wrong_arguments_are_refused_at_construction(make):
         make(3, top_k(0.5))
     with pytest.raises(TypeError, match="projector must be a Projector, got 0.5"):
         make(loss_fn, 0.5)
-    with pytest.raises(ValueError, match="rho must be at least 0, got -0.1"):
+    with pytest.raises(ValueError, match="rho must be at least 0 and finite, got -0.1"):
         make(loss_fn, top_k(0.5), -0.1)
-    with pytest.raises(ValueError, match="rho must be at least 0, got nan"):
+    with pytest.raises(ValueError, match="rho must be at least 0 and finite, got nan"):
         make(loss_fn, top_k(0.5), float("nan"))
-    for rho in ("big", [0.1], None, jnp.array([0.1, 0.2])):
+    with pytest.raises(ValueError, match="rho must be at least 0 and finite, got inf"):
+        make(loss_fn, top_k(0.5), float("inf"))
+    for rho in ("big", [0.1], None, True, 0.1j, jnp.array([0.1, 0.2])):
         with pytest.raises(TypeError, match="rho must be a number or a schedule, got"):
             make(loss_fn, top_k(0.5), rho)
 
@@ -50,7 +55,7 @@ def test_flags_are_bools(make, flag, value):
 
 
 def test_sam_refuses_a_negative_rho():
-    with pytest.raises(ValueError, match="rho must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="rho must be at least 0 and finite, got -1"):
         sam(loss_fn, -1)
 
 
@@ -94,3 +99,116 @@ def test_masked_around_cram_is_refused_with_the_right_order():
             TypeError, match=r"hidden by optax.masked .* put them after"
         ):
             wrong.init(params)
+
+
+def update(rule, updates=None, params=None, **extra_args):
+    params = make_params() if params is None else params
+    updates = params if updates is None else updates
+    return rule.update(updates, rule.init(params), params, **extra_args)
+
+
+@pytest.mark.parametrize("make", [cram, cram_plus, compressed_sam])
+def test_the_loss_must_come_once(make):
+    with pytest.raises(TypeError, match=r"the loss is missing: .*value_fn=loss_at_par"):
+        update(make(None, identity()), batch=jnp.ones((2, 4)))
+    with pytest.raises(TypeError, match="the loss is given twice, as loss_fn and as"):
+        update(make(loss_fn, identity()), value_fn=loss_fn, batch=jnp.ones((2, 4)))
+    with pytest.raises(TypeError, match="value_fn must be a function, got 3"):
+        update(make(None, identity()), value_fn=3)
+    with pytest.raises(TypeError, match=r"value_fn needs the argument 'batch', but"):
+        update(make(None, identity()), value_fn=loss_fn)
+
+
+@pytest.mark.parametrize("loss", [loss_fn, None])
+def test_the_train_state_of_flax_forwards_nothing_and_the_error_says_so(loss):
+    state = TrainState.create(
+        apply_fn=None, params=make_params(), tx=cram_plus(loss, identity())
+    )
+    with pytest.raises(TypeError, match=r"TrainState.apply_gradients passes none on"):
+        state.apply_gradients(grads=state.params, batch=jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("returns", "has_aux", "match"),
+    [
+        ((0.0, {}), False, "must return a scalar, got a tuple of 2; .* has_aux=True"),
+        (
+            0.0,
+            True,
+            r"must return \(loss, auxiliary data\) with has_aux=True, got a fl",
+        ),
+        ((0.0, 1, 2), True, "must return .* got a tuple of 3"),
+        (jnp.ones(3), False, r"such as the mean .*, got an array of shape \(3,\)"),
+        ((jnp.ones(3), 1), True, r"a scalar, such as .*, got an array of shape \(3,\)"),
+        (None, False, "must return a scalar, such as .*, got a NoneType"),
+    ],
+)
+def test_what_the_loss_returns_is_checked(returns, has_aux, match):
+    rule = cram(lambda params: returns, identity(), has_aux=has_aux)
+    with pytest.raises(TypeError, match=match):
+        update(rule)
+
+
+def nnx_state():
+    return nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
+
+
+@pytest.mark.parametrize("make_tree", [make_params, nnx_state])
+def test_a_loss_that_takes_the_parameters_for_the_model_is_told(make_tree):
+    params = make_tree()
+    rule = cram(None, identity())
+    for loss in (lambda model: model(1.0), lambda model: model.train()):
+        with pytest.raises(
+            TypeError, match="gets the parameters, here a .*not the model: .*nnx.merge"
+        ):
+            update(rule, params, params, value_fn=loss)
+
+
+def test_other_errors_of_the_loss_stay_as_they_are():
+    def calls_a_number(params):
+        number = 1.0
+        return number(params)
+
+    def asks_a_number(params):
+        number = 1.0
+        return number.mean()
+
+    for loss, error in ((calls_a_number, TypeError), (asks_a_number, AttributeError)):
+        with pytest.raises(error, match="'float' object"):
+            update(cram(None, identity()), value_fn=loss)
+
+
+@pytest.mark.parametrize("make", [cram, cram_plus])
+def test_gradients_with_something_beside_them_are_refused(make):
+    rule, params = make(lambda params: 0.0, identity()), make_params()
+    for updates in ((params, {}), (0.0, params)):
+        with pytest.raises(ValueError, match="must be only the gradient, got a tuple"):
+            update(rule, updates)
+    with pytest.raises(ValueError, match="updates must have the structure of params"):
+        update(rule, params["first"])
+
+
+def test_the_parameters_of_lookahead_are_refused():
+    lookahead = optax.lookahead(optax.sgd(0.1), sync_period=2, slow_step_size=0.5)
+    optimizer = optax.chain(cram(loss_fn, identity()), lookahead)
+    params = optax.LookaheadParams.init_synced(make_params())
+    with pytest.raises(TypeError, match=r"got LookaheadParams; .* with params.fast"):
+        optimizer.init(params)
+
+
+def test_parameters_that_are_no_arrays_are_refused():
+    with pytest.raises(TypeError, match=r"params\['f'\] must be an array, .*equinox"):
+        cram(loss_fn, identity()).init({"f": jnp.tanh, "w": jnp.ones(2)})
+
+
+@pytest.mark.parametrize(
+    "key", ["0", 0.5, True, None, jnp.zeros(2), jnp.zeros(3, jnp.uint32)], ids=repr
+)
+def test_what_is_no_key_is_refused(key):
+    with pytest.raises(TypeError, match="key must be a PRNG key or an integer seed"):
+        cram(loss_fn, identity(), key=key)
+
+
+def test_several_keys_are_refused():
+    with pytest.raises(TypeError, match=r"of shape \(2,\): take one of the keys"):
+        cram(loss_fn, identity(), key=jax.random.split(jax.random.key(0)))

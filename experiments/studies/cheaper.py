@@ -18,14 +18,14 @@ import numpy as np
 import optax
 
 import cram_jax
-from experiments.config import Config
-from experiments.configs import CONFIGS
-from experiments.data.images import load
 from experiments.evaluation import evaluate_target, make_evaluation
+from experiments.images.config import ImageConfig
+from experiments.images.data import load
+from experiments.images.task import classification
 from experiments.optimizers import learning_rate
+from experiments.recipes import IMAGE_RECIPES
+from experiments.step import total_steps
 from experiments.targets import projector
-from experiments.tasks.classification import classification
-from experiments.training import total_steps
 
 
 class Candidate(NamedTuple):
@@ -82,7 +82,10 @@ CANDIDATES = {
 
 
 def run(
-    config: Config, candidate: Candidate, seeds: Sequence[int], data_dir: Path | None
+    config: ImageConfig,
+    candidate: Candidate,
+    seeds: Sequence[int],
+    data_dir: Path | None,
 ) -> Iterator[dict[str, float]]:
     """Trains once a seed, and gives the recalibrated accuracy at every target."""
     data = load(config.data, data_dir)
@@ -91,7 +94,7 @@ def run(
     loss_fn = task.loss_fn
     if candidate.subsample > 1:
         loss_fn = cram_jax.subsampled(loss_fn, "batch", every=candidate.subsample)
-    targets = [projector(target) for target in config.optimizer.targets]
+    targets = [projector(target) for target in config.optimizer.train_targets]
 
     def make_rule(seed: int) -> optax.GradientTransformationExtraArgs:
         multi = cram_jax.one_of(*targets)
@@ -147,7 +150,7 @@ def run(
             state = step(state, batch, key, compressed)
         yield {
             target: evaluate_target(evaluation, *state[:2], target).recalibrated
-            for target in config.targets
+            for target in config.eval_targets
         }
 
 
@@ -173,20 +176,20 @@ def _recall(last: Any, grads: Any, between: str) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the candidates, and prints a line for each as it ends."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="digits", choices=CONFIGS)
+    parser.add_argument("--config", default="digits", choices=IMAGE_RECIPES)
     parser.add_argument("--candidates", nargs="+", default=[*CANDIDATES])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data-dir", type=Path)
     options = parser.parse_args(arguments)
-    config = CONFIGS[options.config]
-    print("| | cost |", " | ".join(config.targets), "| seconds |")
-    print("| --- " * (len(config.targets) + 3) + "|")
+    config = IMAGE_RECIPES[options.config]
+    print("| | cost |", " | ".join(config.eval_targets), "| seconds |")
+    print("| --- " * (len(config.eval_targets) + 3) + "|")
     for name in options.candidates:
         candidate = CANDIDATES[name]
         start = time.perf_counter()
         runs = list(run(config, candidate, options.seeds, options.data_dir))
         cells = []
-        for target in config.targets:
+        for target in config.eval_targets:
             values = [run[target] for run in runs]
             spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
             cells.append(f"{np.mean(values):.1f} ({spread:.1f})")

@@ -10,23 +10,18 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments.config import (
-    BertModelConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TextConfig,
-    TextDataConfig,
-)
-from experiments.data.batches import Examples
-from experiments.data.images import Dataset
-from experiments.data.squad import read_json
-from experiments.data.text import load_text
+from experiments.batches import Examples
+from experiments.config import OptimizerConfig
+from experiments.images.config import DataConfig, ImageConfig, ModelConfig
+from experiments.images.data import Dataset
+from experiments.images.task import classification
 from experiments.metrics import make_console, progress_bar
-from experiments.tasks.classification import classification
-from experiments.tasks.question_answering import question_answering
-from experiments.training import make_train_step, train
+from experiments.step import make_train_step
+from experiments.text.config import BertModelConfig, TextConfig, TextDataConfig
+from experiments.text.kind import load_text
+from experiments.text.question_answering import question_answering
+from experiments.text.squad import read_json
+from experiments.training import train
 
 VOCABULARY = 128
 
@@ -53,13 +48,13 @@ def data():
 
 @pytest.fixture(scope="session")
 def config():
-    return Config(
+    return ImageConfig(
         name="tiny",
         data=DataConfig(batch_size=8, calibration=16, evaluation_batch=8),
         model=ModelConfig(widths=(4, 8), blocks=(1, 1)),
-        optimizer=OptimizerConfig(targets=("k50", "2:4"), learning_rate=0.02),
+        optimizer=OptimizerConfig(train_targets=("k50", "2:4"), learning_rate=0.02),
         epochs=2,
-        targets=("dense", "k50", "2:4"),
+        eval_targets=("dense", "k50", "2:4"),
         evaluate_every=1,
         checkpoint_every=1,
         log_every=3,
@@ -90,7 +85,7 @@ def with_method(config):
     """The configuration with another update rule."""
 
     def change(method, **changes):
-        optimizer = dataclasses.replace(config.optimizer, method=method, **changes)
+        optimizer = dataclasses.replace(config.optimizer, rule=method, **changes)
         return dataclasses.replace(config, optimizer=optimizer)
 
     return change
@@ -185,7 +180,7 @@ def text_config(facts, make_vocabulary, tmp_path_factory):
         eval_file=str(facts),
         vocabulary=str(folder),
         optimizer=OptimizerConfig(
-            targets=("u50",),
+            train_targets=("u50",),
             rho=0.005,
             base="adam",
             learning_rate=1e-2,
@@ -196,7 +191,7 @@ def text_config(facts, make_vocabulary, tmp_path_factory):
         ),
         epochs=40,
         label_smoothing=0.1,
-        targets=("dense", "u50", "k50"),
+        eval_targets=("dense", "u50", "k50"),
         evaluate_every=20,
         checkpoint_every=20,
         log_every=5,

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from experiments.data.batches import Examples
+from experiments.batches import Examples
 from experiments.errors import ConfigError
 
 

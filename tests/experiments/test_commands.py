@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from experiments import checkpoints, commands
+from experiments import commands
 from experiments.__main__ import main
-from experiments.config import ModelConfig, from_dict
-from experiments.configs import digits
-from experiments.report import load_results
+from experiments.images.config import ModelConfig
+from experiments.recipes import digits
+from experiments.results import load_results
+from experiments.run_directory import load_config
+from experiments.stored_config import from_dict
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-TINY = "--epochs 1 --model.widths 4 --model.blocks 1 --optimizer.targets k50"
+TINY = "--epochs 1 --model.widths 4 --model.blocks 1 --optimizer.train-targets k50"
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +37,16 @@ def run(data_dir, tmp_path_factory):
 
 
 def test_train_then_resume_does_nothing_more(run, data_dir, capsys):
-    command = f"train digits --run {run} --data-dir {data_dir} {TINY}".split()
-    assert main([*command, "--resume"]) == 0
+    assert main(f"train --resume {run}".split()) == 0
     assert "20 steps" in capsys.readouterr().out
-    assert main(command) == 1
-    assert "is not empty: go on with --resume" in capsys.readouterr().err
+    assert main(f"train digits --run {run} --data-dir {data_dir} {TINY}".split()) == 1
+    error = capsys.readouterr().err
+    assert "is not empty" in error
+    assert f"python -m experiments train --resume {run}" in error
 
 
 def test_compress_stores_a_model_that_evaluates_the_same(run, data_dir, capsys):
-    assert main(f"compress {run} --projector k90 --data-dir {data_dir}".split()) == 0
+    assert main(f"compress {run} --target k90 --data-dir {data_dir}".split()) == 0
     text = capsys.readouterr().out
     assert "stem/conv/kernel" in text
     compressed = run / "compressed" / "k90"
@@ -98,7 +101,9 @@ def test_report_reads_what_evaluate_stored(run, data_dir, tmp_path, capsys):
     ("command", "message"),
     [
         ("evaluate nowhere", "nowhere is not a run"),
-        ("compress nowhere --projector 90", "target '90' is unknown"),
+        ("train digitz", "no recipe is called 'digitz'; did you mean digits"),
+        ("train", "train needs a recipe, such as digits"),
+        ("compress nowhere --target 90", "target '90' is unknown"),
         ("train cifar10 --data-dir nowhere", "cifar10 is not in nowhere"),
         ("demo --seeds 0", "seeds must be at least 1, got 0"),
         ("evaluate nowhere --calibrations 0", "calibrations must be at least 1"),
@@ -119,8 +124,7 @@ def test_what_the_user_can_put_right_is_one_message(
     [
         ("train digits --optimizer.radius 1", "Unrecognized options"),
         ("train digits --optimizer.rho -1", "rho must be at least 0"),
-        ("train digits --optimizer.method adam", "invalid choice"),
-        ("train mnist", "mnist"),
+        ("train digits --optimizer.rule adam", "invalid choice"),
     ],
 )
 def test_the_parser_refuses_what_it_does_not_know(command, message, capsys):
@@ -133,7 +137,9 @@ def test_the_parser_refuses_what_it_does_not_know(command, message, capsys):
 
 def test_a_tiny_demo_compares_the_methods(data_dir, tmp_path, capsys, monkeypatch):
     """All of the demo but its size: a smaller network, fewer targets."""
-    optimizer = dataclasses.replace(digits.config.optimizer, targets=("k50", "k90"))
+    optimizer = dataclasses.replace(
+        digits.config.optimizer, train_targets=("k50", "k90")
+    )
     model = ModelConfig(widths=(4,), blocks=(1,))
     small = dataclasses.replace(digits.config, model=model, optimizer=optimizer)
     monkeypatch.setattr(digits, "config", small)
@@ -145,8 +151,8 @@ def test_a_tiny_demo_compares_the_methods(data_dir, tmp_path, capsys, monkeypatc
     assert list(results["methods"]) == ["SGD", "SGD*", "SAM", "CrAM+"]
     assert (out / "accuracy_vs_sparsity.png").exists()
     sgd = results["methods"]["SGD"]["runs"][0]["config"]
-    assert (sgd["epochs"], sgd["optimizer"]["method"]) == (2, "sgd")
-    assert checkpoints.load_config(out / "sgd-seed0") == from_dict(sgd)
+    assert (sgd["epochs"], sgd["optimizer"]["rule"]) == (2, "none")
+    assert load_config(out / "sgd-seed0") == from_dict(sgd)
 
 
 def test_the_package_is_a_program():

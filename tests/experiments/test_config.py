@@ -4,22 +4,15 @@ import jax
 import pytest
 
 import cram_jax
-from experiments.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    differences,
-    from_dict,
-    to_dict,
-    variant,
-)
-from experiments.configs import CONFIGS
+from experiments.config import OptimizerConfig, variant
 from experiments.errors import ConfigError
+from experiments.images.config import DataConfig, ImageConfig, ModelConfig
+from experiments.recipes import IMAGE_RECIPES
+from experiments.stored_config import differences, from_dict, to_dict
 from experiments.targets import label, projector, sparsity
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", IMAGE_RECIPES.values(), ids=IMAGE_RECIPES)
 def test_a_configuration_survives_json(config):
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
@@ -27,26 +20,29 @@ def test_a_configuration_survives_json(config):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Config(epochs=0), "epochs must be at least 1, got 0"),
-        (lambda: Config(seed=-1), "seed must be at least 0, got -1"),
-        (lambda: Config(label_smoothing=1.0), "label_smoothing must be"),
-        (lambda: Config(targets=("k90", "half")), "target 'half' is unknown"),
+        (lambda: ImageConfig(epochs=0), "epochs must be at least 1, got 0"),
+        (lambda: ImageConfig(seed=-1), "seed must be at least 0, got -1"),
+        (lambda: ImageConfig(label_smoothing=1.0), "label_smoothing must be"),
+        (lambda: ImageConfig(eval_targets=("k90", "half")), "target 'half' is unknown"),
         (lambda: DataConfig(batch_size=0), "batch_size must be at least 1, got 0"),
         (lambda: DataConfig(shift=-1), "shift must be at least 0, got -1"),
         (lambda: ModelConfig(widths=()), "widths must be"),
         (lambda: ModelConfig(widths=(4, 8), blocks=(1,)), "blocks must be one a stage"),
-        (lambda: OptimizerConfig(method="adam"), "method must be one of sgd, sam"),
+        (lambda: OptimizerConfig(rule="adam"), "rule must be one of none, sam"),
         (lambda: OptimizerConfig(rho=-0.1), "rho must be at least 0, got -0.1"),
         (lambda: OptimizerConfig(masks_every=0), "masks_every must be at least 1"),
-        (lambda: OptimizerConfig(targets=("u100",)), "target 'u100': sparsity"),
+        (lambda: OptimizerConfig(train_targets=("u100",)), "target 'u100': sparsity"),
         (lambda: OptimizerConfig(subsample=0), "subsample must be at least 1, got 0"),
         (lambda: ModelConfig(patch=0), "patch must be at least 1, got 0"),
         (lambda: OptimizerConfig(momentum=1.0), "momentum must be"),
-        (lambda: OptimizerConfig(targets=()), "targets must be at least one"),
-        (lambda: OptimizerConfig(targets=("k100",)), "target 'k100': sparsity"),
-        (lambda: OptimizerConfig(targets=("5:4",)), "target '5:4': n must"),
-        (lambda: OptimizerConfig(targets=("1bit",)), "target '1bit': bits"),
-        (lambda: from_dict({"epoch": 3}), "Config has no 'epoch'"),
+        (
+            lambda: OptimizerConfig(train_targets=()),
+            "train_targets must be at least one",
+        ),
+        (lambda: OptimizerConfig(train_targets=("k100",)), "target 'k100': sparsity"),
+        (lambda: OptimizerConfig(train_targets=("5:4",)), "target '5:4': n must"),
+        (lambda: OptimizerConfig(train_targets=("1bit",)), "target '1bit': bits"),
+        (lambda: from_dict({"epoch": 3}), "ImageConfig has no 'epoch'"),
         (lambda: from_dict({"data": {"batch": 3}}), "DataConfig has no 'batch'"),
     ],
 )
@@ -56,8 +52,8 @@ def test_what_is_wrong_is_named(make, message):
 
 
 def test_differences_are_named_by_their_path():
-    other = Config(epochs=3, optimizer=OptimizerConfig(rho=0.5))
-    assert differences(Config(), other) == ["optimizer.rho", "epochs"]
+    other = ImageConfig(epochs=3, optimizer=OptimizerConfig(rho=0.5))
+    assert differences(ImageConfig(), other) == ["optimizer.rho", "epochs"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +99,7 @@ def test_uniform_sparsity_is_of_a_scope_of_its_own():
 
 def test_uniform_pruning_leaves_the_first_and_the_last_layer_dense(config, task):
     params, _ = task.init(0)
-    _, masks = cram_jax.compress(params, projector("u50"))
+    _, masks = cram_jax.compress(params, projector("u50", filters=task.filters))
     shares = {
         jax.tree_util.keystr(path, simple=True, separator="/"): float(mask.mean())
         for path, mask in jax.tree.leaves_with_path(masks)
@@ -115,10 +111,10 @@ def test_uniform_pruning_leaves_the_first_and_the_last_layer_dense(config, task)
 
 
 def test_a_variant_differs_in_what_is_named():
-    other = variant(Config(), "other", epochs=3, evaluate=("dense",), rho=0.5)
-    assert differences(Config(), other) == [
+    other = variant(ImageConfig(), "other", epochs=3, eval_targets=("dense",), rho=0.5)
+    assert differences(ImageConfig(), other) == [
         "name",
         "optimizer.rho",
         "epochs",
-        "targets",
+        "eval_targets",
     ]

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.data.batches import Examples
+from experiments.batches import Examples
 from experiments.evaluation import evaluate_target, make_evaluation
 from experiments.second_order import SecondOrder
 from experiments.targets import projector

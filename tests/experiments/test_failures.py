@@ -5,15 +5,21 @@ import dataclasses
 import gc
 import json
 import resource
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import checkpoints
 from experiments.__main__ import main
 from experiments.errors import RunError
-from experiments.training import init_state, train
+from experiments.images.task import classification
+from experiments.metrics import make_console, progress_bar
+from experiments.run_directory import load_config
+from experiments.step import init_state
+from experiments.training import train
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
@@ -106,40 +112,92 @@ def test_a_line_that_was_cut_off_does_not_stop_a_resumed_run(tmp_path, setting):
     assert path.read_text() == whole
 
 
-@pytest.mark.parametrize("damage", ["truncated", "removed", "zeroed"])
-@pytest.mark.parametrize("name", ["largest", "_METADATA", "manifest.ocdbt"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
-    name, damage, tmp_path, setting, undisturbed
-):
-    run = tmp_path / "run"
-    run_training(run, setting)
-    last = run / "checkpoints" / "10" / "default"
+def damage(last, name, how):
+    """Damages a file of a checkpoint."""
     path = last / name
     if name == "largest":
         files = [path for path in last.rglob("*") if path.is_file()]
         path = max(files, key=lambda path: path.stat().st_size)
     content = path.read_bytes()
-    half = content[: len(content) // 2]
-    if damage == "removed":
+    if how == "removed":
         path.unlink()
+    elif how == "flipped":
+        middle = len(content) // 2
+        flipped = bytes([content[middle] ^ 16])
+        path.write_bytes(content[:middle] + flipped + content[middle + 1 :])
     else:
-        rest = b"\0" * (len(content) - len(half)) if damage == "zeroed" else b""
+        half = content[: len(content) // 2]
+        rest = b"\0" * (len(content) - len(half)) if how == "zeroed" else b""
         path.write_bytes(half + rest)
 
-    advice = r"cannot read .*checkpoints/10: .*; remove it to go on from step 5"
-    with pytest.raises(RunError, match=advice):
+
+@pytest.fixture(scope="module")
+def trained(with_method, data, task, train_step, tmp_path_factory):
+    """A finished run of two checkpoints, and its last state."""
+    config = dataclasses.replace(with_method("cram_plus"), evaluate_every=0)
+    run = tmp_path_factory.mktemp("runs") / "run"
+    with progress_bar(make_console()) as bar:
+        setting = (config, data, task, bar, train_step("cram_plus"))
+        return run, run_training(run, setting)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("largest", "flipped"),
+        ("largest", "truncated"),
+        ("_METADATA", "removed"),
+        ("manifest.ocdbt", "zeroed"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
+    name, how, tmp_path, setting, trained, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    damage(run / "checkpoints" / "10" / "default", name, how)
+    state = run_training(run, setting, resume=True, quiet=False)
+    assert_same_parameters(state, trained[1])
+    assert steps(run) == [5, 10]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "going on from the checkpoint before, 5" in said
+    # Both at once: there is nothing to go on from, and nothing is removed.
+    for step in ("5", "10"):
+        damage(run / "checkpoints" / step / "default", name, how)
+    with pytest.raises(RunError, match="no earlier checkpoint is whole"):
         run_training(run, setting, resume=True)
     assert steps(run) == [5, 10]
-    for entry in sorted((run / "checkpoints" / "10").rglob("*"), reverse=True):
-        entry.rmdir() if entry.is_dir() else entry.unlink()
-    (run / "checkpoints" / "10").rmdir()
-    assert_same_parameters(run_training(run, setting, resume=True), undisturbed)
+
+
+def test_a_checkpoint_of_another_configuration_is_not_called_damaged(
+    trained, tmp_path, setting
+):
+    config, data, _, *_ = setting
+    model = dataclasses.replace(config.model, widths=(4, 12))
+    other = dataclasses.replace(config, model=model)
+    like = init_state(other, data, classification(other, data))
+    with pytest.raises(RunError, match=r"is of another configuration than .*8.* there"):
+        checkpoints.load_model(trained[0], like)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "bool"])
+def test_a_checksum_sees_every_flipped_bit(dtype):
+    leaf = jnp.arange(12).reshape(3, 4).astype(dtype)
+    before = checkpoints.checksums({"leaf": leaf})
+    assert before.shape == (1, 2)
+    content = np.array(leaf)
+    size = content.dtype.itemsize
+    for bit in range(0, 8 * content.nbytes, 1 if size == 1 else 7):
+        flipped = content.copy()
+        flipped.view(np.uint8).reshape(-1)[bit // 8] ^= 1 << bit % 8
+        assert not np.array_equal(checkpoints.checksums([flipped]), before)
+    np.testing.assert_array_equal(checkpoints.checksums([content]), before)
 
 
 def test_a_damaged_configuration_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"name": ')
     with pytest.raises(RunError, match=r"cannot read .*config\.json: Expecting value"):
-        checkpoints.load_config(tmp_path)
+        load_config(tmp_path)
 
 
 def test_a_damaged_model_is_named(tmp_path, setting):

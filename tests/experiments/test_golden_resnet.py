@@ -17,7 +17,7 @@ from recordings import recorded_masks
 from watching import Watched
 
 import cram_jax
-from experiments.models.resnet import ResNet
+from experiments.images.resnet import ResNet
 
 TOLERANCE = 1e-10
 STATISTICS = {"running_mean": "mean", "running_var": "var"}

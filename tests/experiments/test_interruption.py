@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 from experiments import checkpoints
-from experiments.data.images import load
-from experiments.tasks.classification import classification
-from experiments.training import init_state
+from experiments.images.data import load
+from experiments.images.task import classification
+from experiments.run_directory import load_config
+from experiments.step import init_state
 
 OPTIONS = (
-    "--model.widths 4 --model.blocks 1 --optimizer.targets k50 2:4 "
+    "--model.widths 4 --model.blocks 1 --optimizer.train-targets k50 2:4 "
     "--checkpoint-every 1 --evaluate-every 0 --log-every 1"
 )
 
@@ -34,10 +35,13 @@ class Training:
         self.log = run.with_suffix(".log")
         self.options = ["--epochs", str(epochs), *OPTIONS.split()]
 
-    def start(self, *options):
-        places = ["--run", str(self.run), "--data-dir", str(self.data_dir)]
-        command = [sys.executable, "-m", "experiments", "train", "digits"]
-        command += [*places, *self.options, *options]
+    def start(self, resume=False):
+        command = [sys.executable, "-m", "experiments", "train"]
+        if resume:
+            command += ["--resume", str(self.run)]
+        else:
+            places = ["--run", str(self.run), "--data-dir", str(self.data_dir)]
+            command += ["digits", *places, *self.options]
         if self.processes == 1:
             return [self.launch(command)]
         with socket.socket() as free:
@@ -63,8 +67,8 @@ class Training:
                 },
             )
 
-    def finish(self, *options):
-        for process in self.start(*options):
+    def finish(self, resume=False):
+        for process in self.start(resume):
             assert process.wait(timeout=600) == 0, self.log.read_text()
 
     def kill(self, processes, victim):
@@ -81,7 +85,7 @@ class Training:
 
     def state(self):
         """The last checkpoint, read by this process."""
-        config = checkpoints.load_config(self.run)
+        config = load_config(self.run)
         data = load(config.data, self.data_dir)
         like = init_state(config, data, classification(config, data))
         with checkpoints.manager(self.run) as manager:
@@ -118,14 +122,14 @@ def test_a_run_that_is_killed_again_and_again_equals_an_undisturbed_one(
     killed = Training(tmp_path / "killed", tmp_path, epochs, processes)
     reached = []
     for index in range(kills):
-        started = killed.start(*(["--resume"] if index else []))
+        started = killed.start(resume=index > 0)
         wait_for_steps(killed, started, 20 * index + generator.integers(1, 20))
         time.sleep(generator.uniform(0, 0.05))
         killed.kill(started, generator.integers(processes))
         if any((killed.run / "checkpoints").glob("[0-9]*[0-9]")):
             reached.append(int(killed.state().step))
     print(f"killed after the checkpoints of steps {reached}")
-    killed.finish("--resume")
+    killed.finish(resume=True)
     for one, other in zip(
         jax.tree.leaves(killed.state()),
         jax.tree.leaves(undisturbed.state()),

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from experiments import checkpoints
 from experiments.__main__ import main
 from experiments.errors import ConfigError
 from experiments.metrics import make_console, progress_bar
+from experiments.run_directory import load_config
 from experiments.sharding import join_processes, make_mesh, state_shardings
-from experiments.training import init_state, make_train_step, train
+from experiments.step import init_state, make_train_step
+from experiments.training import train
 
 pytestmark = [
     pytest.mark.several_devices,
@@ -102,11 +103,13 @@ def test_wrong_meshes_are_refused(mesh, match):
 
 
 def test_the_command_line_takes_a_mesh(tmp_path, capsys):
-    options = "--epochs 1 --model.widths 4 --model.blocks 1 --optimizer.targets k50"
+    options = (
+        "--epochs 1 --model.widths 4 --model.blocks 1 --optimizer.train-targets k50"
+    )
     command = f"train digits --run {tmp_path / 'run'} --data-dir {tmp_path} {options}"
     assert main([*command.split(), "--mesh", "data=8"]) == 0
     assert "20 steps" in capsys.readouterr().out
-    assert checkpoints.load_config(tmp_path / "run").epochs == 1
+    assert load_config(tmp_path / "run").epochs == 1
     assert main([*command.split(), "--mesh", "data=7", "--overwrite"]) == 1
     assert "must divide the global batch_size=64" in capsys.readouterr().err
 

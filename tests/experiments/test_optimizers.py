@@ -13,7 +13,7 @@ from experiments.errors import ConfigError
 from experiments.optimizers import learning_rate, make_optimizer
 
 ADAM = OptimizerConfig(
-    method="sgd", base="adam", learning_rate=0.1, warmup=0.0, weight_decay=0.0
+    rule="none", base="adam", learning_rate=0.1, warmup=0.0, weight_decay=0.0
 )
 
 
@@ -76,8 +76,8 @@ def test_a_linear_schedule_rises_and_falls_along_lines():
 def test_frozen_parameters_stay_and_take_no_part_in_the_ascent(method, params):
     config = dataclasses.replace(
         ADAM,
-        method=method,
-        targets=("dense",),
+        rule=method,
+        train_targets=("dense",),
         rho=0.5,
         frozen="^embeddings",
         weight_decay=0.1,
@@ -112,13 +112,13 @@ def test_a_pattern_that_freezes_nothing_or_all_is_refused(pattern, params):
 def test_plain_steps_are_those_of_the_base_optimiser(params):
     """A random share of the steps, by the key of the step; rho counts the others."""
     config = dataclasses.replace(
-        ADAM, method="cram_plus", targets=("k50",), base="sgd", plain_steps=0.75
+        ADAM, rule="cram_plus", train_targets=("k50",), base="sgd", plain_steps=0.75
     )
     mixed, plain, cram = (
         make_optimizer(c, loss_fn, 10)
         for c in (
             config,
-            dataclasses.replace(config, method="sgd", plain_steps=0.0),
+            dataclasses.replace(config, rule="none", plain_steps=0.0),
             dataclasses.replace(config, plain_steps=0.0),
         )
     )

@@ -1,88 +1,157 @@
-import io
-import json
+"""Reports of stored runs."""
+
+import dataclasses
 
 import pytest
-from rich.console import Console
 
-from experiments.config import Config
+from experiments import paper
+from experiments.__main__ import main
+from experiments.config import OptimizerConfig, variant
+from experiments.errors import RunError
 from experiments.evaluation import Accuracy
-from experiments.report import (
-    accuracy_table,
-    add_run,
-    cell,
-    load_results,
-    new_results,
-    plot_accuracy,
-    save_results,
-    summarize,
-)
+from experiments.recipes import cifar10, cifar10_ablations
+from experiments.report import gather, method_label, write_report
+from experiments.results import add_run, load_results, new_results, save_results
+from experiments.run_directory import save_config
+
+NAMES = ("dense", "k70", "k90", "u50", "u90", "2:4")
 
 
 @pytest.fixture
-def results():
-    results = new_results(["dense", "k90", "2:4"])
-    for method, shift in (("SGD", 20.0), ("CrAM+", 0.0)):
-        for seed in range(3):
-            accuracies = [
-                Accuracy("dense", 99.0, 99.0),
-                Accuracy("k90", 10.0 + seed, 97.0 + seed - shift),
-                Accuracy("2:4", 50.0, 98.0 - shift),
-            ]
-            add_run(results, method, Config(seed=seed), accuracies, 1.5)
-    return results
+def store(tmp_path):
+    """Stores a run as training and evaluation leave it, with chosen accuracies."""
+
+    def save(config, seed, accuracies, calibrations=2):
+        config = dataclasses.replace(config, seed=seed)
+        run = tmp_path / f"{config.name}-{seed}"
+        save_config(run, config)
+        results = new_results(list(accuracies))
+        rows = [
+            Accuracy(target, value - 1, value, (value,) * calibrations)
+            for target, value in accuracies.items()
+        ]
+        add_run(results, config.optimizer.rule, config, rows, 1.0)
+        save_results(results, run / "evaluation.json")
+        return run
+
+    return save
 
 
-def test_results_survive_their_file(results, tmp_path):
-    path = tmp_path / "deep" / "results.json"
-    save_results(results, path)
-    assert load_results(path) == json.loads(json.dumps(results))
-    assert results["methods"]["SGD"]["runs"][2]["config"]["seed"] == 2
-    assert {"jax", "flax", "optax", "python"} <= set(results["versions"])
+@pytest.fixture
+def runs(store):
+    sgd = dict(zip(NAMES, (91.0, 88.0, 40.0, 89.0, 60.0, 80.0), strict=True))
+    multi = dict(zip(NAMES, (91.5, 91.0, 89.0, 90.0, 88.0, 85.0), strict=True))
+    return [
+        *(store(cifar10.sgd, seed, sgd) for seed in (0, 1)),
+        *(store(cifar10.multi, seed, multi) for seed in (0, 1)),
+    ]
 
 
-def test_the_mean_and_the_sample_deviation(results):
-    # 97, 98, 99: mean 98, squared deviations 1 + 0 + 1 over 3 - 1.
-    assert summarize(results, "CrAM+", "recalibrated", "k90") == (98.0, 1.0)
-    assert cell(results, "CrAM+", "recalibrated", "k90") == "98.0 ± 1.0"
+def row(text, start):
+    """The cells of the first line of a table that starts so."""
+    (line, *_) = [line for line in text.splitlines() if line.startswith(start)]
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_one_run_has_no_deviation():
-    results = new_results(["dense"])
-    add_run(results, "SGD", Config(), [Accuracy("dense", 98.76, 99.0)], 1.0)
-    assert cell(results, "SGD", "pruned", "dense") == "98.8"
+def test_runs_that_differ_in_their_seed_are_one_method(runs):
+    (section,) = gather(runs)
+    assert section.name == "cifar10-resnet20"
+    assert list(section.results["methods"]) == ["SGD", "CrAM+-Multi"]
+    entries = section.results["methods"]["SGD"]["runs"]
+    assert [entry["seed"] for entry in entries] == [0, 1]
 
 
-def test_the_table_shows_every_figure(results):
-    stream = io.StringIO()
-    table = accuracy_table(results, "Title")
-    Console(file=stream, width=100).print(table)
-    text = stream.getvalue()
-    assert "Title" in text
-    (line,) = [line for line in text.splitlines() if "90 %" in line]
-    expected = ["11.0±1.0", "78.0±1.0", "98.0±1.0"]
-    assert line.split()[2:] == [expected[0], expected[1], expected[0], expected[2]]
+def test_the_report_has_our_figures_beside_the_papers(runs, tmp_path):
+    out = tmp_path / "out"
+    files = write_report(gather(runs), out)
+    assert {path.name for path in files} == {
+        "report.md",
+        "cifar10-resnet20.json",
+        "cifar10-resnet20.png",
+        "cifar10-resnet20-uniform.png",
+    }
+    assert all(path.stat().st_size for path in files)
+    text = (out / "report.md").read_text()
+    assert row(text, "| SGD") == ["SGD", "cifar10_sgd", "400", "0, 1", "2"]
+    assert row(text, "| 90 % |") == (
+        ["90 %", "39.0 ± 0.0", "40.0 ± 0.0", "88.0 ± 0.0", "89.0 ± 0.0"]
+    )
+    differences = text[text.index("| points above dense SGD") :]
+    # The dense network as it is, 90.0, for ours; tables 6 and 17 for the paper's, which
+    # has none for SGD.
+    assert row(differences, "| 90 % |") == ["90 %", "-50.0", "-1.0", "-2.7"]
+    assert row(differences, "| 2:4") == ["2:4", "-10.0", "-5.0", ""]
+    assert "Dense SGD: 90.0 %; the paper: 93.0 %" in text
+    stored = load_results(out / "cifar10-resnet20.json")
+    assert len(stored["methods"]["CrAM+-Multi"]["runs"]) == 2
 
 
-def test_the_plot_is_a_picture(results, tmp_path):
-    path = tmp_path / "plot.png"
-    plot_accuracy(results, path, "Title")
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert path.stat().st_size > 10_000
+def test_the_papers_figures_are_those_of_its_runs_alone():
+    assert paper.difference(cifar10.config, "k95") == -3.8
+    assert paper.difference(variant(cifar10.config, "x", rho=1.0), "k95") is None
+    assert paper.difference(cifar10.multi, "2:4") is None
+    assert paper.baseline(cifar10.sgd) == 93.0
 
 
-def test_one_run_has_the_deviation_of_its_draws():
-    results = new_results(["k90"])
-    drawn = Accuracy("k90", 10.0, 98.0, (97.0, 98.0, 99.0))
-    add_run(results, "SGD", Config(), [drawn], 1.0)
-    assert cell(results, "SGD", "recalibrated", "k90") == "98.0 ± 1.0"
-    assert cell(results, "SGD", "pruned", "k90") == "10.0"
-    # Of two runs it is the deviation over the runs: 96 and 98 are sqrt(2) apart.
-    add_run(results, "SGD", Config(seed=1), [Accuracy("k90", 10.0, 96.0)], 1.0)
-    assert cell(results, "SGD", "recalibrated", "k90") == "97.0 ± 1.4"
+def test_methods_of_one_kind_are_told_apart_by_name(store, tmp_path):
+    accuracies = {"dense": 90.0, "k90": 80.0}
+    names = [cifar10.multi, cifar10_ablations.configs[4]]
+    (section,) = gather([store(config, 0, accuracies) for config in names])
+    assert list(section.configs) == [
+        "CrAM+-Multi",
+        "CrAM+-Multi (cifar10_multi_dense_gradients)",
+    ]
+    files = write_report([section], tmp_path / "out")
+    assert "above dense SGD" not in files[0].read_text()  # there is none
 
 
-def test_an_unknown_figure_is_an_empty_cell():
-    results = new_results(["dense", "k90"])
-    add_run(results, "SGD", Config(), [Accuracy("dense", 98.0, 99.0)], 1.0)
-    assert cell(results, "SGD", "pruned", "k90") == ""
-    accuracy_table(results, "Title")
+def test_a_run_on_another_network_has_its_own_section(store):
+    other = dataclasses.replace(
+        cifar10.config,
+        name="other",
+        model=dataclasses.replace(cifar10.config.model, name="resnet32"),
+    )
+    accuracies = {"dense": 90.0}
+    sections = gather([store(c, 0, accuracies, 0) for c in (cifar10.config, other)])
+    assert [s.name for s in sections] == ["cifar10-resnet20", "cifar10-resnet32"]
+
+
+def test_targets_of_one_run_alone_stand_where_it_has_them(store):
+    some = store(cifar10.sgd, 0, {"dense": 90.0, "k70": 80.0, "k90": 40.0})
+    more = dict.fromkeys(("dense", "2:4", "k70", "4bit", "k90", "k95"), 85.0)
+    (section,) = gather([some, store(cifar10.multi, 0, more)])
+    assert section.results["targets"] == list(more)
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({"rule": "none"}, "SGD"),
+        ({"rule": "cram_plus", "train_targets": ("k95",)}, "CrAM+-k95"),
+        ({"rule": "cram", "train_targets": ("2:4", "4:8")}, "CrAM-N:M"),
+        ({"rule": "topk_plus"}, "Top-K+-Multi"),
+    ],
+)
+def test_methods_are_called_as_in_the_paper(changes, label):
+    assert method_label(OptimizerConfig(**changes)) == label
+
+
+def test_what_is_not_there_is_named(store, tmp_path, capsys):
+    run = store(cifar10.sgd, 0, {"dense": 90.0})
+    with pytest.raises(RunError, match="two runs of SGD with seed 0"):
+        gather([run, run])
+    with pytest.raises(RunError, match="at least one run"):
+        gather([])
+    changed = dataclasses.replace(cifar10.sgd, epochs=3)
+    again = dataclasses.replace(cifar10.sgd, epochs=4)
+    others = [store(changed, 1, {"dense": 90.0}), store(again, 2, {"dense": 90.0})]
+    with pytest.raises(RunError, match="cifar10_sgd names runs of SGD that differ"):
+        gather([run, *others])
+    (run / "evaluation.json").write_text("{")
+    with pytest.raises(RunError, match="cannot read .*evaluation.json"):
+        gather([run])
+    (run / "evaluation.json").unlink()
+    assert main(["report", str(run), "--out", str(tmp_path / "out")]) == 1
+    message = f"error: {run} was not evaluated; do it with\n  "
+    message += f"python -m experiments evaluate {run}"
+    assert message in capsys.readouterr().err

@@ -11,25 +11,21 @@ import pytest
 from flax import nnx
 
 import cram_jax
-from experiments import checkpoints
-from experiments.config import Method
-from experiments.configs import CONFIGS
-from experiments.data.batches import Examples
-from experiments.data.catalogue import CATALOGUE
-from experiments.data.images import Dataset
+from experiments.batches import Examples
+from experiments.config import Rule
 from experiments.errors import ConfigError, NonFiniteLoss, RunError
-from experiments.models.resnet import ResNet, space_to_depth
+from experiments.images.catalogue import CATALOGUE
+from experiments.images.data import Dataset
+from experiments.images.resnet import ResNet, space_to_depth
+from experiments.images.task import classification
+from experiments.recipes import IMAGE_RECIPES
+from experiments.run_directory import load_config
+from experiments.step import init_state, make_train_step, total_steps
 from experiments.targets import projector
-from experiments.tasks.classification import classification
-from experiments.training import (
-    init_state,
-    make_train_step,
-    total_steps,
-    train,
-)
+from experiments.training import train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-METHODS = typing.get_args(Method)
+METHODS = typing.get_args(Rule)
 
 
 def first_batch(config, data):
@@ -49,7 +45,7 @@ def equal(one, other):
 def first_of_each(key):
     """The names of configurations, one for each value of the key."""
     names = {}
-    for name, config in CONFIGS.items():
+    for name, config in IMAGE_RECIPES.items():
         names.setdefault(key(config), name)
     return list(names.values())
 
@@ -57,7 +53,7 @@ def first_of_each(key):
 def rule(config):
     """What traces differently in an optimiser; numbers alone do not."""
     rule = dataclasses.replace(config.optimizer, rho=0.0, learning_rate=1.0)
-    return dataclasses.replace(rule, warmup=0.0, targets=rule.targets[:1])
+    return dataclasses.replace(rule, warmup=0.0, train_targets=rule.train_targets[:1])
 
 
 def abstract_data(config):
@@ -82,7 +78,7 @@ SIZES = {
 
 @pytest.mark.parametrize("name", first_of_each(lambda c: (c.model, rule(c))))
 def test_every_configuration_builds_abstractly(name):
-    config = CONFIGS[name]
+    config = IMAGE_RECIPES[name]
     data = abstract_data(config)
     task = classification(config, data)
     state = jax.eval_shape(lambda: init_state(config, data, task))
@@ -90,21 +86,21 @@ def test_every_configuration_builds_abstractly(name):
     assert sum(sizes) == SIZES.get(name, sum(sizes))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", IMAGE_RECIPES)
 def test_every_configuration_names_a_data_set_that_we_know(name):
-    config = CONFIGS[name]
+    config = IMAGE_RECIPES[name]
     data = abstract_data(config)
     assert data.train.size == config.data.batch_size
     assert data.classes == CATALOGUE[config.data.name].classes
 
 
-@pytest.mark.parametrize("name", first_of_each(lambda c: (c.model, c.targets)))
+@pytest.mark.parametrize("name", first_of_each(lambda c: (c.model, c.eval_targets)))
 def test_every_configuration_can_be_compressed_to_its_targets(name):
-    config = CONFIGS[name]
+    config = IMAGE_RECIPES[name]
     data = abstract_data(config)
     task = classification(config, data)
     params, _ = jax.eval_shape(lambda: task.init(0))
-    for target in config.targets:
+    for target in config.eval_targets:
         pruned, _ = jax.eval_shape(
             lambda params, t=target: cram_jax.compress(params, projector(t)), params
         )
@@ -114,7 +110,7 @@ def test_every_configuration_can_be_compressed_to_its_targets(name):
 @pytest.mark.parametrize("name", first_of_each(rule))
 def test_a_step_of_every_rule_traces(name, config):
     """On a small network: those of the configurations are long to trace."""
-    config = dataclasses.replace(CONFIGS[name], model=config.model)
+    config = dataclasses.replace(IMAGE_RECIPES[name], model=config.model)
     data = abstract_data(config)
     task = classification(config, data)
     state = jax.eval_shape(lambda: init_state(config, data, task))
@@ -127,7 +123,7 @@ def test_a_step_of_every_rule_traces(name, config):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state
     )
-    compressed = {"compressed_loss"} if config.optimizer.method != "sgd" else set()
+    compressed = {"compressed_loss"} if config.optimizer.rule != "none" else set()
     assert set(metrics) == {"loss", "learning_rate"} | compressed
 
 
@@ -179,12 +175,12 @@ def test_a_real_step_of_every_method_lowers_the_loss(
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0]
     assert int(state.step) == 6
-    assert ("compressed_loss" in metrics) == (method != "sgd")
+    assert ("compressed_loss" in metrics) == (method != "none")
 
 
 def test_equal_seeds_mean_equal_weights_whatever_the_method(with_method, data, task):
     one, other = (
-        init_state(with_method(method), data, task) for method in ("sgd", "cram_plus")
+        init_state(with_method(method), data, task) for method in ("none", "cram_plus")
     )
     assert equal(one.params, other.params)
     assert not equal(one.params, task.init(1)[0])
@@ -195,7 +191,7 @@ def test_one_step_follows_equation_4(every, with_method, data, task):
     """Momentum from rest and no decay: the first update is -lr times the sum."""
     config = with_method(
         "cram_plus",
-        targets=("k50",),
+        train_targets=("k50",),
         subsample=every,
         weight_decay=0.0,
         rho=0.0,
@@ -230,7 +226,7 @@ def test_one_step_follows_equation_4(every, with_method, data, task):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["sgd", "cram_plus"])
+@pytest.mark.parametrize("method", ["none", "cram_plus"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     method, with_method, train_step, data, task, progress, tmp_path
 ):
@@ -251,9 +247,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 def test_a_run_leaves_everything_about_it(
     with_method, train_step, data, task, progress, tmp_path
 ):
-    config, run = with_method("sgd"), tmp_path / "run"
-    train(config, run, data, task, progress, train_step=train_step("sgd"))
-    assert checkpoints.load_config(run) == config
+    config, run = with_method("none"), tmp_path / "run"
+    train(config, run, data, task, progress, train_step=train_step("none"))
+    assert load_config(run) == config
     text = (run / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [3, 5, 6, 9, 10]
@@ -275,7 +271,7 @@ def test_one_compiled_step_serves_every_seed(with_method, train_step, data, task
 def test_a_run_directory_is_not_overwritten(
     with_method, train_step, data, task, progress, tmp_path
 ):
-    config, step, run = with_method("sgd"), train_step("sgd"), tmp_path / "run"
+    config, step, run = with_method("none"), train_step("none"), tmp_path / "run"
     train(config, run, data, task, progress, train_step=step)
     with pytest.raises(RunError, match="is not empty: go on with --resume"):
         train(config, run, data, task, progress)
@@ -300,6 +296,6 @@ def test_a_directory_of_something_else_is_left_alone(
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     with_method, data, task, progress, tmp_path
 ):
-    config = with_method("sgd", learning_rate=1e30, warmup=0.0)
+    config = with_method("none", learning_rate=1e30, warmup=0.0)
     with pytest.raises(NonFiniteLoss, match=r"the loss is \w+ at step [2-9]"):
         train(config, tmp_path / "run", data, task, progress)

@@ -10,11 +10,10 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
-from flax import nnx
-
 from experiments.config.bert import BertConfig
 from experiments.models.bert import BertForSequenceClassification
 from experiments.models.resnet import Bottleneck, ResNet
+from flax import nnx
 
 
 def array(*shape, dtype=jnp.float32):

@@ -1,4 +1,4 @@
-"""What Hugging Face's BERT computes, recorded for tests/experiments/test_bert*.py.
+"""What Hugging Face's BERT computes, recorded for tests/experiments/text/test_bert*.py.
 
     python -m tests.data.bert.record
 

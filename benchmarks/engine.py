@@ -1,0 +1,162 @@
+"""The engine beside ONNX Runtime and OpenVINO, in one process, in turn.
+
+    python -m benchmarks.engine
+    python -m benchmarks.engine --networks bert6 resnet20 --rounds 3 --threads 1
+
+Random weights; blocks of 4 inputs x 2 outputs of smallest norm are removed from every
+layer but the first convolution. The others get the same pruned weights; they compute
+the zeros. CPU time counts, of all threads, since the machine may be shared; the wall
+time stands beside it. INT8 of all is calibrated with the one input that is timed.
+Targets, one thread, 90 %, over the best dense INT8: BERT 6x384 3, BERT-base 4,
+ResNet-50 2.6, ResNet-20 6.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from experiments.config.bert import BASE, SMALL, BertConfig
+from experiments.models import make_model
+from experiments.models.bert import Bert
+from flax import nnx
+
+from benchmarks import timing
+from benchmarks.engine_peers import peers
+from cram_jax import engine
+from cram_jax.engine.targets import choose_target
+from experiments.config import ModelConfig
+from experiments.engine_graphs import bert_graph, image_graph
+
+Inputs = tuple[np.ndarray, ...]
+
+
+def _bert(config: BertConfig, batch: int) -> tuple[engine.Graph, Inputs]:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, config.vocab_size, (batch, 128))
+    graph = bert_graph(Bert(config, pooler=False, rngs=nnx.Rngs(0)))
+    return graph, (ids, np.ones_like(ids), np.zeros_like(ids))
+
+
+def _resnet(name: str, side: int, batch: int) -> tuple[engine.Graph, Inputs]:
+    classes = 1000 if side == 224 else 10
+    model = make_model(ModelConfig(name=name), 3, classes, nnx.Rngs(0))
+    images = np.random.default_rng(0).standard_normal((batch, side, side, 3))
+    return image_graph(model, (side, side)), (images.astype(np.float32),)
+
+
+NETWORKS: dict[str, Callable[[int], tuple[engine.Graph, Inputs]]] = {
+    "bert6": lambda batch: _bert(SMALL, batch),
+    "bert_base": lambda batch: _bert(BASE, batch),
+    "resnet50": lambda batch: _resnet("resnet50", 224, batch),
+    "resnet20": lambda batch: _resnet("resnet20", 32, batch),
+}
+
+
+def prune(graph: engine.Graph, sparsity: float, block: tuple[int, int]) -> engine.Graph:
+    """Removes the blocks of inputs x outputs of smallest norm from every layer."""
+    first = next(n.name for n in graph.nodes if hasattr(n.operation, "kernel"))
+    nodes = []
+    for node in graph.nodes:
+        part = node.operation
+        is_first = node.name == first and isinstance(part, engine.Conv)
+        if isinstance(part, engine.Linear | engine.Conv) and not is_first:
+            kernel = _pruned(part.kernel, sparsity, block)
+            part = dataclasses.replace(part, kernel=kernel)
+        nodes.append(engine.Node(node.name, part, node.inputs))
+    return engine.Graph(tuple(nodes), graph.outputs)
+
+
+def _pruned(kernel: np.ndarray, sparsity: float, block: tuple[int, int]) -> np.ndarray:
+    *window, inputs, outputs = kernel.shape
+    rows, columns = (
+        size if extent % size == 0 else 1
+        for extent, size in zip((inputs, outputs), block, strict=True)
+    )
+    blocks = kernel.reshape(*window, inputs // rows, rows, outputs // columns, columns)
+    norms = np.square(blocks).sum(axis=(-3, -1))
+    kept = norms >= np.quantile(norms, sparsity)
+    return (blocks * kept[..., :, None, :, None]).reshape(kernel.shape)
+
+
+def measure(
+    runs: Mapping[str, Callable[[], Any]], rounds: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """CPU and wall seconds of every run, in turn, after two that do not count."""
+    for run in runs.values():
+        run(), run()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            # Once for the caches, which the one before has filled with its own.
+            run()
+            cpu, wall = time.process_time(), time.perf_counter()
+            run()
+            times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+    return {name: tuple(np.array(pairs).T) for name, pairs in times.items()}
+
+
+def compare(name: str, arguments: argparse.Namespace) -> None:
+    """Prints the table of one network."""
+    graph, inputs = NETWORKS[name](arguments.batch)
+    runs: dict[str, Callable[[], Any]] = {}
+    for label, block, int8 in (
+        ("ours float32, single weights", (1, 1), False),
+        ("ours int8, blocks (4, 2)", (4, 2), True),
+    ):
+        pruned = prune(graph, arguments.sparsity, block)
+        start = time.perf_counter()
+        compiled = engine.compile(
+            pruned, calibration=[inputs] if int8 else None, threads=arguments.threads
+        )
+        compiled(*inputs)
+        print(f"{label}: compiled in {time.perf_counter() - start:.2f} s")
+        if arguments.tune:
+            compiled.tune(*inputs)
+        runs[label] = lambda compiled=compiled: compiled(*inputs)
+    if arguments.profile:
+        print(compiled.profile(*inputs))
+    with tempfile.TemporaryDirectory() as folder:
+        runs |= peers(pruned, inputs, Path(folder), arguments.threads)
+        outputs = {label: np.asarray(run()) for label, run in runs.items()}
+        times = measure(runs, arguments.rounds)
+    exact = outputs.get("onnxruntime float32", outputs["ours int8, blocks (4, 2)"])
+    medians = {label: float(np.median(cpu)) for label, (cpu, _) in times.items()}
+    dense = [m for n, m in medians.items() if "int8" in n and "ours" not in n]
+    print(f"\n{name}, batch {arguments.batch}, {arguments.sparsity:.0%} pruned")
+    print(f"{'':30} CPU ms (least, most)   wall ms   x int8   x f32   error")
+    for label, (cpu, wall) in times.items():
+        error = np.linalg.norm(outputs[label] - exact) / np.linalg.norm(exact)
+        over_int8 = min(dense) / medians[label] if dense else np.nan
+        over_f32 = medians.get("onnxruntime float32", np.nan) / medians[label]
+        note = "  other weights" if "single" in label else f"{error:8.1e}"
+        print(
+            f"{label:30} {1e3 * medians[label]:8.2f} "
+            f"({1e3 * cpu.min():.2f}, {1e3 * cpu.max():.2f}) "
+            f"{1e3 * np.median(wall):8.2f} {over_int8:7.2f} {over_f32:7.2f} {note}"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the machine and a table for every network."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tune", action="store_true", help="measure tiles first")
+    parser.add_argument("--profile", action="store_true", help="time every node")
+    arguments = parser.parse_args(argv)
+    print(timing.machine())
+    print(f"engine: {choose_target().name}, {arguments.threads} threads")
+    for name in arguments.networks:
+        compare(name, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,460 @@
+"""Pruning after training that knows the curvature of the loss: oBERT and WoodFisher."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cram_jax import fisher
+from cram_jax.axes import Axes, AxesLike, axes_value
+from cram_jax.compress import compress
+from cram_jax.examples import check_names, count_examples, scalar_loss
+from cram_jax.finite import Finite, all_finite, check_finite
+from cram_jax.gradients import Caller, Gradient, gradient_of
+from cram_jax.leaves import (
+    Leaf,
+    Where,
+    described,
+    prunable,
+    reasons_against,
+    where_value,
+)
+from cram_jax.projector import (
+    Params,
+    Projection,
+    Projector,
+    apply_masks,
+    check_structure,
+    leaf_path,
+)
+from cram_jax.selection import keep_largest
+from cram_jax.sparsity import Number, check_sparsity, kept_count
+from cram_jax.validation import check_choice, check_integer
+
+_CALLER = Caller("examples and constants", "examples={{{!r}: ...}}")
+
+
+def second_order(
+    sparsity: Number,
+    loss_fn: Callable[..., Any],
+    examples: Mapping[str, Any],
+    *,
+    scope: Literal["global", "layer"] = "global",
+    where: Where | None = None,
+    axes: AxesLike | None = None,
+    block_size: int = 50,
+    damping: float = 1e-7,
+    recomputations: int = 4,
+    examples_per_gradient: int = 1,
+    micro_batch: int = 16,
+    masks: Params | None = None,
+    constants: Mapping[str, Any] | None = None,
+    has_aux: bool = False,
+) -> "SecondOrder":
+    r"""Prunes with the curvature of the loss, and moves the weights that stay.
+
+    Magnitude says little about what a weight is worth. The empirical Fisher matrix, cut
+    into diagonal blocks, stands for the Hessian of the loss at trained parameters:
+
+    .. math:: F = \lambda I + \frac{1}{m} \sum_{i=1}^{m} g_i g_i^T
+
+    over the gradients :math:`g_i` of m examples. The weights with the smallest
+    saliencies :math:`\rho_i = w_i^2 / (2 [F^{-1}]_{ii})` go. With the weights Q of a
+    block gone, the others of the block move by
+
+    .. math:: \delta w = -F^{-1} E_Q (E_Q^T F^{-1} E_Q)^{-1} E_Q^T w_Q
+
+    which is the minimum of the quadratic model, for all of Q together; leaves that are
+    not prunable stay. Exactly as many weights are kept as by `top_k`, with its rule
+    for equal ones. Fine-tune the result with `keep_pruned`.
+
+    A block holds weights of the same output: what is flattened is the leaf with its
+    output axes moved to the front. Its last block may be smaller.
+
+    The quadratic model holds near the parameters that F is of. To remove most of the
+    weights at once leaves its range, and can do worse than magnitude: hence the
+    recomputations.
+
+    Cost, for each recomputation: m gradients and, for each of them, some three passes
+    over ``block_size`` floats for each prunable weight; on a CPU one pass for each
+    ``micro_batch`` of gradients. That many floats have to fit in memory, once more
+    those of the largest leaf, and ``micro_batch`` gradients: ``lower(params)`` tells.
+    The statistics are float32, float64 for float64 parameters. One compiled program
+    serves every recomputation; its size depends on neither m nor
+    ``block_size``.
+
+    Sharded parameters give the same masks. With explicit axes, blocks lie where their
+    outputs do, or are copied to all devices if one of them would lie across two; with
+    automatic axes XLA decides. A traced call, as in a step of training, is refused:
+    pruning comes after training, and an error cannot be raised there.
+
+    Args:
+      sparsity: share of zeros, 0 <= sparsity < 1.
+      loss_fn: ``loss_fn(params, ...) -> scalar``, a mean over examples that also works
+        for one; or ``(scalar, aux)`` with ``has_aux``. In evaluation mode, rather: one
+        example has no batch statistics.
+      examples: those arguments of the loss, by name, that have the examples along axis
+        0: arrays or trees of arrays. 1,024 of the training set are usual. An example
+        reaches the loss as a batch of one.
+      scope: "global" or "layer", see `top_k`.
+      where: which leaves, see `prunable`.
+      axes: what is known of the axes, see `axes_of`.
+      block_size: weights in a block.
+      damping: :math:`\lambda`, above 0.
+      recomputations: how often F is computed. With R of them the share of weights
+        that is kept falls by the same factor R times; F is that of the parameters
+        pruned so far, without what is pruned.
+      examples_per_gradient: how many examples a gradient is averaged over. With more
+        than one, as many examples give fewer gradients.
+      micro_batch: gradients computed at a time; changes speed and memory alone.
+      masks: from an earlier pruning: what was pruned there stays so, and counts.
+      constants: further arguments of the loss by name, the same for all examples, such
+        as ``batch_stats``.
+      has_aux: whether ``loss_fn`` returns auxiliary data, which is dropped.
+
+    Returns:
+      A projector. Its masks are bool, shaped like the leaves.
+
+    Raises:
+      TypeError: an argument is of a wrong type; at use, if ``loss_fn`` needs an
+        argument that it does not get or gives no scalar, a leaf to prune is not of a
+        floating dtype, or the call is traced.
+      ValueError: a number is out of range, there is no example, arrays of the examples
+        differ in their number or ``examples_per_gradient`` does not divide it; at use,
+        if the masks do not fit, ``where`` chooses no leaf, or a weight or the gradient
+        of an example is not finite, which the error names.
+
+    Example:
+      The inputs move together, so that the weight left does the work of both:
+
+      >>> def loss_fn(params, x, y):
+      ...     return jnp.mean((x @ params["kernel"] - y) ** 2)
+      >>> x = jnp.array([[1.0, 1.0], [2.0, 2.0], [-1.0, -1.0], [3.0, 3.0]])
+      >>> params = {"kernel": jnp.array([[1.01], [0.9]])}
+      >>> examples = {"x": x, "y": x @ jnp.array([[1.0], [0.9]])}
+      >>> projector = second_order(0.5, loss_fn, examples)
+      >>> compress(params, projector).params["kernel"].round(2)
+      Array([[1.91],
+             [0.  ]], dtype=float32)
+
+    References:
+      Kurtic et al., The Optimal BERT Surgeon, EMNLP 2022, arXiv 2203.07259;
+      Singh and Alistarh, WoodFisher, NeurIPS 2020, arXiv 2004.14340.
+    """
+    check_sparsity(sparsity)
+    check_choice("scope", scope, ("global", "layer"))
+    for name, value in (
+        ("block_size", block_size),
+        ("recomputations", recomputations),
+        ("examples_per_gradient", examples_per_gradient),
+        ("micro_batch", micro_batch),
+    ):
+        check_integer(name, value, minimum=1)
+    _check_damping(damping)
+    constants = {} if constants is None else constants
+    check_names(examples, constants)
+    size = count_examples(examples)
+    if size % examples_per_gradient:
+        raise ValueError(
+            f"examples_per_gradient must divide the number of examples {size}, got "
+            f"{examples_per_gradient}"
+        )
+    gradient = gradient_of(
+        scalar_loss(loss_fn, has_aux), has_aux=has_aux, axis_name=None, caller=_CALLER
+    )
+    options = fisher.Options(
+        size // examples_per_gradient,
+        examples_per_gradient,
+        micro_batch,
+        block_size,
+        damping,
+    )
+    return SecondOrder(
+        sparsity,
+        gradient,
+        fisher.Inputs(dict(examples), dict(constants)),
+        options,
+        scope,
+        where_value(where),
+        axes_value(axes),
+        recomputations,
+        masks,
+    )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SecondOrder(Projector):
+    """See `second_order`. It holds arrays, so it equals only itself."""
+
+    sparsity: Number
+    gradient: Gradient
+    inputs: fisher.Inputs
+    options: fisher.Options
+    scope: Literal["global", "layer"]
+    where: Any
+    axes: Any
+    recomputations: int
+    masks: Params | None
+
+    def __repr__(self) -> str:
+        return f"second_order({self.sparsity}, ...)"
+
+    @property
+    def draws(self) -> bool:
+        """Never."""
+        return False
+
+    def init(self, params: Params) -> tuple[()]:
+        """None. Traces nothing, as the loss of an abstract model costs time."""
+        prunable(params, self.where, self.axes)
+        return ()
+
+    def notes(self, params: Params) -> list[str]:
+        """Why leaves stay dense, and which axes were assumed of the others."""
+        leaves = described(params, self.axes)
+        return [
+            reason or (f"assumed to be {leaf.axes}" if leaf.axes.assumed else "")
+            for leaf, reason in zip(
+                leaves, reasons_against(params, leaves, self.where), strict=True
+            )
+        ]
+
+    def project(
+        self, params: Params, state: Any, key: jax.Array | None
+    ) -> tuple[Projection, Any]:
+        """Prunes, unless traced."""
+        del key
+        self._check_concrete(params)
+        leaves = self._leaves(params)
+        projection = _already_pruned(params, self.masks)
+        for share in _schedule(self.sparsity, self.recomputations) if leaves else ():
+            projection, finite = self._prune(
+                projection, self.inputs, self._counts(leaves, share), _places(leaves)
+            )
+            paths = [leaf.path for leaf in leaves.values()]
+            check_finite(finite, paths, self.options.examples_per_gradient)
+        return projection, state
+
+    def lower(self, params: Params) -> jax.stages.Lowered:
+        """Lowers the program that `project` runs for every recomputation.
+
+        ``lower(params).compile().memory_analysis()`` says whether it fits.
+
+        Args:
+          params: a pytree of arrays.
+
+        Returns:
+          What `jax.jit` gives for ``lower``.
+        """
+        leaves = self._leaves(params)
+        return self._prune.lower(
+            _already_pruned(params, self.masks),
+            self.inputs,
+            self._counts(leaves, self.sparsity),
+            _places(leaves),
+        )
+
+    def _leaves(self, params: Params) -> dict[int, Leaf]:
+        chosen = prunable(params, self.where, self.axes)
+        return {
+            i: leaf
+            for i, leaf in enumerate(described(params, self.axes))
+            if chosen[i] and jnp.size(leaf.value)
+        }
+
+    def _counts(self, leaves: dict[int, Leaf], share: Number) -> list[int | jax.Array]:
+        """How many to keep, of all leaves together or of each layer."""
+        sizes = [jnp.size(leaf.value) for leaf in leaves.values()]
+        if self.scope == "global":
+            return [kept_count(sum(sizes), share)]
+        layers = [
+            math.prod(jnp.shape(leaf.value)[axis] for axis in leaf.axes.stack)
+            for leaf in leaves.values()
+        ]
+        return [
+            kept_count(size // n, share) for size, n in zip(sizes, layers, strict=True)
+        ]
+
+    def _check_concrete(self, params: Params) -> None:
+        for leaf in jax.tree.leaves((params, self.inputs)):
+            if isinstance(leaf, jax.core.Tracer):
+                raise TypeError(
+                    f"{self!r} prunes trained parameters once and must not be traced, "
+                    f"as in jit or in a step of training: call compress outside jit, "
+                    f"and train for top_k instead"
+                )
+
+    @cached_property
+    def _prune(self) -> Any:
+        return jax.jit(self._prune_to, static_argnames="places")
+
+    def _prune_to(
+        self,
+        projection: Projection,
+        inputs: fisher.Inputs,
+        counts: list[int | jax.Array],
+        places: tuple[fisher.Place, ...],
+    ) -> tuple[Projection, Finite]:
+        """Prunes to these counts of weights, by the curvature at the projection."""
+        leaves, kept = map(jax.tree.leaves, projection)
+        structure: Any = jax.tree.structure(projection.params)
+        width = self.options.block_size
+        roots, finite_gradients = fisher.inverse_roots(
+            self.gradient, projection, places, inputs, self.options
+        )
+        chosen = [leaves[place.leaf] for place in places]
+        weights = [
+            fisher.to_blocks(fisher.wide(leaf), width, place.order)
+            for leaf, place in zip(chosen, places, strict=True)
+        ]
+        ranks = [
+            _ranks(fisher.saliency_root(root, w), kept[place.leaf], place.order)
+            for place, w, root in zip(places, weights, roots, strict=True)
+        ]
+        if self.scope == "global":
+            largest = list(keep_largest(ranks, counts[0]))
+        else:
+            largest = [
+                _largest_of_layers(rank, count, place.stack)
+                for rank, count, place in zip(ranks, counts, places, strict=True)
+            ]
+        for place, w, root, mask in zip(places, weights, roots, largest, strict=True):
+            i = place.leaf
+            kept[i] = kept[i] & mask
+            removed = ~fisher.to_blocks(kept[i], width, place.order)
+            moved = fisher.eliminate(w, removed, root)
+            moved = fisher.from_blocks(moved, leaves[i], place.order)
+            leaves[i] = moved.astype(leaves[i].dtype)
+        finite = Finite(
+            all_finite(chosen),
+            finite_gradients,
+            all_finite([leaves[place.leaf] for place in places]),
+        )
+        pruned = Projection(structure.unflatten(leaves), structure.unflatten(kept))
+        return pruned, finite
+
+
+def _outputs_first(axes: Axes) -> tuple[int, ...]:
+    """The axes, outermost first: stacked layers, outputs, and what feeds those."""
+    first = (*axes.stack, *axes.outputs)
+    return (*first, *(i for i in range(len(axes.roles)) if i not in first))
+
+
+def _places(leaves: dict[int, Leaf]) -> tuple[fisher.Place, ...]:
+    return tuple(
+        fisher.Place(i, _outputs_first(leaf.axes), leaf.axes.stack)
+        for i, leaf in leaves.items()
+    )
+
+
+def _largest_of_layers(
+    ranks: jax.Array, count: int | jax.Array, stack: tuple[int, ...]
+) -> jax.Array:
+    def largest(layer: jax.Array) -> jax.Array:
+        return keep_largest([layer], count)[0]
+
+    for axis in stack:  # the last becomes the outermost, so that the others stay
+        largest = jax.vmap(largest, in_axes=axis, out_axes=axis)
+    return largest(ranks)
+
+
+def second_order_prune(
+    loss_fn: Callable[..., Any],
+    params: Params,
+    examples: Mapping[str, Any],
+    sparsity: Number,
+    *,
+    scope: Literal["global", "layer"] = "global",
+    where: Where | None = None,
+    axes: AxesLike | None = None,
+    block_size: int = 50,
+    damping: float = 1e-7,
+    recomputations: int = 4,
+    examples_per_gradient: int = 1,
+    micro_batch: int = 16,
+    masks: Params | None = None,
+    constants: Mapping[str, Any] | None = None,
+    has_aux: bool = False,
+) -> Projection:
+    """Prunes trained parameters in one shot by the curvature of the loss.
+
+    The same as ``compress(params, second_order(sparsity, loss_fn, examples, ...))``.
+
+    Args: those of `second_order`, and ``params``, a pytree of trained floating-point
+    arrays.
+
+    Returns:
+      The pruned parameters and the masks of the kept entries, both like ``params``.
+
+    Raises:
+      TypeError, ValueError: see `second_order`.
+
+    Example:
+      >>> def loss_fn(params, x):
+      ...     return jnp.mean(x @ params["kernel"])
+      >>> params = {"kernel": jnp.array([[2.0], [3.0]])}
+      >>> examples = {"x": jnp.array([[1.0, 0.0], [0.0, 0.1]])}
+      >>> second_order_prune(loss_fn, params, examples, 0.5).params["kernel"].round(2)
+      Array([[2.],
+             [0.]], dtype=float32)
+    """
+    projector = second_order(
+        sparsity,
+        loss_fn,
+        examples,
+        scope=scope,
+        where=where,
+        axes=axes,
+        block_size=block_size,
+        damping=damping,
+        recomputations=recomputations,
+        examples_per_gradient=examples_per_gradient,
+        micro_batch=micro_batch,
+        masks=masks,
+        constants=constants,
+        has_aux=has_aux,
+    )
+    return compress(params, projector)
+
+
+def _ranks(saliencies: jax.Array, kept: jax.Array, order: tuple[int, ...]) -> jax.Array:
+    """In the shape of the leaf; above 0 for what is kept so far, even if it is zero."""
+    ranks = fisher.from_blocks(saliencies, kept, order)
+    return jnp.where(kept, jnp.maximum(ranks, jnp.finfo(ranks.dtype).tiny), 0)
+
+
+def _schedule(sparsity: Number, steps: int) -> Iterator[Number]:
+    """Sparsities up to the last: the kept share falls by the same factor each time."""
+    for step in range(1, steps):
+        yield 1 - (1 - sparsity) ** (step / steps)
+    yield sparsity
+
+
+def _already_pruned(params: Params, masks: Params | None) -> Projection:
+    if masks is None:
+        return Projection(
+            params, jax.tree.map(lambda leaf: jnp.ones_like(leaf, dtype=bool), params)
+        )
+    check_structure("masks", masks, params)
+    for (path, mask), leaf in zip(
+        jax.tree.leaves_with_path(masks), jax.tree.leaves(params), strict=True
+    ):
+        if (jnp.shape(mask), jnp.result_type(mask)) != (jnp.shape(leaf), jnp.bool_):
+            raise ValueError(
+                f"masks[{leaf_path(path)!r}] must be bool, of the shape of its "
+                f"parameter {jnp.shape(leaf)}, got {jnp.result_type(mask).name}, "
+                f"{jnp.shape(mask)}"
+            )
+    return Projection(apply_masks(masks, params), masks)
+
+
+def _check_damping(damping: float) -> None:
+    if isinstance(damping, bool) or not isinstance(damping, float | int | np.number):
+        raise TypeError(f"damping must be a number above 0, got {damping!r}")
+    if not 0 < damping < np.inf:
+        raise ValueError(f"damping must be finite and above 0, got {damping!r}")

@@ -1,0 +1,376 @@
+"""The engine: a compiled network that is called like a function."""
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cram_jax.engine import tuning
+from cram_jax.engine.calibration import Calibration, as_calibration, find_ranges
+from cram_jax.engine.executor import Program
+from cram_jax.engine.fusion import Lookup, fuse
+from cram_jax.engine.graph import Graph
+from cram_jax.engine.kernels import SparseProduct
+from cram_jax.engine.model import Model, PackedProduct, choose_forms, pack
+from cram_jax.engine.plan import Tiles
+from cram_jax.engine.profiling import NodeProfile, Profile, timed
+from cram_jax.engine.session import Session
+from cram_jax.engine.targets import Target, choose_target
+from cram_jax.validation import check_integer
+
+_PLANS = 8  # batch sizes and lengths whose buffers are kept
+
+
+def compile(
+    graph: Graph,
+    *,
+    calibration: Calibration | Iterable[Any] | None = None,
+    threads: int = 1,
+    target: str | Target | None = None,
+) -> "Engine":
+    """Compiles a network whose zeros it then skips.
+
+    Zeros of the weights cost nothing: in float32 every zero, if no other output of its
+    group of 1, 2 or 4 needs the same input; in INT8 four neighbouring inputs that are
+    zero together. Blocks of 4 inputs x 2 outputs are the fastest.
+
+    Args:
+      graph: the network; see `GraphBuilder`.
+      calibration: examples that make it INT8: a `Calibration`, or batches for one by
+        the smallest and largest numbers. None: float32.
+      threads: how many work on a call.
+      target: the instruction set, a name in `TARGETS` or a `Target`; by default the
+        best that this processor has.
+
+    Returns:
+      The engine: called with NumPy arrays, it returns NumPy arrays.
+
+    Raises:
+      ValueError: the instruction set is missing, or an argument is out of range.
+      ImportError: llvmlite is not installed.
+
+    Example:
+      >>> import numpy as np
+      >>> from cram_jax import engine
+      >>> network = engine.GraphBuilder()
+      >>> x = network.add(engine.Input((3,)))
+      >>> x = network.add(engine.Linear(np.eye(3)), x)
+      >>> run = engine.compile(network.build(network.add(engine.Relu(), x)))
+      >>> run(np.array([[1.0, -2.0, 3.0]], np.float32))
+      array([[1., 0., 3.]], dtype=float32)
+    """
+    if not isinstance(graph, Graph):
+        raise TypeError(f"graph must be a Graph, got {type(graph).__name__}")
+    chosen = choose_target(target)
+    examples = as_calibration(calibration)
+    fused = fuse(graph)
+    model = pack(fused, chosen)
+    if examples is None:
+        return Engine(model, chosen, threads)
+    observed = Engine(model, chosen, threads)
+    forms = choose_forms(model.graph, int8=True)
+    names = [name for name, form in forms.items() if "u8" in form]
+
+    def observe(batch: Any) -> dict[str, np.ndarray]:
+        inputs = batch if isinstance(batch, tuple) else (batch,)
+        return observed.tensors(*inputs, names=names)
+
+    ranges = find_ranges(examples, observe)
+    return Engine(pack(fused, chosen, ranges), chosen, threads)
+
+
+class Engine:
+    """A compiled network; made by `compile` or `load`.
+
+    Calls from several threads are safe and run one after the other. After a fork the
+    child's engine works, too.
+
+    Attributes:
+      model: what it runs.
+      target: the instruction set.
+      threads: how many work on a call.
+    """
+
+    def __init__(self, model: Model, target: Target, threads: int = 1):
+        check_integer("threads", threads, minimum=1, maximum=256)
+        self.model, self.target, self.threads = model, target, threads
+        self._plans: OrderedDict[tuple[int, int], Session] = OrderedDict()
+        self._tiles = tuning.TileTable()
+        self._lock = threading.Lock()
+        self._entries = _table_sizes(model)
+        _engines.add(self)
+
+    @property
+    def int8(self) -> bool:
+        """Whether products multiply integers."""
+        return self.model.int8
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Runs the network.
+
+        Args:
+          *inputs: arrays with a leading batch axis, in the order in which the graph's
+            inputs were added. Images are (batch, height, width, channels).
+
+        Returns:
+          A float32 array, or a tuple of them if the graph has several outputs.
+
+        Raises:
+          ValueError: a shape does not fit, or an id is not in its table.
+          TypeError: the dtype does not fit.
+        """
+        arrays, batch, length = self._check(inputs)
+        if batch == 0:
+            results = [np.zeros((0, *s), np.float32) for s in self._shapes(length)]
+        else:
+            with self._lock:
+                plan = self._plan(batch, length)
+                plan.load(arrays)
+                plan.program.run()
+                results = [plan.read(name) for name in self.model.graph.outputs]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def tensors(
+        self, *inputs: Any, names: Iterable[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Runs the network and returns what nodes compute, for calibration and tests.
+
+        Args:
+          *inputs: as for a call.
+          names: the nodes; by default all. Nodes that were fused into a later one are
+            not there.
+
+        Returns:
+          float32 arrays, by name; those of bytes as the numbers they stand for.
+        """
+        arrays, batch, length = self._check(inputs)
+        plan = self._session(batch, length, self._tile, keep=True)
+        plan.load(arrays)
+        plan.program.run()
+        every = [n.name for n in self.model.graph.nodes] if names is None else names
+        return {name: plan.read(name) for name in every}
+
+    def as_jax(self) -> Callable[..., Any]:
+        """The engine as a function of JAX arrays, for use inside ``jit``.
+
+        It is one host call; it has no gradient.
+        """
+        import jax
+
+        def call(*inputs: Any) -> Any:
+            # Shapes are known while tracing, values are not.
+            batch, length = self._check_shapes([(x.shape, x.dtype) for x in inputs])
+            results = [
+                jax.ShapeDtypeStruct((batch, *shape), np.float32)
+                for shape in self._shapes(length)
+            ]
+            shapes = results[0] if len(results) == 1 else tuple(results)
+            return jax.pure_callback(
+                lambda *arrays: self(*map(np.asarray, arrays)),
+                shapes,
+                *inputs,
+                vmap_method="sequential",
+            )
+
+        return call
+
+    def profile(self, *inputs: Any, repeats: int = 5) -> Profile:
+        """Times every node on its own, on one thread.
+
+        Args:
+          *inputs: as for a call.
+          repeats: how often each node runs; the least time counts.
+
+        Returns:
+          The costs by node; print it.
+        """
+        arrays, batch, length = self._check(inputs)
+        plan = self._session(batch, length, self._tile, keep=True)
+        plan.load(arrays)
+        plan.program.run()
+        entries = []
+        for name, steps in plan.by_node().items():
+            program = Program(steps, self.target, 1)
+            seconds = min(timed(program) for _ in range(repeats))
+            entries.append(
+                NodeProfile(
+                    name,
+                    type(self.model.graph[name].operation).__name__,
+                    seconds,
+                    sum(step.multiply_adds for step in steps),
+                    sum(step.nbytes for step in steps),
+                )
+            )
+        return Profile(entries)
+
+    def tune(self, *inputs: Any, repeats: int = 5) -> None:
+        """Measures tiles for this batch size and length, and remembers the best.
+
+        They are stored in the user's cache for this processor; if it cannot be written,
+        they serve this engine only.
+
+        Args:
+          *inputs: as for a call.
+          repeats: how often each candidate runs; the least time counts.
+        """
+        arrays, batch, length = self._check(inputs)
+        times: dict[str, dict[int, float]] = {}
+        for rank in range(tuning.CANDIDATES):
+            plan = self._session(batch, length, _ranked(self.target, rank), keep=True)
+            plan.load(arrays)
+            plan.program.run()
+            for name, steps in plan.by_node().items():
+                product = self.model.graph[name].operation
+                if not isinstance(product, PackedProduct):
+                    continue
+                steps = [s for s in steps if isinstance(s.spec, SparseProduct)]
+                spec = steps[0].spec
+                assert isinstance(spec, SparseProduct)
+                vectors = steps[0].writes[0].grid.vectors
+                key = tuning.tile_key(product, spec, self.target, vectors)
+                program = Program(steps, self.target, 1)
+                program.run()
+                seconds = min(timed(program) for _ in range(repeats))
+                tile = _ranked(self.target, rank)(name, spec, vectors)
+                times.setdefault(key, {})[tile] = seconds
+        best = {key: min(tried, key=lambda t: tried[t]) for key, tried in times.items()}
+        with self._lock:
+            self._tiles.update(best)
+            self._plans.clear()
+
+    def save(self, path: str | os.PathLike[str], *, bits: int = 8) -> None:
+        """Writes the engine to a safetensors file, which `load` reads.
+
+        Args:
+          path: of the file.
+          bits: 8, or 4: integers of half a byte, of which there are 15 (INT8 only; the
+            weights are rounded once more).
+
+        Raises:
+          ValueError: 4 bits of a float32 engine.
+        """
+        from cram_jax.engine.files import save_model
+
+        save_model(self.model, Path(path), bits)
+
+    # ------------------------------------------------------------------------- private
+    def _tile(self, name: str, spec: SparseProduct, vectors: int) -> int:
+        product = self.model.graph[name].operation
+        assert isinstance(product, PackedProduct)
+        key = tuning.tile_key(product, spec, self.target, vectors)
+        return self._tiles.get(key) or tuning.guess_tile(spec, self.target)
+
+    def _session(self, batch: int, length: int, tiles: Tiles, *, keep: bool) -> Session:
+        return Session(
+            self.model, self.target, batch, length, self.threads, tiles, keep=keep
+        )
+
+    def _plan(self, batch: int, length: int) -> Session:
+        key = batch, length
+        if key not in self._plans:
+            self._plans[key] = self._session(batch, length, self._tile, keep=False)
+            if len(self._plans) > _PLANS:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    def _shapes(self, length: int) -> list[tuple[int, ...]]:
+        graph = self.model.graph
+        return [
+            tuple(length if size is None else size for size in graph.types[name].shape)
+            for name in graph.outputs
+        ]
+
+    def _check_shapes(self, given: list[tuple[Any, Any]]) -> tuple[int, int]:
+        """Batch size and length of inputs with these shapes and dtypes."""
+        nodes = self.model.graph.inputs
+        if len(given) != len(nodes):
+            raise ValueError(
+                f"inputs must be {len(nodes)} arrays "
+                f"({', '.join(node.name for node in nodes)}), got {len(given)}"
+            )
+        batch, length = None, None
+        for node, (shape, dtype) in zip(nodes, given, strict=True):
+            kind = self.model.graph.types[node.name]
+            expected = ("batch", *("length" if s is None else s for s in kind.shape))
+            fits = len(shape) == len(expected) and all(
+                wanted is None or wanted == size
+                for wanted, size in zip(kind.shape, shape[1:], strict=True)
+            )
+            if not fits:
+                raise ValueError(
+                    f"input {node.name!r} must have shape "
+                    f"({', '.join(map(str, expected))}), got {tuple(shape)}"
+                )
+            is_right = np.dtype(dtype).kind in ("iub" if kind.dtype == "int32" else "f")
+            if not is_right and str(dtype) != "bfloat16":
+                raise TypeError(
+                    f"input {node.name!r} must be {kind.dtype}, got {np.dtype(dtype)}"
+                )
+            if batch not in (None, shape[0]):
+                raise ValueError(
+                    f"inputs must share one batch size, got {batch} and {shape[0]}"
+                )
+            batch = int(shape[0])
+            if kind.dtype == "int32" or len(kind.shape) == 2:
+                if length not in (None, shape[1]):
+                    raise ValueError(
+                        f"inputs must share one length, got {length} and {shape[1]}"
+                    )
+                length = int(shape[1])
+                if not 1 <= length <= 2**16:
+                    raise ValueError(f"length must be from 1 to 65536, got {length}")
+        return batch or 0, length or 1
+
+    def _check(self, inputs: tuple[Any, ...]) -> tuple[list[np.ndarray], int, int]:
+        arrays = [np.asarray(x) for x in inputs]
+        batch, length = self._check_shapes([(x.shape, x.dtype) for x in arrays])
+        for node, x in zip(self.model.graph.inputs, arrays, strict=True):
+            entries = self._entries.get(node.name)
+            if entries is not None and x.size:
+                low, high = int(x.min()), int(x.max())
+                if low < 0 or high >= entries:
+                    raise ValueError(
+                        f"input {node.name!r} must have ids from 0 to {entries - 1}, "
+                        f"got {low if low < 0 else high}"
+                    )
+        return arrays, batch, length
+
+
+def _ranked(target: Target, rank: int) -> Tiles:
+    """The tile that is so-and-so small among the candidates."""
+
+    def tile(name: str, spec: SparseProduct, vectors: int) -> int:
+        del name, vectors
+        choices = tuning.candidates(spec, target)
+        return choices[min(rank, len(choices) - 1)]
+
+    return tile
+
+
+def _table_sizes(model: Model) -> dict[str, int]:
+    """For every input of ids the entries of the smallest table it looks up in."""
+    entries: dict[str, int] = {}
+    for node in model.graph.nodes:
+        if isinstance(node.operation, Lookup):
+            name, size = node.inputs[0], len(node.operation.table)
+            entries[name] = min(entries.get(name, size), size)
+    return entries
+
+
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Another thread may have held a lock; a run that it began starts anew."""
+    for engine in list(_engines):
+        engine._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,110 @@
+"""Runs the steps of a plan, on a pool of threads that all engines share."""
+
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cram_jax.engine import jit, runner
+from cram_jax.engine.buffers import Step
+from cram_jax.engine.plan import groups_of
+from cram_jax.engine.targets import Target
+
+
+class Program:
+    """Steps as the records that `runner` reads; compiled, with their memory."""
+
+    def __init__(self, steps: Sequence[Step], target: Target, threads: int):
+        jit.compile_kernels([step.spec for step in steps], target)
+        self.steps, self.threads = list(steps), threads
+        self._words = [step.encode() for step in steps]
+        self._records = np.zeros((len(steps), runner.RECORD), np.int64)
+        groups = list(groups_of(steps))
+        # A cache line for every counter, and one for the epoch.
+        self._counters = np.zeros((len(groups) + 1, 8), np.int64)
+        self._epoch = 0
+        row = 0
+        for number, group in enumerate(groups):
+            total = sum(step.jobs for step in group)
+            for step in group:
+                record = self._records[row]
+                record[runner.CODE] = jit.kernel_address(step.spec, target)
+                record[runner.WORDS] = self._words[row].ctypes.data
+                record[runner.JOBS] = step.jobs
+                record[runner.WAIT] = total if step is group[-1] else 0
+                record[runner.DONE] = self._counters[number].ctypes.data
+                row += 1
+        self._run, self._pause = runner.runner(), runner.pause()
+
+    def run(self) -> None:
+        """Runs all steps; one caller at a time."""
+        self._epoch = self._epoch % 2**30 + 1
+        # First the epoch, so that a thread that comes late leaves; then its counters.
+        self._counters[-1, 0] = self._epoch
+        self._counters[:-1] = 0
+        self._records[:, runner.NEXT] = self._epoch << 32
+        for thread in range(1, self.threads):
+            _pool.submit(self._work, self._epoch, thread)
+        self._work(self._epoch, 0)
+
+    def _work(self, epoch: int, thread: int) -> None:
+        self._run(
+            self._records.ctypes.data,
+            len(self._records),
+            epoch,
+            thread,
+            self._counters[-1:].ctypes.data,
+            self._pause,
+        )
+
+
+class _Pool:
+    """Threads that wait for work; they are made when they are first needed."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._threads = 0
+        self._idle = 0
+        self._lock = threading.Lock()
+
+    def submit(self, work: Any, *arguments: Any) -> None:
+        """Runs work on some thread, soon."""
+        with self._lock:
+            if self._queue.qsize() >= self._idle and self._threads < _limit():
+                self._threads += 1
+                self._idle += 1
+                name = f"cram_jax-engine-{self._threads}"
+                threading.Thread(target=self._serve, name=name, daemon=True).start()
+        self._queue.put((work, arguments))
+
+    def _serve(self) -> None:
+        while True:
+            work, arguments = self._queue.get()
+            with self._lock:
+                self._idle -= 1
+            work(*arguments)
+            del work, arguments
+            with self._lock:
+                self._idle += 1
+
+
+def _limit() -> int:
+    return 4 * (os.cpu_count() or 1)
+
+
+_pool = _Pool()
+
+
+def _after_fork() -> None:
+    """A child has none of the threads, and may inherit locks that they held."""
+    global _pool
+    _pool = _Pool()
+    jit.forget_lock()
+    runner.forget_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,260 @@
+"""Engines on disk: a safetensors file of bitmaps, values, scales and a plan as JSON.
+
+A file is untrusted. It is read by code that knows this one format; names, shapes and
+numbers are checked by the constructors that users call, before anything is planned.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cram_jax.engine import operations, safetensors
+from cram_jax.engine.arrays import as_pads, as_pair
+from cram_jax.engine.engine import Engine
+from cram_jax.engine.fusion import Lookup
+from cram_jax.engine.graph import Graph, Node
+from cram_jax.engine.kernels import UNIT
+from cram_jax.engine.model import Model, PackedProduct, Range, make_model
+from cram_jax.engine.operations import Operation
+from cram_jax.engine.packing import SparseWeights, lanes_of, round_up
+from cram_jax.engine.targets import Target, choose_target
+from cram_jax.validation import check_choice, check_integer
+
+FORMAT, VERSION = "cram_jax.engine", "1"
+
+_KINDS = {
+    kind.__name__: kind
+    for kind in (
+        *(operations.Input, operations.Affine, operations.Relu, operations.Gelu),
+        *(operations.Tanh, operations.Softmax, operations.Add, operations.LayerNorm),
+        *(operations.AddPositions, operations.Attention, operations.MaxPool),
+        *(operations.AvgPool, operations.Mean, operations.Flatten),
+        *(operations.SpaceToDepth, operations.Token, Lookup, PackedProduct),
+    )
+}
+_LARGEST_CHANNELS = 2**24
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    threads: int = 1,
+    target: str | Target | None = None,
+) -> Engine:
+    """Reads an engine that `Engine.save` wrote.
+
+    Args:
+      path: of the file; it may come from anybody.
+      threads: how many work on a call.
+      target: the instruction set, as for `compile`; any, whatever wrote the file.
+
+    Returns:
+      The engine.
+
+    Raises:
+      ValueError: the file is damaged or not of this format, with what is wrong in it.
+      OSError: it cannot be read.
+    """
+    content = Path(path).read_bytes()
+    try:
+        arrays, metadata = safetensors.decode(content)
+        model = _decode_model(arrays, metadata)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        reason = (
+            f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
+        )
+        raise ValueError(
+            f"{os.fspath(path)} is not a valid engine: {reason}"
+        ) from error
+    return Engine(model, choose_target(target), threads)
+
+
+def save_model(model: Model, path: Path, bits: int) -> None:
+    """Writes a model; see `Engine.save`."""
+    if bits not in (4, 8):
+        raise ValueError(f"bits must be 4 or 8, got {bits!r}")
+    if bits == 4 and not model.int8:
+        raise ValueError("bits=4 needs an INT8 engine, got a float32 one")
+    arrays: dict[str, np.ndarray] = {}
+    nodes = []
+    for node in model.graph.nodes:
+        if isinstance(node.operation, PackedProduct):
+            options, own = _encode_product(node.operation, bits)
+        else:
+            options, own = _encode_operation(node.operation)
+        kind = type(node.operation).__name__
+        nodes.append(
+            {"name": node.name, "kind": kind, "inputs": node.inputs, "options": options}
+        )
+        arrays |= {f"{node.name}/{name}": array for name, array in own.items()}
+    plan = {
+        "nodes": nodes,
+        "outputs": model.graph.outputs,
+        "ranges": {name: [r.scale, int(r.zero)] for name, r in model.ranges.items()},
+    }
+    metadata = {"format": FORMAT, "version": VERSION, "plan": json.dumps(plan)}
+    path.write_bytes(safetensors.encode(arrays, metadata))
+
+
+def _encode_operation(
+    operation: Operation,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    named = {
+        field.name: getattr(operation, field.name)
+        for field in dataclasses.fields(operation)  # type: ignore[arg-type]
+    }
+    arrays = {n: v for n, v in named.items() if isinstance(v, np.ndarray)}
+    return {n: v for n, v in named.items() if n not in arrays}, arrays
+
+
+def _encode_product(
+    product: PackedProduct, bits: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    weights = product.weights
+    options = {
+        "window": weights.window,
+        "inputs": weights.inputs,
+        "outputs": weights.outputs,
+        "rows": weights.rows,
+        "strides": product.strides,
+        "pads": product.pads,
+        "activation": product.activation,
+        "values": "int4" if bits == 4 else "int8" if weights.int8 else "float32",
+    }
+    arrays = {
+        "blocks": np.packbits(weights.occupied),
+        "values": weights.values,
+        "bias": product.bias,
+    }
+    if weights.scale is not None:
+        arrays["scale"] = weights.scale
+    if bits == 4:
+        assert weights.scale is not None
+        quarter = np.rint(weights.values.astype(np.float32) * 7 / 127).astype(np.int8)
+        nibbles = (quarter.reshape(-1, 2) + 8).astype(np.uint8)
+        arrays["values"] = nibbles[:, 0] | nibbles[:, 1] << 4
+        arrays["scale"] = weights.scale * np.float32(127 / 7)
+    return options, arrays
+
+
+def _decode_model(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Model:
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        raise ValueError(f"its metadata do not say {FORMAT} version {VERSION}")
+    plan = safetensors.parse_json(metadata["plan"])
+    _expect_type("plan", plan, dict)
+    unused = set(arrays)
+    nodes = []
+    for entry in _expect_type("nodes", plan["nodes"], list):
+        _expect_type("a node", entry, dict)
+        name = _expect_type("name", entry["name"], str)
+        inputs = _expect_type("inputs", entry["inputs"], list)
+        for source in inputs:
+            _expect_type("an input", source, str)
+        own = {
+            key.rpartition("/")[2]: array
+            for key, array in arrays.items()
+            if key.rpartition("/")[0] == name
+        }
+        unused -= {f"{name}/{field}" for field in own}
+        options = _expect_type("options", entry["options"], dict)
+        operation = _decode_operation(entry["kind"], options, own)
+        nodes.append(Node(name, operation, tuple(inputs)))
+    if unused:
+        raise ValueError(f"array {min(unused)!r} belongs to no node")
+    outputs = _expect_type("outputs", plan["outputs"], list)
+    for output in outputs:
+        _expect_type("an output", output, str)
+    graph = Graph(tuple(nodes), tuple(outputs))
+    ranges = {}
+    for name, pair in _expect_type("ranges", plan["ranges"], dict).items():
+        scale, zero = _expect_type(f"range of {name!r}", pair, list)
+        ranges[name] = Range(float(scale), zero)
+    return make_model(graph, ranges)
+
+
+def _decode_operation(
+    kind: Any, options: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> Operation:
+    check_choice("kind", kind, sorted(_KINDS))
+    if kind == "PackedProduct":
+        return _decode_product(options, arrays)
+    cls = _KINDS[kind]
+    names = {field.name for field in dataclasses.fields(cls)}
+    given = {**options, **arrays}
+    if set(given) != names:
+        raise ValueError(f"{kind} must have {sorted(names)}, got {sorted(given)}")
+    if "epsilon" in given and type(given["epsilon"]) is not float:
+        raise ValueError(f"epsilon must be a number, got {given['epsilon']!r}")
+    return cls(**given)
+
+
+def _decode_product(
+    options: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> PackedProduct:
+    values_kind = options["values"]
+    check_choice("values", values_kind, ("float32", "int8", "int4"))
+    check_choice("activation", options["activation"], ("", "relu", "gelu", "tanh"))
+    is_int = values_kind != "float32"
+    window = as_pair("window", _expect_type("window", options["window"], list))
+    strides = as_pair("strides", _expect_type("strides", options["strides"], list))
+    pads = as_pads(_expect_type("pads", options["pads"], list))
+    assert not isinstance(pads, str)
+    inputs, outputs = options["inputs"], options["outputs"]
+    check_integer("inputs", inputs, minimum=1, maximum=_LARGEST_CHANNELS)
+    check_integer("outputs", outputs, minimum=1, maximum=_LARGEST_CHANNELS)
+    rows = options["rows"]
+    if rows not in (1, 2, 4) or type(rows) is not int:
+        raise ValueError(f"rows must be 1, 2 or 4, got {rows!r}")
+    groups = round_up(outputs, UNIT) // rows
+    places = lanes_of(inputs, is_int) * window[0] * window[1]
+    blocks = _array(arrays, "blocks", np.uint8, (-(-groups * places // 8),))
+    occupied = np.unpackbits(blocks, count=groups * places).astype(bool)
+    count = int(occupied.sum())
+    if values_kind == "float32":
+        values = _array(arrays, "values", np.float32, (count, rows))
+    elif values_kind == "int8":
+        values = _array(arrays, "values", np.int8, (count, rows, 4))
+    else:
+        pairs = _array(arrays, "values", np.uint8, (count * rows * 2,))
+        nibbles = np.stack([pairs & 15, pairs >> 4], axis=1).astype(np.int8) - 8
+        values = nibbles.astype(np.int8).reshape(count, rows, 4)
+    scale = _array(arrays, "scale", np.float32, (outputs,)) if is_int else None
+    bias = _array(arrays, "bias", np.float32, (outputs,))
+    for name, array in (("values", values), ("scale", scale), ("bias", bias)):
+        if array is not None and not np.isfinite(array).all():
+            raise ValueError(f"{name} must be finite")
+    if scale is not None and not (scale > 0).all():
+        raise ValueError("scale must be positive")
+    weights = SparseWeights(
+        window,
+        inputs,
+        outputs,
+        rows,
+        occupied.reshape(groups, places),
+        values,
+        scale,
+    )
+    activation = options["activation"]
+    return PackedProduct(weights, bias, strides, pads, activation)
+
+
+def _array(
+    arrays: dict[str, np.ndarray], name: str, dtype: Any, shape: tuple[int, ...]
+) -> np.ndarray:
+    array = arrays[name]
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(
+            f"{name} must be {np.dtype(dtype)} of shape {shape}, got {array.dtype} of "
+            f"shape {array.shape}"
+        )
+    return array
+
+
+def _expect_type(name: str, value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be a {kind.__name__}, got {value!r:.100}")
+    return value

@@ -1,0 +1,220 @@
+"""A network ready to be planned: fused, its products packed, its tensors typed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from cram_jax.engine.arrays import Pads, conv_size
+from cram_jax.engine.fusion import Product
+from cram_jax.engine.graph import Graph, Node, consumers
+from cram_jax.engine.operations import (
+    Attention,
+    AvgPool,
+    Input,
+    LayerNorm,
+    MaxPool,
+    Mean,
+    Operation,
+    SpaceToDepth,
+    TensorType,
+    operation,
+)
+from cram_jax.engine.packing import SparseWeights, pack_kernel
+from cram_jax.engine.targets import Target
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a byte stands for: ``scale * (byte - zero)``.
+
+    Attributes:
+      scale: a positive float32.
+      zero: the byte of the number 0.
+    """
+
+    scale: float
+    zero: int
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(np.float32(self.scale)) and np.float32(self.scale) > 1e-30):
+            raise ValueError(f"scale must be positive and finite, got {self.scale!r}")
+        if isinstance(self.zero, bool) or not isinstance(self.zero, int | np.integer):
+            raise ValueError(f"zero must be an integer, got {self.zero!r}")
+        if not 0 <= self.zero <= 255:
+            raise ValueError(f"zero must be between 0 and 255, got {self.zero}")
+
+    @classmethod
+    def of(cls, low: float, high: float) -> "Range":
+        """The range of the numbers from low to high, and 0."""
+        low, high = min(float(low), 0.0), max(float(high), 0.0)
+        scale = float(np.float32(max(high - low, 1e-20) / 255))
+        return cls(scale, int(np.clip(np.rint(-low / scale), 0, 255)))
+
+
+@operation
+class PackedProduct(Operation):
+    """A `Product` whose kernel is packed.
+
+    Attributes:
+      weights: the kernel.
+      bias: (outputs,).
+      strides: of a convolution.
+      pads: of a convolution.
+      activation: "", "relu", "gelu" or "tanh".
+    """
+
+    weights: SparseWeights
+    bias: np.ndarray
+    strides: tuple[int, int]
+    pads: Pads
+    activation: str
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        """See `Operation.infer`."""
+        weights = self.weights
+        x = inputs[0]
+        if x.features != weights.inputs:
+            raise ValueError(f"{weights.inputs} inputs do not fit shape {x.shape}")
+        shape: tuple[int | None, ...] = x.shape[:-1]
+        if len(shape) == 2:
+            shape = tuple(
+                conv_size(size or 0, pads, window, stride)
+                for size, pads, window, stride in zip(
+                    shape, self.pads, weights.window, self.strides, strict=True
+                )
+            )
+            if min(size or 0 for size in shape) < 1:
+                raise ValueError(f"the window {weights.window} does not fit {x.shape}")
+        elif (weights.window, self.strides, self.pads) != _LINEAR:
+            raise ValueError(f"a convolution needs images, got shape {x.shape}")
+        result = TensorType((*shape, weights.outputs))
+        for residual in inputs[1:]:
+            if residual.shape != result.shape:
+                raise ValueError(f"shapes differ: {residual.shape} and {result.shape}")
+        return result
+
+
+_LINEAR = ((1, 1), (1, 1), ((0, 0), (0, 0)))
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What a plan is made from.
+
+    Attributes:
+      graph: fused, with packed products.
+      ranges: of the tensors that are bytes; empty in float32.
+      forms: for every node "f32", "u8" or both.
+    """
+
+    graph: Graph
+    ranges: Mapping[str, Range]
+    forms: Mapping[str, frozenset[str]]
+
+    @property
+    def int8(self) -> bool:
+        """Whether products multiply bytes."""
+        return bool(self.ranges)
+
+
+def pack(
+    fused: Graph, target: Target, ranges: Mapping[str, Range] | None = None
+) -> Model:
+    """Packs the products of a fused graph; in INT8 if there are ranges."""
+    nodes = []
+    for node in fused.nodes:
+        product = node.operation
+        if isinstance(product, Product):
+            if ranges is None:
+                weights = pack_kernel(product.kernel, target)
+            else:
+                kernel, scale = quantise_kernel(product.kernel)
+                weights = pack_kernel(kernel, target, scale)
+            packed = PackedProduct(
+                weights, product.bias, product.strides, product.pads, product.activation
+            )
+            node = Node(node.name, packed, node.inputs)
+        nodes.append(node)
+    return make_model(Graph(tuple(nodes), fused.outputs), ranges or {})
+
+
+def make_model(graph: Graph, ranges: Mapping[str, Range]) -> Model:
+    """A model of a packed graph, with the form of every tensor.
+
+    Raises:
+      ValueError: a tensor of bytes has no range, or products differ in kind.
+    """
+    int8 = bool(ranges)
+    for node in graph.nodes:
+        part = node.operation
+        if isinstance(part, PackedProduct) and part.weights.int8 != int8:
+            raise ValueError(
+                f"node {node.name!r} must be {'INT8' if int8 else 'float32'} as ranges "
+                "say"
+            )
+    forms = choose_forms(graph, int8)
+    ranges = dict(ranges)
+    for node in graph.nodes:
+        if "u8" in forms[node.name]:
+            if is_max_pool(node.operation) and forms[node.name] == {"u8"}:
+                ranges[node.name] = ranges[node.inputs[0]]
+            if node.name not in ranges:
+                raise ValueError(f"node {node.name!r} has no range")
+    return Model(graph, ranges, forms)
+
+
+def quantise_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric int8 of every output: the integers, and what one of them stands for."""
+    largest = np.abs(kernel).max(axis=(0, 1, 2))
+    scale = np.where(largest > 0, largest / np.float32(127), 1).astype(np.float32)
+    scale = np.maximum(scale, np.float32(1e-30))
+    integers = np.clip(np.rint(kernel / scale), -127, 127)
+    return integers.astype(np.int8), scale
+
+
+def choose_forms(graph: Graph, int8: bool) -> dict[str, frozenset[str]]:
+    """How the result of every node is stored: as floats, as bytes, or as both.
+
+    Products read bytes. What reads either gets bytes in an image, so that a convolution
+    network has no floats between, and floats in a sequence, so that the residual stream
+    of a transformer is exact.
+    """
+    readers = consumers(graph)
+    forms: dict[str, frozenset[str]] = {}
+    for node in reversed(graph.nodes):
+        kind = graph.types[node.name]
+        wanted = {"f32"} if node.name in graph.outputs else set()
+        either = False
+        for reader in readers[node.name]:
+            part = reader.operation
+            if int8 and isinstance(part, PackedProduct):
+                # It may be both the input and the residual.
+                wanted |= {"u8"} if reader.inputs[0] == node.name else set()
+                either |= node.name in reader.inputs[1:]
+            elif int8 and isinstance(part, Mean):
+                either = True
+            elif int8 and is_max_pool(part):
+                wanted.add("f32" if "f32" in forms[reader.name] else "u8")
+            else:
+                wanted.add("f32")
+        if either and not ("u8" in wanted and len(kind.shape) == 3):
+            wanted.add("u8" if len(kind.shape) == 3 and not wanted else "f32")
+        if not wanted or kind.dtype == "int32":
+            wanted = {"f32"}
+        # Bytes are what these write themselves; elsewhere they are a copy of floats.
+        writes = isinstance(
+            part := node.operation, PackedProduct | Input | SpaceToDepth
+        )
+        writes |= is_max_pool(part) or isinstance(part, LayerNorm)
+        if isinstance(part, Attention):
+            writes |= kind.features // part.heads % 4 == 0
+        if wanted == {"u8"} and not writes:
+            wanted = {"u8", "f32"}
+        forms[node.name] = frozenset(wanted)
+    return forms
+
+
+def is_max_pool(part: Operation) -> bool:
+    """Whether an operation chooses among its inputs, floats or bytes."""
+    return isinstance(part, MaxPool) and not isinstance(part, AvgPool)

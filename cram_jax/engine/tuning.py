@@ -1,0 +1,84 @@
+"""Tiles of products: a good guess, or what was measured on this processor."""
+
+import contextlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from cram_jax.engine.kernels import SparseProduct
+from cram_jax.engine.llvm import binding
+from cram_jax.engine.model import PackedProduct
+from cram_jax.engine.targets import Target
+
+CANDIDATES = 4
+# Vectors of a tile by registers and outputs of a block, as measured: on AVX-512 what
+# fits into the registers, on AVX2 what also stays in the first cache.
+_GUESSES = {16: {1: 4, 2: 4, 4: 3}, 32: {1: 8, 2: 8, 4: 5}}
+
+
+def guess_tile(spec: SparseProduct, target: Target) -> int:
+    """A tile that is good for most shapes."""
+    # Bytes are a quarter of the floats, so that more columns stay in the cache.
+    wide = spec.int8 and spec.rows == 2
+    return 8 if wide else _GUESSES[target.registers][spec.rows]
+
+
+def candidates(spec: SparseProduct, target: Target) -> list[int]:
+    """Tiles worth a measurement."""
+    guess = guess_tile(spec, target)
+    return sorted({max(1, guess // 2), max(1, 3 * guess // 4), guess, 3 * guess // 2})
+
+
+class TileTable:
+    """Measured tiles of this processor, in a file of the user's cache.
+
+    A file that cannot be read is ignored, and one that cannot be written is not.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self._path = (
+            path or cache_folder() / f"tiles-{binding().get_host_cpu_name()}.json"
+        )
+        self._tiles: dict[str, int] = {}
+        with contextlib.suppress(OSError, ValueError):
+            read = json.loads(self._path.read_text())
+            if isinstance(read, dict):
+                self._tiles = {
+                    key: tile
+                    for key, tile in read.items()
+                    if type(tile) is int and 1 <= tile <= 16
+                }
+
+    def get(self, key: str) -> int | None:
+        """The measured tile, or None."""
+        return self._tiles.get(key)
+
+    def update(self, tiles: dict[str, int]) -> None:
+        """Adds tiles and writes the file, whole or not at all."""
+        self._tiles |= tiles
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(dir=self._path.parent)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(self._tiles, file, indent=0, sort_keys=True)
+            os.replace(name, self._path)
+
+
+def tile_key(
+    product: PackedProduct, spec: SparseProduct, target: Target, vectors: int
+) -> str:
+    """What decides how long a product takes with a tile."""
+    weights = product.weights
+    shape = (weights.padded_outputs, weights.lanes, weights.taps, len(weights.values))
+    kind = "int8" if spec.int8 else "f32"
+    form = f"{spec.output}{spec.residual and '+' + spec.residual}{spec.activation}"
+    return (
+        f"{target.name} {kind} {spec.rows} {form} {'x'.join(map(str, shape))} {vectors}"
+    )
+
+
+def cache_folder() -> Path:
+    """Where the user's caches lie."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    return Path(root).expanduser() / "cram_jax"

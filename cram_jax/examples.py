@@ -1,0 +1,101 @@
+"""What losses that are evaluated for one example at a time are given."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.projector import Params, leaf_path
+
+
+def check_names(examples: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
+    """Raises unless both map names to values, and not the same names.
+
+    Args:
+      examples: arguments of the loss that have the examples along axis 0.
+      constants: arguments that are the same for all examples.
+
+    Raises:
+      TypeError: one of them is not a mapping.
+      ValueError: a name is in both.
+    """
+    for name, value in (("examples", examples), ("constants", constants)):
+        if not isinstance(value, Mapping):
+            raise TypeError(
+                f"{name} must map names of arguments of loss_fn to arrays, got "
+                f"{type(value).__name__}"
+            )
+    if both := sorted(examples.keys() & constants.keys()):
+        raise ValueError(f"examples and constants must not both hold {both}")
+
+
+def count_examples(examples: Mapping[str, Any]) -> int:
+    """How many examples there are.
+
+    Args:
+      examples: arrays or trees of arrays by name, with the examples along axis 0.
+
+    Returns:
+      Their number, at least 1.
+
+    Raises:
+      ValueError: there is none, a leaf is a scalar, or leaves differ in their number.
+    """
+    sizes = {}
+    for path, leaf in jax.tree.leaves_with_path(dict(examples)):
+        if jnp.ndim(leaf) < 1:
+            raise ValueError(
+                f"examples[{leaf_path(path)!r}] must have the examples along axis 0, "
+                f"got a scalar; pass what is the same for all in constants"
+            )
+        sizes[leaf_path(path)] = jnp.shape(leaf)[0]
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"examples must all be of one number, got {sizes}")
+    size = max(sizes.values(), default=0)
+    if size == 0:
+        raise ValueError(f"examples must hold at least one example, got {sizes}")
+    return size
+
+
+def scalar_loss(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+    """The loss, which raises a TypeError when it does not give what was announced.
+
+    Args:
+      loss_fn: ``loss_fn(params, ...) -> scalar``, or ``(scalar, aux)`` with
+        ``has_aux``.
+      has_aux: whether it returns auxiliary data.
+
+    Returns:
+      A function with the signature of ``loss_fn``.
+
+    Raises:
+      TypeError: ``loss_fn`` is not a function.
+    """
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function, got {loss_fn!r}")
+
+    @functools.wraps(loss_fn)
+    def checked(params: Params, **arguments: Any) -> Any:
+        result = loss_fn(params, **arguments)
+        if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(
+                f"loss_fn must give a scalar and auxiliary data with has_aux=True, got "
+                f"{_described(result)}"
+            )
+        loss = result[0] if has_aux else result
+        if isinstance(loss, tuple) or jnp.shape(loss):
+            raise TypeError(
+                f"loss_fn must give a scalar (or, with has_aux=True, a scalar and "
+                f"auxiliary data), got {_described(loss)}"
+            )
+        return result
+
+    return checked
+
+
+def _described(result: Any) -> str:
+    if isinstance(result, tuple):
+        return f"a tuple of {len(result)}"
+    return f"shape {jnp.shape(result)}"

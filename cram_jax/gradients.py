@@ -1,0 +1,250 @@
+"""How a transformation evaluates the loss that it was given."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.projector import Params
+
+AxisName: TypeAlias = str | tuple[str, ...]
+
+Gradient: TypeAlias = Callable[[Params, Mapping[str, Any]], tuple[jax.Array, Params]]
+"""``(params, extra_args of update) -> (loss, gradient)``."""
+
+
+class Caller(NamedTuple):
+    """What a user who forgot an argument of the loss is told.
+
+    Attributes:
+      name: where the arguments should have come from.
+      example: how to pass the missing one, which stands for ``{}``.
+      if_none: what else may be wrong if no argument came at all.
+    """
+
+    name: str
+    example: str
+    if_none: str = ""
+
+
+_UPDATE = Caller(
+    "update(...)",
+    "optimizer.update(grads, state, params, {}=...)",
+    " (TrainState.apply_gradients passes none on: call state.tx.update(...) and "
+    "state.replace(...) instead)",
+)
+
+
+def gradient_at_update(
+    loss_fn: Callable[..., Any] | None, *, has_aux: bool, axis_name: AxisName | None
+) -> Gradient:
+    """As `gradient_of`, of a loss that is known now or arrives at ``update``.
+
+    Args:
+      loss_fn: the loss; None if it is the argument ``value_fn`` of ``update``.
+      has_aux: whether the loss returns auxiliary data, which is dropped.
+      axis_name: mapped axes to average over, under `jax.pmap` or `jax.shard_map`.
+
+    Returns:
+      The function. It raises a TypeError if the loss arrives twice, or not at all.
+
+    Raises:
+      TypeError: see `gradient_of`.
+    """
+    options: dict[str, Any] = {"has_aux": has_aux, "axis_name": axis_name}
+    known = None if loss_fn is None else gradient_of(loss_fn, **options)
+
+    def gradient(
+        params: Params, extra_args: Mapping[str, Any]
+    ) -> tuple[jax.Array, Params]:
+        arguments = dict(extra_args)
+        value_fn = arguments.pop("value_fn", None)
+        if known is None and value_fn is None:
+            raise TypeError(
+                "the loss is missing: the rule was made with loss_fn=None, so pass "
+                "optimizer.update(grads, state, params, value_fn=loss_at_params)"
+                + ("" if extra_args else _UPDATE.if_none)
+            )
+        if known is not None and value_fn is not None:
+            raise TypeError(
+                "the loss is given twice, as loss_fn and as value_fn of update(...); "
+                "make the rule with loss_fn=None to use value_fn"
+            )
+        found = known or gradient_of(value_fn, name="value_fn", **options)
+        return found(params, arguments)
+
+    return gradient
+
+
+def gradient_of(
+    loss_fn: Callable[..., Any],
+    *,
+    has_aux: bool,
+    axis_name: AxisName | None,
+    caller: Caller = _UPDATE,
+    name: str = "loss_fn",
+) -> Gradient:
+    """Makes a function that gives the loss and its gradient at any parameters.
+
+    Args:
+      loss_fn: ``loss_fn(params, ...) -> scalar``, or ``(scalar, aux)`` with
+        ``has_aux``.
+      has_aux: whether ``loss_fn`` returns auxiliary data, which is dropped.
+      axis_name: mapped axes to average over, under `jax.pmap` or `jax.shard_map`.
+      caller: whose arguments they are, for the error about one that is missing.
+      name: of the loss, for errors.
+
+    Returns:
+      The function. It picks from the arguments of ``update`` those that ``loss_fn``
+      names, and raises a TypeError that names one that is missing.
+
+    Raises:
+      TypeError: ``loss_fn`` is not a function, or cannot take its arguments by name.
+    """
+    if not callable(loss_fn):
+        raise TypeError(f"{name} must be a function, got {loss_fn!r}")
+    pick = _by_name(loss_fn, caller, name)
+    value_and_gradient = jax.value_and_grad(
+        _averaged(loss_fn, has_aux, axis_name, name)
+    )
+
+    def gradient(
+        params: Params, extra_args: Mapping[str, Any]
+    ) -> tuple[jax.Array, Params]:
+        loss, gradients = value_and_gradient(params, **pick(extra_args))
+        if axis_name is not None:
+            gradients = jax.lax.pmean(gradients, axis_name)
+        return loss, gradients
+
+    return gradient
+
+
+def _by_name(
+    loss_fn: Callable[..., Any], caller: Caller, name: str
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Picks from the arguments of ``update`` those that the loss names."""
+    signature = inspect.signature(loss_fn)
+    further = [*signature.parameters.values()][1:]
+    if not signature.parameters or any(p.kind is p.POSITIONAL_ONLY for p in further):
+        raise TypeError(
+            f"{name} must take the parameters first and its further arguments by "
+            f"name, got {loss_fn!r} with the signature {signature}"
+        )
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in further)
+    named = {
+        p.name: p.default is p.empty
+        for p in further
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+
+    def pick(extra_args: Mapping[str, Any]) -> dict[str, Any]:
+        missing = [n for n, needed in named.items() if needed and n not in extra_args]
+        if missing:
+            raise TypeError(
+                f"{name} needs the argument {missing[0]!r}, but {caller.name} got "
+                f"{sorted(extra_args)}; pass it by name: "
+                f"{caller.example.format(missing[0])}"
+                + ("" if extra_args else caller.if_none)
+            )
+        return {n: v for n, v in extra_args.items() if takes_all or n in named}
+
+    return pick
+
+
+def _averaged(
+    loss_fn: Callable[..., Any],
+    has_aux: bool,
+    axis_name: AxisName | None,
+    name: str,
+) -> Callable[..., jax.Array]:
+    """Only the loss, averaged over devices.
+
+    Where jax tracks which values vary over an axis, the gradient of this average is the
+    average of the gradients, and averaging it again changes nothing; where it does not
+    (pmap), the gradient is still the device's own.
+    """
+
+    def averaged(params: Params, **arguments: Any) -> jax.Array:
+        loss = _scalar(_call(loss_fn, params, arguments, name), has_aux, name)
+        _check_axes(loss, params, axis_name)
+        return loss if axis_name is None else jax.lax.pmean(loss, axis_name)
+
+    return averaged
+
+
+def _call(
+    loss_fn: Callable[..., Any], params: Params, arguments: dict[str, Any], name: str
+) -> Any:
+    """Calls the loss; an error that takes the parameters for the model says so."""
+    try:
+        return loss_fn(params, **arguments)
+    except (TypeError, AttributeError) as error:
+        kind = type(params).__name__
+        is_called = str(error) == f"{kind!r} object is not callable"
+        is_asked = isinstance(error, AttributeError) and error.obj is params
+        if not (is_called or is_asked):
+            raise
+        raise TypeError(
+            f"{name} gets the parameters, here a {kind}, not the model: {error}. Make "
+            f"the model from them first: nnx.merge(graphdef, params, copy=True), "
+            f"equinox.combine(params, static) or model.apply({{'params': params}}, x)"
+        ) from error
+
+
+def _scalar(result: Any, has_aux: bool, name: str) -> Any:
+    """The loss of what the function returned."""
+    if has_aux:
+        if not isinstance(result, tuple | list) or len(result) != 2:
+            raise TypeError(
+                f"{name} must return (loss, auxiliary data) with has_aux=True, got "
+                f"{_kind(result)}"
+            )
+        result, _ = result
+    if isinstance(result, tuple | list):
+        raise TypeError(
+            f"{name} must return a scalar, got {_kind(result)}; if that is the loss "
+            f"and auxiliary data, make the rule with has_aux=True"
+        )
+    is_array = hasattr(result, "dtype") or isinstance(result, float | int)
+    if not is_array or jnp.shape(result):
+        raise TypeError(
+            f"{name} must return a scalar, such as the mean over examples, got "
+            f"{_kind(result)}"
+        )
+    return result
+
+
+def _kind(result: Any) -> str:
+    if isinstance(result, tuple | list):
+        return f"a {type(result).__name__} of {len(result)}"
+    if hasattr(result, "shape"):
+        return f"an array of shape {result.shape}"
+    return f"a {type(result).__name__}"
+
+
+def _check_axes(loss: Any, params: Params, axis_name: AxisName | None) -> None:
+    """Raises if the loss differs between devices, the parameters not, and no average.
+
+    `jax.shard_map` tells which values vary, unless ``check_vma`` is False; `jax.pmap`
+    does not.
+    """
+    averaged = (axis_name,) if isinstance(axis_name, str) else (axis_name or ())
+    varying = _varying_axes(loss).difference(
+        averaged, *map(_varying_axes, jax.tree.leaves(params))
+    )
+    if varying:
+        axes = ", ".join(map(repr, sorted(varying, key=str)))
+        raise ValueError(
+            f"axis_name must name the axes that the batch is spread over, got "
+            f"{axis_name!r}: the loss differs between devices along {axes}, and the "
+            f"parameters do not"
+        )
+
+
+def _varying_axes(value: Any) -> frozenset[Any]:
+    kind = jax.typeof(value)
+    # Older jax calls it vma.
+    manual = getattr(kind, "mat", None)
+    return getattr(kind, "vma", frozenset()) if manual is None else manual.varying

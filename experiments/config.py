@@ -1,0 +1,242 @@
+"""What a run is: frozen dataclasses, checked when they are made."""
+
+import dataclasses
+import math
+import re
+import typing
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+from experiments import targets
+from experiments.errors import ConfigError
+
+Rule = Literal["none", "sam", "cram", "cram_plus", "topk_plus"]
+Base = Literal["sgd", "adam"]
+Schedule = Literal["cosine", "linear", "constant"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The update rule, then a base optimiser with its weight decay and schedule.
+
+    Attributes:
+      rule: none (only the base optimiser), sam, cram (equation 2), cram_plus (equation
+        4), topk_plus (rho 0).
+      train_targets: what to compress to; of several, one is drawn at every step.
+      masks_every: steps for which the masks of a target serve (appendix C.6).
+      rho: radius of the ascent step.
+      subsample: the compressed gradient on every n-th example of the batch (1 = all).
+      plain_steps: share of the steps, drawn at random, on which only the base optimiser
+        acts: p(Adam) of appendix D.
+      sparse_gradients: whether the compressed gradient is only that of kept weights.
+      normalize: divide the gradient by its norm before the ascent (sam always does).
+      base: the base optimiser. The weight decay of sgd is added to the gradient; that
+        of adam is decoupled from it, as in AdamW.
+      learning_rate: at the peak of the schedule.
+      schedule: how the learning rate falls to 0; constant: it does not, so that more
+        epochs can be added to a run.
+      warmup: share of the steps with a rising learning rate.
+      momentum: of sgd.
+      nesterov: whether the momentum is Nesterov's.
+      weight_decay: of all parameters that are not frozen.
+      clip_norm: the largest global norm of the update before the base optimiser; 0: not
+        clipped.
+      accumulate: parts that a batch is divided into, to fit the memory; their gradients
+        are averaged, of the compressed pass too. Batch norm sees one part at a time.
+      ema: decay of a running average of the weights, such as 0.999, which is then what
+        is evaluated and compressed; 0: none.
+      frozen: a regular expression; parameters whose path it matches stay as they are,
+        in the ascent too, such as ``^bert/embeddings/``. Empty: none.
+      keep_pruned: weights that are zero at the start stay zero, as those of a
+        compressed model that ``init_from`` names.
+    """
+
+    rule: Rule = "cram_plus"
+    train_targets: tuple[str, ...] = ("k50", "k70", "k80", "k90", "k95")
+    masks_every: int = 1
+    rho: float = 0.05
+    subsample: int = 1
+    plain_steps: float = 0.0
+    sparse_gradients: bool = True
+    normalize: bool = False
+    base: Base = "sgd"
+    learning_rate: float = 0.1
+    schedule: Schedule = "cosine"
+    warmup: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    ema: float = 0.0
+    frozen: str = ""
+    keep_pruned: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in (("rule", Rule), ("base", Base), ("schedule", Schedule)):
+            known = typing.get_args(kind)
+            is_known = getattr(self, name) in known
+            check(self, name, is_known, f"one of {', '.join(known)}")
+        check_numbers(self)
+        check_at_least(self, 0, "rho", "weight_decay", "clip_norm")
+        check_at_least(self, 1, "masks_every", "subsample", "accumulate")
+        check(self, "learning_rate", self.learning_rate > 0, "above 0")
+        for name in ("plain_steps", "warmup", "momentum", "ema"):
+            in_range = 0 <= getattr(self, name) < 1
+            check(self, name, in_range, "at least 0 and below 1")
+        check(self, "train_targets", self.train_targets, "at least one")
+        for target in self.train_targets:
+            targets.check(target, training=True)
+        try:
+            re.compile(self.frozen)
+        except re.error as error:
+            raise ConfigError(
+                f"frozen must be a regular expression, got {self.frozen!r}: {error}"
+            ) from error
+
+    @property
+    def rule_name(self) -> str:
+        """The rule; the name of the base optimiser if there is none."""
+        return self.base if self.rule == "none" else self.rule
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run; with its seed it determines every number of the result.
+
+    Attributes:
+      name: names the run's directory.
+      optimizer: the update rule and its schedule.
+      epochs: passes over the training examples.
+      label_smoothing: share of the label spread over all classes.
+      seed: initial weights, order of the data, augmentation, drawn targets.
+      init_from: the directory of a run to start from; None: the initial weights of the
+        seed; empty: has to be named to train.
+      new_head: a new last layer in place of the one of ``init_from``.
+      eval_targets: what the trained network is compressed to when it is evaluated.
+      evaluate_every: epochs, or a part of one, between evaluations of the dense
+        network, the best of which is stored in the run's ``best``; 0: at the end.
+      checkpoint_every: epochs between checkpoints; 0: at the end.
+      log_every: steps between lines of metrics.jsonl.
+      patience: evaluations in a row without a better one after which training stops;
+        the best model is then the model of the run. 0: never.
+      data: the data, by the kind of run.
+      model: the network, by the kind of run.
+    """
+
+    kind: ClassVar[str]
+
+    name: str = "run"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    epochs: int = 20
+    label_smoothing: float = 0.0
+    seed: int = 0
+    init_from: str | None = None
+    new_head: bool = False
+    eval_targets: tuple[str, ...] = ("dense", "k50", "k70", "k80", "k90", "k95")
+    evaluate_every: float = 5
+    checkpoint_every: int = 5
+    log_every: int = 20
+    patience: int = 0
+    data: Any = None
+    model: Any = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_numbers(self)
+        check_at_least(self, 1, "epochs", "log_every")
+        check_at_least(
+            self, 0, "evaluate_every", "checkpoint_every", "seed", "patience"
+        )
+        if self.optimizer.keep_pruned and self.init_from is None:
+            raise ConfigError("keep_pruned needs init_from, a compressed model")
+        in_range = 0 <= self.label_smoothing < 1
+        check(self, "label_smoothing", in_range, "at least 0 and below 1")
+        judged = self.patience == 0 or self.evaluate_every > 0
+        check(self, "patience", judged, "0 if evaluate_every is 0")
+        check(self, "eval_targets", self.eval_targets, "at least one")
+        for target in self.eval_targets:
+            targets.check(target)
+
+
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+
+
+def variant(
+    config: AnyConfig,
+    name: str,
+    *,
+    epochs: int | None = None,
+    eval_targets: tuple[str, ...] | None = None,
+    **optimizer: Any,
+) -> AnyConfig:
+    """A configuration that differs in a few things, for runs to compare.
+
+    Args:
+      config: what it is a variant of.
+      name: of the new run.
+      epochs: of the new run; by default the same.
+      eval_targets: of the new run; by default the same.
+      **optimizer: changes to the fields of `OptimizerConfig`.
+
+    Returns:
+      The new configuration.
+    """
+    return dataclasses.replace(
+        config,
+        name=name,
+        epochs=epochs or config.epochs,
+        eval_targets=eval_targets or config.eval_targets,
+        optimizer=dataclasses.replace(config.optimizer, **optimizer),
+    )
+
+
+def check(config: Any, name: str, holds: Any, expected: str) -> None:
+    """Raises unless a field holds what is expected.
+
+    Raises:
+      ConfigError: it names the field, what is expected and the value.
+    """
+    if not holds:
+        raise ConfigError(f"{name} must be {expected}, got {getattr(config, name)!r}")
+
+
+def check_at_least(config: Any, least: int, *names: str) -> None:
+    """Raises unless numbers are at least ``least``, see `check`."""
+    for name in names:
+        check(config, name, getattr(config, name) >= least, f"at least {least}")
+
+
+def check_numbers(config: Any) -> None:
+    """Raises unless every number is finite and every integer fits 32 bits.
+
+    Raises:
+      ConfigError: it names the field, what is expected and the value.
+    """
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if isinstance(value, float):
+            check(config, entry.name, math.isfinite(value), "a finite number")
+        elif isinstance(value, int):
+            check(config, entry.name, abs(value) < 2**31, "below 2^31")
+
+
+def check_name(name: str) -> None:
+    """Raises unless a name can be that of a file.
+
+    Raises:
+      ConfigError: it is empty, hidden, too long, or has a slash or control characters.
+    """
+    length = len(name.encode(errors="replace"))
+    if (
+        not name.isprintable()
+        or not 1 <= length <= 100
+        or name[0] in ".-"
+        or set(name) & set("/\\")
+    ):
+        shown = name if length <= 100 else name[:40] + "..."
+        raise ConfigError(
+            f"name must be 1 to 100 printable characters, without slashes and not "
+            f"starting with a dot or a dash, got {shown!r}"
+        )

@@ -1,1 +1,0 @@
-"""Data sets, read through tensorflow-datasets without TensorFlow."""

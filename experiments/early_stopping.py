@@ -1,0 +1,63 @@
+"""Keeps the best model; stops early if ``patience`` is set."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import checkpoints
+from experiments.config import RunConfig
+from experiments.kinds import kind_of
+from experiments.metrics import read_lines
+from experiments.sharding import on_first_process
+
+
+class Stopping:
+    """Stores the best model so far, and says when a run has stopped to get better.
+
+    What it knows follows from ``metrics.jsonl``, so that a run which is resumed stops
+    where one that was never interrupted does. With patience the best model is that of
+    the run; otherwise it lies in ``best``, a run directory of its own, and a run that
+    is evaluated only at its end has none.
+
+    Args:
+      config: ``patience`` says how many evaluations may be no better than the best; 0:
+        all of them.
+      run: the directory.
+      metric: what the task is judged by; more is better.
+      start: the step that the run goes on from.
+    """
+
+    def __init__(self, config: RunConfig, run: Path, metric: str, start: int):
+        self._config, self._run, self._metric = config, run, metric
+        stored = map(json.loads, read_lines(run / "metrics.jsonl", start))
+        name = f"eval_{metric}"
+        self._values = [line[name] for line in stored if name in line]
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the run is to stop."""
+        patience = self._config.patience
+        return 0 < patience <= self._since_best()
+
+    def judge(self, result: dict[str, float], params: Any, batch_stats: Any) -> None:
+        """Takes note of an evaluation, and stores the model if it is the best."""
+        if not self._config.evaluate_every:
+            return
+        self._values.append(result[self._metric])
+        if self._since_best() == 0:
+            directory = self._run if self._config.patience else self._run / "best"
+            checkpoints.save_model(directory, self._config, params, batch_stats)
+            if directory != self._run:
+                on_first_process(lambda: self._keep_sources(directory))
+
+    def _keep_sources(self, directory: Path) -> None:
+        kind = kind_of(self._config)
+        kind.keep_sources(kind.kept_sources(self._config, self._run), directory)
+
+    def _since_best(self) -> int:
+        """Evaluations since the best one, the first of equal ones."""
+        if not self._values:
+            return 0
+        return len(self._values) - 1 - int(np.argmax(self._values))

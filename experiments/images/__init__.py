@@ -1,0 +1,1 @@
+"""Runs on images: their configuration, data, networks and task."""

@@ -1,0 +1,127 @@
+"""Runs on images."""
+
+import re
+import typing
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from experiments.config import Dtype, RunConfig, check, check_at_least, check_numbers
+
+ModelName = Literal[
+    "resnet",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet18_cifar",
+    "vgg16_bn_cifar",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data of a run.
+
+    Attributes:
+      name: the data set, see `experiments.images.catalogue`; or folder.
+      folder: of folder, the place of images of your own: ``train/CLASS/``, and
+        ``test/CLASS/`` unless ``validation`` holds some out.
+      side: of folder, height and width that images are scaled to, to train on them in
+        memory; 0: they are large, and become 224x224.
+      batch_size: images in a training step; the last partial batch is left out.
+      shift: random shifts of up to so many pixels.
+      flip: random horizontal flips.
+      validation: training images held out and evaluated in place of the test images.
+      calibration: training images for batch-norm recalibration.
+      evaluation_batch: images in a batch of evaluation or recalibration.
+    """
+
+    name: str = "digits"
+    folder: str = ""
+    side: int = 0
+    batch_size: int = 64
+    shift: int = 1
+    flip: bool = False
+    validation: int = 0
+    calibration: int = 1000
+    evaluation_batch: int = 250
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        check_at_least(self, 1, "batch_size", "calibration", "evaluation_batch")
+        check_at_least(self, 0, "shift", "validation", "side")
+        fits = self.name == "folder" or not (self.folder or self.side)
+        check(self, "name", fits, "folder, for --data.folder")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network.
+
+    Attributes:
+      name: resnet, for small images, with the widths and blocks given here; or one of
+        fixed size: resnet20 to resnet56, resnet18_cifar and vgg16_bn_cifar for images
+        as small as those of CIFAR, resnet18 to resnet50 for those of ImageNet.
+      module: a network of your own in place of ``name``: ``package:factory``, where
+        ``factory(channels=, classes=, rngs=)`` gives an NNX module that maps images
+        and ``training=`` to logits.
+      widths: channels of each stage of resnet.
+      blocks: blocks of each stage of resnet.
+      patch: side of the squares of pixels that become channels before the first layer;
+        2 makes a network about four times faster, and a little less accurate. Of the
+        ResNets for small images.
+      dtype: of the activations; parameters, batch statistics and logits are float32.
+    """
+
+    name: ModelName = "resnet"
+    module: str = ""
+    widths: tuple[int, ...] = (16, 32)
+    blocks: tuple[int, ...] = (1, 1)
+    patch: int = 1
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        names, dtypes = typing.get_args(ModelName), typing.get_args(Dtype)
+        check(self, "name", self.name in names, f"one of {', '.join(names)}")
+        check(self, "dtype", self.dtype in dtypes, f"one of {', '.join(dtypes)}")
+        check(self, "widths", self.widths and min(self.widths) >= 1, "all at least 1")
+        check(self, "blocks", self.blocks and min(self.blocks) >= 1, "all at least 1")
+        same = len(self.blocks) == len(self.widths)
+        check(self, "blocks", same, f"one a stage, like widths={self.widths}")
+        check(self, "patch", self.patch >= 1, "at least 1")
+        dotted = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*|", self.module)
+        check(self, "module", dotted, "like package:factory")
+        if self.name != "resnet":
+            for field_name in ("widths", "blocks"):
+                default = getattr(type(self), field_name)
+                fixed = getattr(self, field_name) == default
+                check(self, field_name, fixed, f"left at {default} for {self.name}")
+        if self.name in ("vgg16_bn_cifar", "resnet18", "resnet34", "resnet50"):
+            check(self, "patch", self.patch == 1, f"1 for {self.name}")
+
+    @property
+    def title(self) -> str:
+        """What tables and files call it."""
+        return self.module.replace(":", ".") or self.name
+
+
+@dataclass(frozen=True)
+class ImageConfig(RunConfig):
+    """A run on images; with its seed it determines every number of the result.
+
+    Attributes:
+      data: the data.
+      model: the network.
+      init_from: the directory of a run, or a file of torchvision's weights, to start
+        from; None: the initial weights of the seed; empty: has to be named to train.
+      new_head: a new classification layer in place of the one of ``init_from``.
+    """
+
+    kind: ClassVar[str] = "images"
+
+    name: str = "digits"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)

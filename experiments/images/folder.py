@@ -1,0 +1,126 @@
+"""Images of one's own: a folder with one folder a class."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from experiments.errors import ConfigError, DataError, DatasetMissing
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+TRAIN, TEST = ("train",), ("test", "val", "validation", "eval")
+
+
+class ImageFiles:
+    """Random access to image files, as `LargeImages` reads them.
+
+    Args:
+      files: each with the number of its class.
+      side: height and width to which the middle of every image is scaled; 0: as it is.
+    """
+
+    def __init__(self, files: list[tuple[Path, int]], side: int = 0):
+        self._files, self._side = files, side
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        file, label = self._files[index]
+        try:
+            with Image.open(file) as opened:
+                picture = opened.convert("RGB")
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+        ) as error:
+            raise DataError(f"{file} cannot be read as an image: {error}") from error
+        if self._side:
+            short = min(picture.size)
+            left, top = ((size - short) / 2 for size in picture.size)
+            picture = picture.resize(
+                (self._side, self._side),
+                Image.Resampling.BILINEAR,
+                (left, top, left + short, top + short),
+            )
+        return {"image": np.asarray(picture, np.uint8), "label": label}
+
+
+class Folder(NamedTuple):
+    """What lies in a folder.
+
+    Attributes:
+      train: files to train on and their classes, in a random order that is always the
+        same.
+      test: those to judge by; empty if there is no folder for them.
+      classes: the names of the classes, sorted: class 0, class 1, ...
+    """
+
+    train: list[tuple[Path, int]]
+    test: list[tuple[Path, int]]
+    classes: tuple[str, ...]
+
+
+def read_folder(place: str) -> Folder:
+    """Lists the images of ``PLACE/train/CLASS/`` and ``PLACE/test/CLASS/``.
+
+    Without ``train``, the folders in the place itself are the classes, and images to
+    judge by have to be held out.
+
+    Args:
+      place: the folder.
+
+    Raises:
+      ConfigError: it has to be named.
+      DatasetMissing: it is not there.
+      DataError: it has fewer than two classes, or the test images have another one.
+    """
+    if not place:
+        raise ConfigError(
+            "images of your own need --data.folder, a folder with one folder a class"
+        )
+    root = Path(place)
+    if not root.is_dir():
+        raise DatasetMissing(f"there is no folder {root}")
+    train_root = next((root / n for n in TRAIN if (root / n).is_dir()), root)
+    test_root = next((root / n for n in TEST if (root / n).is_dir()), None)
+    classes = _classes(train_root)
+    if len(classes) < 2:
+        raise DataError(
+            f"{train_root} must hold at least two folders, one a class, it holds "
+            f"{', '.join(classes) or 'none'}"
+        )
+    train = _files(train_root, classes)
+    order = np.random.default_rng(0).permutation(len(train))
+    test = []
+    if test_root is not None and test_root != train_root and train_root != root:
+        unknown = sorted(set(_classes(test_root)) - set(classes))
+        if unknown:
+            raise DataError(f"{test_root} has the class {unknown[0]!r}, training not")
+        test = _files(test_root, classes)
+    return Folder([train[i] for i in order], test, classes)
+
+
+def _classes(root: Path) -> tuple[str, ...]:
+    return tuple(
+        sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+    )
+
+
+def _files(root: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+    known = tuple(Image.registered_extensions())
+    files = [
+        (file, label)
+        for label, name in enumerate(classes)
+        for file in sorted((root / name).glob("*"))
+        if file.suffix.lower() in known
+    ]
+    empty = set(range(len(classes))) - {label for _, label in files}
+    if root.name in TRAIN and empty:
+        raise DataError(f"{root / classes[min(empty)]} holds no images")
+    if not files:
+        raise DataError(f"{root} holds no images")
+    return files

@@ -1,0 +1,111 @@
+"""Flax NNX models, by name."""
+
+import importlib
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.errors import ConfigError
+from experiments.images.config import ModelConfig
+from experiments.images.layers import torch_linear, torch_uniform
+from experiments.images.resnet import BasicBlock, Bottleneck, ResNet
+from experiments.images.vgg import VGG
+
+# Blocks of each of the three stages.
+CIFAR_RESNETS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9}
+
+IMAGENET_RESNETS: dict[str, Any] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+
+IMAGENET_WIDTHS = (64, 128, 256, 512)
+
+
+def make_model(
+    config: ModelConfig, channels: int, classes: int, rngs: nnx.Rngs
+) -> nnx.Module:
+    """The network of a configuration.
+
+    Initial weights are those of the PyTorch code that the paper's runs were made with:
+    normal with standard deviation sqrt(2 / fan out) for the convolutions of
+    ResNet-20 to 56 and of the networks for ImageNet, PyTorch's defaults for
+    ResNet-18 and VGG-16 for CIFAR, and for all heads. Only ``name="resnet"``, the
+    network of our own small runs, has a head with the initial weights of Flax.
+
+    Args:
+      config: the name of the network, and what goes with it.
+      channels: channels of the images.
+      classes: number of classes.
+      rngs: where the initial weights come from.
+
+    Returns:
+      The network: called with normalised images (batch, height, width, channels) and
+      ``training=``, it gives float32 logits (batch, classes).
+    """
+    if config.module:
+        return _own_model(config.module, channels, classes, rngs)
+    dtype = jnp.dtype(config.dtype)
+    if config.name == "vgg16_bn_cifar":
+        return VGG(channels, classes, dtype=dtype, rngs=rngs)
+    build = partial(
+        ResNet,
+        channels=channels,
+        classes=classes,
+        patch=config.patch,
+        dtype=dtype,
+        rngs=rngs,
+    )
+    if config.name == "resnet":
+        return build(config.widths, config.blocks)
+    if config.name == "resnet18_cifar":
+        return build(
+            IMAGENET_WIDTHS, (2, 2, 2, 2), kernel_init=torch_uniform, head=torch_linear
+        )
+    if config.name in CIFAR_RESNETS:
+        count = CIFAR_RESNETS[config.name]
+        return build((16, 32, 64), (count,) * 3, head=torch_linear)
+    block, blocks = IMAGENET_RESNETS[config.name]
+    return build(
+        IMAGENET_WIDTHS, blocks, block=block, imagenet_stem=True, head=torch_linear
+    )
+
+
+def _own_model(name: str, channels: int, classes: int, rngs: nnx.Rngs) -> nnx.Module:
+    """Calls a factory of the user's.
+
+    Raises:
+      ConfigError: it cannot be imported, or what it makes is no NNX module.
+    """
+    package, _, factory = name.partition(":")
+    try:
+        make = getattr(importlib.import_module(package), factory)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"model.module={name} cannot be imported: {error}") from error
+    try:
+        model = make(channels=channels, classes=classes, rngs=rngs)
+    except TypeError as error:
+        raise ConfigError(
+            f"model.module={name} must take channels=, classes= and rngs=: {error}"
+        ) from error
+    if not isinstance(model, nnx.Module):
+        kind = type(model).__name__
+        raise ConfigError(f"model.module={name} must make an nnx.Module, got {kind}")
+    return model
+
+
+def check_images(config: ModelConfig, size: tuple[int, int]) -> None:
+    """Raises where images of a size (height, width) do not suit a network.
+
+    Raises:
+      ConfigError: the patch does not divide them, or they are too small for VGG.
+    """
+    if any(side % config.patch for side in size):
+        raise ConfigError(
+            f"patch must divide the sides of {size} images, got {config.patch}"
+        )
+    if config.name == "vgg16_bn_cifar" and min(size) < 32:
+        raise ConfigError(f"{config.name} needs images of 32x32 or larger, got {size}")

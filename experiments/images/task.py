@@ -1,0 +1,105 @@
+"""Image classification."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import cram_jax
+from experiments.batches import Batch, Source
+from experiments.images.augment import augment
+from experiments.images.config import ImageConfig
+from experiments.images.data import Dataset
+from experiments.images.models import check_images, make_model
+from experiments.targets import LeafFilters
+from experiments.task import Task
+
+FILTERS = LeafFilters(None, cram_jax.all_but("^(stem|conv1_1|head)/"))
+"""Uniform pruning leaves the first and the last layer dense, as the paper's runs do."""
+
+
+def classification(config: ImageConfig, data: Dataset) -> Task:
+    """The task of a configuration.
+
+    Args:
+      config: the model, the augmentation, the label smoothing.
+      data: for the shape of its images, its classes and its statistics.
+
+    Returns:
+      The task.
+
+    Raises:
+      ConfigError: the model does not suit the size of the images.
+    """
+    check_images(config.model, data.shape[:2])
+    graph = nnx.graphdef(nnx.eval_shape(lambda: _network(config, data, 0)))
+
+    @jax.jit
+    def init(seed: int) -> tuple[Any, Any]:
+        _, *states = nnx.split(_network(config, data, seed), nnx.Param, nnx.BatchStat)
+        params, batch_stats = map(nnx.to_pure_dict, states)
+        return params, batch_stats
+
+    def forward(
+        params: Any, batch_stats: Any, images: jax.Array, training: bool
+    ) -> tuple[jax.Array, Any]:
+        model = nnx.merge(graph, params, batch_stats, copy=True)
+        images = (images.astype(jnp.float32) - data.mean) / data.std
+        logits = model(images, training=training)
+        return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    def loss_fn(
+        params: Any, batch_stats: Any, batch: Batch, dropout_key: Any = None
+    ) -> tuple[jax.Array, Any]:
+        del dropout_key
+        logits, batch_stats = forward(params, batch_stats, batch["image"], True)
+        labels = jax.nn.one_hot(batch["label"], data.classes)
+        labels = optax.smooth_labels(labels, config.label_smoothing)
+        return optax.softmax_cross_entropy(logits, labels).mean(), batch_stats
+
+    def predict(
+        params: Any, batch_stats: Any, batch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        logits, _ = forward(params, batch_stats, batch["image"], False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return logits, losses
+
+    def evaluation_loss(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
+        return predict(params, batch_stats, batch)[1].mean()
+
+    @jax.jit
+    def totals(params: Any, batch_stats: Any, batch: Batch) -> dict[str, jax.Array]:
+        logits, losses = predict(params, batch_stats, batch)
+        correct = logits.argmax(axis=-1) == batch["label"]
+        return {
+            "accuracy": jnp.sum(100 * correct * batch["weight"]),
+            "loss": jnp.sum(losses * batch["weight"]),
+        }
+
+    def evaluate(params: Any, batch_stats: Any, images: Source) -> dict[str, float]:
+        batches = images.evaluation_batches(config.data.evaluation_batch)
+        sums = [totals(params, batch_stats, batch) for batch in batches]
+        return {
+            name: float(sum(s[name] for s in sums)) / images.size for name in sums[0]
+        }
+
+    def augment_batch(key: jax.Array, batch: Batch) -> Batch:
+        images = augment(
+            key, batch["image"], shift=config.data.shift, flip=config.data.flip
+        )
+        return batch | {"image": images}
+
+    return Task(
+        init, augment_batch, loss_fn, evaluate, evaluation_loss, filters=FILTERS
+    )
+
+
+def _network(config: ImageConfig, data: Dataset, seed: int) -> nnx.Module:
+    return make_model(
+        config.model,
+        channels=data.shape[-1],
+        classes=data.classes,
+        rngs=nnx.Rngs(jax.random.key(seed)),
+    )

@@ -1,0 +1,55 @@
+"""The runs we publish, one subject a file."""
+
+from experiments.config import RunConfig
+from experiments.images.config import ImageConfig
+from experiments.recipes import (
+    cifar10,
+    cifar10_ablations,
+    cifar10_large,
+    cifar10_small,
+    digits,
+    finetuning,
+    imagenet,
+    squad,
+    squad_small,
+    sst2,
+    transfer,
+)
+from experiments.text.config import TextConfig
+
+IMAGE_RECIPES: dict[str, ImageConfig] = {
+    config.name: config
+    for module in (
+        digits,
+        cifar10,
+        cifar10_ablations,
+        cifar10_large,
+        cifar10_small,
+        imagenet,
+        finetuning,
+        transfer,
+    )
+    for config in module.configs
+}
+
+TEXT_RECIPES: dict[str, TextConfig] = {
+    config.name: config
+    for module in (squad, squad_small, sst2)
+    for config in module.configs
+}
+
+RECIPES: dict[str, RunConfig] = {**IMAGE_RECIPES, **TEXT_RECIPES}
+
+
+def summary(config: RunConfig) -> str:
+    """A recipe in one line."""
+    rule = config.optimizer
+    words = [f"{config.model.title} on {config.data.name}", rule.rule_name]
+    if rule.rule not in ("none", "sam"):
+        words[-1] += f" for {' '.join(rule.train_targets)}"
+    if rule.keep_pruned:
+        words.append("pruned weights stay zero")
+    words.append(f"{config.epochs} epochs")
+    if config.init_from == "":
+        words.append("from a trained model")
+    return ", ".join(words)

@@ -1,0 +1,225 @@
+"""A run's directory: what lies in it, who may write it, and what may be removed."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.config import RunConfig
+from experiments.errors import RunError, cannot_write, command_line, first_line
+from experiments.stored_config import from_dict, to_dict
+
+# What a run leaves in its directory; anything else there is somebody's own.
+OURS = (
+    "config.json",
+    "status.json",
+    "metrics.jsonl",
+    "events.out.tfevents.*",
+    "checkpoints",
+    "model",
+    "best",
+    "compressed",
+    "compression.json",
+    "evaluation.json",
+    "evaluation.part.json",
+    "vocabulary",
+    "*.unfinished",
+    ".lock",
+)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all; what was there before stays until then.
+
+    Raises:
+      RunError: it cannot be written; the message says why.
+    """
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path, advice: str = "") -> Iterator[None]:
+    """Whatever fails inside becomes a RunError that names the file and the advice."""
+    try:
+        yield
+    except Exception as error:  # of json, of tensorstore or of orbax
+        raise RunError(f"cannot read {path}: {first_line(error)}{advice}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      RunError: it cannot be read; the message says why.
+    """
+    with reading(path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def save_config(run: Path, config: RunConfig) -> None:
+    """Writes ``config.json``.
+
+    Raises:
+      RunError: it cannot be written.
+    """
+    write_text(run / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load_config(run: Path) -> Any:
+    """Reads ``config.json``.
+
+    Raises:
+      RunError: there is none, it is damaged, or it is not that of a run.
+    """
+    path = run / "config.json"
+    if not path.exists():
+        raise RunError(f"{run} is not a run: it has no config.json")
+    values = read_json(path)
+    with reading(path):
+        needed = ("name", "optimizer", "epochs", "seed", "data", "model")
+        missing = [name for name in needed if name not in values]
+        if missing:
+            raise RunError(f"it is not that of a run, as it lacks {missing[0]}")
+        return from_dict(values)
+
+
+def write_status(run: Path, **values: Any) -> None:
+    """Updates ``status.json``: how far a run is, and where its data lie."""
+    write_text(
+        run / "status.json", json.dumps(read_status(run) | values, indent=2) + "\n"
+    )
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """What ``status.json`` says; nothing if it is missing or damaged."""
+    with contextlib.suppress(RunError):
+        values = read_json(run / "status.json")
+        if isinstance(values, dict):
+            return values
+    return {}
+
+
+def state_of(run: Path) -> str:
+    """What is to be said of a run that did not come to its end; empty if it did."""
+    status = read_status(run)
+    step, steps = status.get("step", "?"), status.get("steps", "?")
+    match status.get("state"):
+        case "diverged":
+            return f"{run} has diverged: {status.get('why', '')}"
+        case "training" | "interrupted":
+            return (
+                f"{run} is unfinished: its last checkpoint is of step {step} of {steps}"
+            )
+    return ""
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keeps other processes from writing a run, as long as this process lives.
+
+    Raises:
+      RunError: another process writes it, or the directory cannot be made.
+    """
+    path = run / ".lock"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise cannot_write(run, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise RunError(
+                    f"another process is writing {run}; wait for it, or choose another "
+                    f"--run"
+                ) from error
+            # A file system without locks: nobody can be kept out.
+        yield
+
+
+def check_path(run: Path) -> None:
+    """Raises if checkpoints would not be found again under a path.
+
+    Raises:
+      RunError: it has characters that Orbax takes for patterns, or is too long.
+    """
+    path = str(run.absolute())
+    if wrong := sorted(set(path) & set("[]*?")):
+        raise RunError(
+            f"{run} cannot be the directory of a run: Orbax does not find checkpoints "
+            f"under a path with {wrong[0]!r}"
+        )
+    if not path.isprintable():
+        raise RunError(
+            f"{str(run)!r} cannot be the directory of a run: control characters"
+        )
+    if len(run.name.encode()) > 255 or len(path.encode()) > 3800:
+        raise RunError(f"{run.name[:40]}... is too long for the name of a directory")
+
+
+def check_free(run: Path, *, overwrite: bool) -> None:
+    """Raises unless a new run may have a directory.
+
+    Args:
+      run: the directory, which need not exist.
+      overwrite: whether a run of ours that lies there may be removed.
+
+    Raises:
+      RunError: it holds something else, is a file, or is reached by a symbolic link.
+    """
+    if not os.path.lexists(run):
+        return
+    if overwrite and run.is_symlink():
+        raise RunError(f"{run} is a symbolic link, through which nothing is removed")
+    if not run.is_dir():
+        raise RunError(f"cannot write {run}: it is not a directory")
+    there = sorted(path for path in run.iterdir() if path.name != ".lock")
+    if not there:
+        return
+    if not overwrite:
+        raise RunError(
+            f"{run} is not empty: choose another --run, start anew with "
+            f"--overwrite, or go on with\n  {command_line('train', '--resume', run)}"
+        )
+    try:
+        load_config(run)
+    except RunError as error:
+        raise RunError(
+            f"{run} is no run of ours, remove it yourself: {error}"
+        ) from error
+    foreign = [path for path in there if not any(path.match(name) for name in OURS)]
+    if foreign:
+        raise RunError(
+            f"{run} holds {foreign[0].name!r}, which no run wrote: move it away, or "
+            f"choose another --run"
+        )
+
+
+def clear(run: Path) -> None:
+    """Removes what `check_free` allowed to remove, but for the lock.
+
+    Raises:
+      RunError: it cannot be removed.
+    """
+    try:
+        # The configuration goes last: until then a second try knows a run of ours.
+        for path in sorted(run.iterdir(), key=lambda path: path.name == "config.json"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != ".lock":
+                path.unlink()
+    except OSError as error:
+        raise cannot_write(run, error) from error

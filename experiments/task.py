@@ -1,0 +1,54 @@
+"""What a task is, whatever its data."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.batches import Batch
+from experiments.targets import LeafFilters
+
+Model = tuple[Any, Any]
+"""Parameters and batch statistics; these are empty where there is no batch norm."""
+
+
+class Task(NamedTuple):
+    """What a network learns, as pure functions of plain trees.
+
+    Attributes:
+      init: ``seed -> (params, batch_stats)``.
+      augment: ``(key, batch) -> batch``, the random part of a training step that is not
+        the network's.
+      loss_fn: ``(params, batch_stats, batch, dropout_key) -> (loss, batch_stats)``,
+        training mode; the key may be left out where nothing drops out. Both gradients
+        of a step get the same one, and differ in the parameters alone.
+      evaluate: ``(params, batch_stats, examples) -> metrics``, over every example:
+        ``loss``, and others in per cent, of which ``metric`` is the one that counts.
+      evaluation_loss: ``(params, batch_stats, batch) -> loss``, a mean, of one example
+        too, evaluation mode.
+      metric: the metric that models are chosen by; more is better.
+      filters: the leaves that targets are about.
+      head: the modules of the last layer.
+      pretrained: ``seed -> (params, batch_stats)`` of the weights that the
+        configuration names, or None; what they lack is drawn.
+    """
+
+    init: Callable[[int], Model]
+    augment: Callable[[jax.Array, Batch], Batch]
+    loss_fn: Callable[..., tuple[jax.Array, Any]]
+    evaluate: Callable[[Any, Any, Any], dict[str, float]]
+    evaluation_loss: Callable[[Any, Any, Batch], jax.Array]
+    metric: str = "accuracy"
+    filters: LeafFilters = LeafFilters()
+    head: tuple[str, ...] = ("head",)
+    pretrained: Callable[[int], Model | None] = lambda seed: None
+
+
+def format_metrics(metrics: dict[str, float]) -> str:
+    """Metrics in a line of text: ``accuracy 98.20 %, loss 0.0612``."""
+    words = [
+        f"{name.replace('_', ' ')} {value:.2f} %"
+        for name, value in metrics.items()
+        if name != "loss"
+    ]
+    return ", ".join([*words, f"loss {metrics['loss']:.4f}"])

@@ -1,1 +1,0 @@
-"""Tasks: what a network is trained on and how it is judged."""

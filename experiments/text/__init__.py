@@ -1,0 +1,1 @@
+"""Runs on text: their configuration, data, networks and tasks."""

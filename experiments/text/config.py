@@ -1,0 +1,206 @@
+"""Runs on text."""
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from experiments.config import Dtype, RunConfig, check, check_at_least, check_numbers
+from experiments.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The shape of a BERT, under Hugging Face's names; by default that of base.
+
+    Attributes:
+      vocab_size: entries of the vocabulary.
+      hidden_size: features of a token.
+      num_hidden_layers: encoder layers.
+      num_attention_heads: heads of a layer; they share ``hidden_size`` evenly.
+      intermediate_size: features between the two dense layers of a block.
+      max_position_embeddings: tokens in the longest sequence.
+      type_vocab_size: kinds of segments.
+      layer_norm_eps: added to the variance.
+      hidden_dropout_prob: dropout of the embeddings and of what a block adds.
+      attention_probs_dropout_prob: dropout of the attention weights.
+      classifier_dropout: dropout before the classifier; None: hidden_dropout_prob.
+      hidden_act: "gelu", the exact one.
+      initializer_range: standard deviation of the initial kernels and embeddings.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
+    hidden_act: str = "gelu"
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        for entry in dataclasses.fields(self):
+            name, value = entry.name, getattr(self, entry.name)
+            if entry.type is int and (type(value) is not int or value < 1):
+                raise ConfigError(f"{name} must be a positive integer, got {value!r}")
+            is_rate = name.endswith(("dropout_prob", "classifier_dropout"))
+            if is_rate and value is not None and not 0 <= value < 1:
+                raise ConfigError(f"{name} must be in [0, 1), got {value!r}")
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"num_attention_heads must divide hidden_size={self.hidden_size}, got "
+                f"{self.num_attention_heads}"
+            )
+        if self.hidden_act != "gelu":
+            raise ConfigError(f"hidden_act must be 'gelu', got {self.hidden_act!r}")
+
+
+TINY = BertConfig(
+    hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
+)
+SMALL = BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536)
+BASE = BertConfig()
+LARGE = BertConfig(
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+)
+
+TaskName = Literal[
+    "squad",
+    "cola",
+    "sst2",
+    "mrpc",
+    "qqp",
+    "stsb",
+    "mnli",
+    "qnli",
+    "rte",
+    "wnli",
+    "file",
+]
+FROM_FILES = ("squad", "file")
+
+
+@dataclass(frozen=True)
+class TextDataConfig:
+    """The text of a run.
+
+    Attributes:
+      name: squad, a task of GLUE, or file: labelled texts of your own.
+      max_length: tokens in a row.
+      stride: of squad, tokens that a part of a context shares with the next.
+      question_limit: of squad, tokens kept of a question.
+      examples: questions, or texts, to train on, a random choice that is the same for
+        every seed; 0: all.
+      evaluation_examples: the same for evaluation.
+      batch_size: rows in a training step; the last partial batch is left out.
+      evaluation_batch: rows in a batch of evaluation.
+      text_columns: of file, the columns of the one or two texts.
+      label_column: of file, the column of the label.
+      labels: of file, the labels; by default those of the training file.
+    """
+
+    name: TaskName = "squad"
+    max_length: int = 384
+    stride: int = 128
+    question_limit: int = 64
+    examples: int = 0
+    evaluation_examples: int = 0
+    batch_size: int = 16
+    evaluation_batch: int = 64
+    text_columns: tuple[str, ...] = ("text",)
+    label_column: str = "label"
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = typing.get_args(TaskName)
+        check(self, "name", self.name in names, f"one of {', '.join(names)}")
+        check_numbers(self)
+        check_at_least(
+            self, 1, "max_length", "question_limit", "batch_size", "evaluation_batch"
+        )
+        check_at_least(self, 0, "stride", "examples", "evaluation_examples")
+        check(self, "text_columns", 1 <= len(self.text_columns) <= 2, "one or two")
+        fits = self.name == "file" or not self.labels
+        check(self, "labels", fits, f"left out for {self.name}")
+
+
+@dataclass(frozen=True)
+class BertModelConfig(BertConfig):
+    """The shape of a BERT, that of the weights where a run starts from some.
+
+    Attributes:
+      dtype: of the computation; parameters, softmax and logits are float32.
+    """
+
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        dtypes = typing.get_args(Dtype)
+        check(self, "dtype", self.dtype in dtypes, f"one of {', '.join(dtypes)}")
+
+    @property
+    def name(self) -> str:
+        """Layers and features: ``bert-12x768``."""
+        return f"bert-{self.num_hidden_layers}x{self.hidden_size}"
+
+    @property
+    def title(self) -> str:
+        """What tables and files call it."""
+        return self.name
+
+    @property
+    def shape(self) -> BertConfig:
+        """What Hugging Face's config.json says of it."""
+        names = [field.name for field in dataclasses.fields(BertConfig)]
+        return BertConfig(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class TextConfig(RunConfig):
+    """A run on text; with its seed it determines every number of the result.
+
+    Attributes:
+      data: the task and its rows.
+      model: the network.
+      train_file: of squad, the questions to train on, as the official JSON; by default
+        those of tensorflow-datasets. Of file, a CSV or JSONL file of labelled texts.
+      eval_file: the same to judge on.
+      weights: a directory as Hugging Face stores a BERT, to start from: config.json,
+        model.safetensors or pytorch_model.bin, and the vocabulary. None: random
+        initialisation; empty: required on the command line, unless ``init_from`` is.
+      vocabulary: vocab.txt or tokenizer.json, or a directory with one; by default that
+        of ``weights``.
+      label_smoothing: share of the label spread over all classes, or over all tokens.
+    """
+
+    kind: ClassVar[str] = "text"
+
+    name: str = "squad"
+    data: TextDataConfig = field(default_factory=TextDataConfig)
+    model: BertModelConfig = field(default_factory=BertModelConfig)
+    train_file: str | None = None
+    eval_file: str | None = None
+    weights: str | None = None
+    vocabulary: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limit = self.model.max_position_embeddings
+        if self.data.max_length > limit:
+            check(self.data, "max_length", False, f"at most {limit}, the positions")
+        for name in ("train_file", "eval_file"):
+            fits = getattr(self, name) is None or self.data.name in FROM_FILES
+            check(self, name, fits, f"left out for {self.data.name}")

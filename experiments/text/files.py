@@ -1,0 +1,96 @@
+"""Labelled texts of one's own, from CSV and JSONL files."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.errors import DataError
+
+
+class Labelled(NamedTuple):
+    """One row of a file.
+
+    Attributes:
+      number: of the row, from 1, without the header.
+      texts: one or two.
+      label: as text.
+    """
+
+    number: int
+    texts: tuple[str, ...]
+    label: str
+
+
+def read_labelled(
+    file: str | Path, text_columns: Sequence[str], label_column: str
+) -> list[Labelled]:
+    """Reads texts and their labels.
+
+    Args:
+      file: ``.csv`` (a header, then one row a text) or ``.jsonl`` (an object a line),
+        in UTF-8.
+      text_columns: the names of the one or two texts.
+      label_column: the name of the label; numbers and truth values become text.
+
+    Returns:
+      The rows, at least one.
+
+    Raises:
+      DataError: the file is missing, of another form, or lacks a column or a value; the
+        message names the place.
+    """
+    file = Path(file)
+    readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
+    if file.suffix not in readers:
+        raise DataError(f"{file} must end in .csv or .jsonl")
+    try:
+        content = file.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"{file} is missing") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8: {error}") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    rows = []
+    for number, row in enumerate(readers[file.suffix](content, file), 1):
+        for column in (*text_columns, label_column):
+            if row.get(column) is None:
+                raise DataError(
+                    f"{file}: row {number} lacks {column!r}; it has "
+                    f"{', '.join(str(name) for name in row)}"
+                )
+        label = row[label_column]
+        if not isinstance(label, str | int | bool) or label == "":
+            raise DataError(
+                f"{file}: row {number}: {label_column} must be a class, got {label!r}"
+            )
+        texts = tuple(row[column] for column in text_columns)
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{file}: row {number}: texts must be text, got {texts}")
+        rows.append(Labelled(number, texts, str(label)))
+    if not rows:
+        raise DataError(f"{file} holds no rows")
+    return rows
+
+
+def _read_csv(content: str, file: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        yield from csv.DictReader(io.StringIO(content, newline=""), strict=True)
+    except csv.Error as error:
+        raise DataError(f"{file} is not CSV: {error}") from error
+
+
+def _read_jsonl(content: str, file: Path) -> Iterator[Mapping[str, Any]]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}: line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{file}: line {number} must be an object")
+        yield row

@@ -1,0 +1,150 @@
+"""The tasks of GLUE: one or two sentences, and a label.
+
+Reference: Wang et al., GLUE, ICLR 2019, arXiv 1804.07461. WNLI's development set was
+made so that what is learnt from its training set misleads there.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.datasets import examples, not_prepared, open_dataset
+from experiments.errors import ConfigError, DataError, DatasetMissing
+from experiments.text.tokenization import WordPiece
+
+
+class GlueTask(NamedTuple):
+    """What a task asks.
+
+    Attributes:
+      columns: the one or two texts, in tensorflow-datasets' ``glue``.
+      outputs: of the network: classes, or 1 for a regression.
+      metrics: see `scores.label_scores`; the first is the one to choose a model by.
+      evaluation: the splits with public labels that are not trained on.
+    """
+
+    columns: tuple[str, ...]
+    outputs: int
+    metrics: tuple[str, ...]
+    evaluation: tuple[str, ...] = ("validation",)
+
+    @property
+    def is_regression(self) -> bool:
+        return self.outputs == 1
+
+
+_TWO = ("sentence1", "sentence2")
+
+TASKS = {
+    "cola": GlueTask(("sentence",), 2, ("matthews",)),
+    "sst2": GlueTask(("sentence",), 2, ("accuracy",)),
+    "mrpc": GlueTask(_TWO, 2, ("f1", "accuracy")),
+    "qqp": GlueTask(("question1", "question2"), 2, ("f1", "accuracy")),
+    "stsb": GlueTask(_TWO, 1, ("pearson", "spearman")),
+    "mnli": GlueTask(
+        ("premise", "hypothesis"),
+        3,
+        ("accuracy",),
+        ("validation_matched", "validation_mismatched"),
+    ),
+    "qnli": GlueTask(("question", "sentence"), 2, ("accuracy",)),
+    "rte": GlueTask(_TWO, 2, ("accuracy",)),
+    "wnli": GlueTask(_TWO, 2, ("accuracy",)),
+}
+
+
+def glue_task(name: str) -> GlueTask:
+    """Finds a task.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
+    return TASKS[name]
+
+
+def read_glue(
+    name: str,
+    split: str,
+    wordpiece: WordPiece,
+    data_dir: Path,
+    max_length: int = 128,
+) -> dict[str, np.ndarray]:
+    """Reads and encodes a split of a task.
+
+    Args:
+      name: of the task.
+      split: "train", one of the task's evaluation splits, or a part of one such as
+        ``train[:1000]``.
+      wordpiece: the vocabulary.
+      data_dir: where tensorflow-datasets keeps ``glue``.
+      max_length: tokens in a row; longer texts lose their last tokens, of two texts
+        the longer one first.
+
+    Returns:
+      ``input_ids``, ``attention_mask``, ``token_type_ids``, int32, (count, max_length),
+      and ``label``, (count,), int32 for classes and float32 for a regression.
+
+    Raises:
+      ConfigError: there is no such task or split, or max_length leaves no room.
+      DatasetMissing: the task is not in ``data_dir``.
+      DataError: the labels of the split are hidden.
+    """
+    task = glue_task(name)
+    check_room(len(task.columns), max_length)
+    try:
+        builder = open_dataset(f"glue/{name}", data_dir)
+    except DatasetMissing as error:
+        # Without TensorFlow, tensorflow-datasets does not even know its name.
+        raise not_prepared(f"glue/{name}", data_dir) from error
+    rows = examples(builder, split)
+    kind = np.float32 if task.is_regression else np.int32
+    labels = np.array([row["label"] for row in rows], kind)
+    if (labels < 0).any():
+        raise DataError(
+            f"glue/{name} in {data_dir}: the labels of {split} are hidden; splits with "
+            f"labels are train, {', '.join(task.evaluation)}"
+        )
+    columns = [[row[column].decode() for row in rows] for column in task.columns]
+    return encode(columns, wordpiece, max_length) | {"label": labels}
+
+
+def check_room(texts: int, max_length: int) -> int:
+    """How many tokens of one or two texts a row holds.
+
+    Raises:
+      ConfigError: there is not one for each.
+    """
+    room = max_length - 1 - texts
+    if room < texts:
+        raise ConfigError(
+            f"max_length must be at least {1 + 2 * texts}, got {max_length}"
+        )
+    return room
+
+
+def encode(
+    columns: Sequence[Sequence[str]], wordpiece: WordPiece, max_length: int
+) -> dict[str, np.ndarray]:
+    """Rows of tokens of one or two columns of texts, see `WordPiece.pack`."""
+    room = check_room(len(columns), max_length)
+    ids = [[tokens.ids for tokens in wordpiece(texts)] for texts in columns]
+    sequences = [truncate(texts, room) for texts in zip(*ids, strict=True)]
+    return wordpiece.pack(sequences, max_length)
+
+
+def truncate(texts: tuple[np.ndarray, ...], room: int) -> tuple[np.ndarray, ...]:
+    """Cuts one or two texts to ``room`` tokens, the longer one down to the other first.
+
+    Where both are cut and room is odd, the longer keeps one more, the second if equal.
+    """
+    if len(texts) == 1:
+        return (texts[0][:room],)
+    first, second = texts
+    shorter = min(len(first), len(second), room // 2)
+    if len(first) > len(second):
+        return first[: room - shorter], second[:shorter]
+    return first[:shorter], second[: room - shorter]

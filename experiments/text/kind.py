@@ -1,0 +1,181 @@
+"""What is particular to runs on text, see `experiments.kinds.Kind`."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.batches import Arrays
+from experiments.datasets import default_data_dir
+from experiments.errors import ConfigError, DataError, VocabularyError, cannot_write
+from experiments.task import Model, Task
+from experiments.text import classification, question_answering
+from experiments.text.config import TextConfig
+from experiments.text.data import (
+    QuestionSet,
+    TextDataset,
+    labelled_files,
+    read_glue_task,
+    read_questions,
+    vocabulary_of,
+)
+from experiments.text.files import read_labelled
+from experiments.text.huggingface import save_bert
+from experiments.text.network import Network, check_weights
+from experiments.text.tokenization import (
+    WordPiece,
+    copy_vocabulary,
+    load_wordpiece,
+    vocabulary_files,
+)
+
+__all__ = ["check_weights"]
+
+SOURCES = "a run's directory"
+WEIGHT_FILES: tuple[str, ...] = ()
+VOCABULARY = "vocabulary"
+
+
+class _Family(NamedTuple):
+    """Tasks that read and judge text in one way.
+
+    Attributes:
+      read: the data, as rows of tokens.
+      network: the BERT and its head.
+      task: what it learns.
+    """
+
+    read: Callable[[TextConfig, WordPiece, Path], TextDataset]
+    network: Callable[[TextConfig], Network]
+    task: Callable[[TextConfig], Task]
+
+
+def _family(config: TextConfig) -> _Family:
+    """The one place that asks for the name of a task."""
+    match config.data.name:
+        case "squad":
+            return _Family(
+                read_questions,
+                question_answering.make_network,
+                question_answering.question_answering,
+            )
+        case "file":
+            read = labelled_files
+        case _:
+            read = read_glue_task
+    return _Family(
+        read, classification.make_network, classification.text_classification
+    )
+
+
+def prepare(
+    config: TextConfig, data_dir: Path | None = None, *, workers: int = 0
+) -> tuple[TextDataset, Task]:
+    """See `Kind`."""
+    del workers
+    return load_text(config, data_dir), text_task(config)
+
+
+def load_text(config: TextConfig, data_dir: Path | None = None) -> TextDataset:
+    """Reads the text of a run, and divides it into tokens.
+
+    Args:
+      config: which, and what makes its rows.
+      data_dir: where tensorflow-datasets keeps it; by default the user's cache.
+
+    Returns:
+      Rows of tokens.
+
+    Raises:
+      ConfigError: there is no vocabulary, or rows have no room.
+      VocabularyError: the vocabulary is missing, or not that of the network.
+      DatasetMissing: the data set is not in ``data_dir``.
+      DataError: a file is missing, or does not hold what it should.
+    """
+    wordpiece = load_wordpiece(vocabulary_of(config), config.model.vocab_size)
+    data = _family(config).read(config, wordpiece, data_dir or default_data_dir())
+    judged = data.evaluation
+    _check_ids(config, data.train.arrays)
+    if isinstance(judged, QuestionSet):
+        _check_ids(config, judged.windows.features)
+    else:
+        _check_ids(config, judged.arrays)
+    return data
+
+
+def _check_ids(config: TextConfig, arrays: Arrays) -> None:
+    """Raises if a lookup would reach beyond its table: jax fills in NaN there."""
+    for array, field in (
+        ("input_ids", "vocab_size"),
+        ("token_type_ids", "type_vocab_size"),
+    ):
+        largest, size = int(arrays[array].max()), getattr(config.model, field)
+        if largest >= size:
+            reason = "two texts in a row need two" if array == "token_type_ids" else ""
+            raise ConfigError(
+                f"model.{field}={size} is too small for {config.data.name}, whose "
+                f"{array} reach {largest}" + (f": {reason}" if reason else "")
+            )
+
+
+def text_task(config: TextConfig) -> Task:
+    """The task of a run on text, which needs none of its data."""
+    return _family(config).task(config)
+
+
+def resolve(config: TextConfig) -> TextConfig:
+    """Names the labels of the training file in the configuration."""
+    if config.data.name != "file" or config.data.labels:
+        return config
+    for name in ("train_file", "eval_file"):
+        if not getattr(config, name):
+            flag = name.replace("_", "-")
+            raise ConfigError(
+                f"{config.name} reads labelled texts of your own: name a CSV or JSONL "
+                f"file with --{flag}"
+            )
+    data = config.data
+    rows = read_labelled(str(config.train_file), data.text_columns, data.label_column)
+    labels = tuple(sorted({row.label for row in rows}))
+    if len(labels) < 2:
+        raise DataError(f"{config.train_file} must hold at least two labels")
+    return dataclasses.replace(config, data=dataclasses.replace(data, labels=labels))
+
+
+def load_weights(config: TextConfig, file: Path, classes: int | None) -> Model:
+    """Published weights are named by ``weights``, not by ``init_from``."""
+    del config, classes
+    raise ConfigError(f"init_from must be {SOURCES}, got {file}")
+
+
+def keep_sources(config: TextConfig, run: Path) -> None:
+    """Copies the vocabulary into the run, so that nothing outside is needed later."""
+    folder = run / VOCABULARY
+    try:
+        copy_vocabulary(vocabulary_of(config), folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def kept_sources(config: TextConfig, run: Path) -> TextConfig:
+    """Names the vocabulary of the run."""
+    folder = run / VOCABULARY
+    if not folder.is_dir():
+        raise VocabularyError(
+            f"{run} lacks its {VOCABULARY}, a folder with vocab.txt or tokenizer.json; "
+            f"copy the vocabulary of its weights there"
+        )
+    return dataclasses.replace(config, vocabulary=str(folder))
+
+
+def export(
+    config: TextConfig, params: Any, run: Path, out: Path, vocabulary: Path | None
+) -> None:
+    """Writes a Hugging Face directory, with the vocabulary that lies in the run."""
+    source = vocabulary or run / VOCABULARY
+    vocabulary_files(source)  # says what is missing before anything is written
+    try:
+        save_bert(out, _family(config).network(config).module(params))
+        copy_vocabulary(source, out)
+    except OSError as error:
+        raise cannot_write(out, error) from error

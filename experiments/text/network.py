@@ -1,0 +1,170 @@
+"""What tasks on text share: a BERT as pure functions of plain trees."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+
+import cram_jax
+from experiments.batches import Batch, Source
+from experiments.errors import ConfigError, WeightsError
+from experiments.targets import LeafFilters
+from experiments.text.config import BertConfig, TextConfig
+from experiments.text.huggingface import HEADS, Model, load_bert, read_config
+
+# What may differ from the weights: it shapes no tensor and no output.
+IGNORED_FIELDS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "initializer_range",
+)
+
+
+ENCODER = LeafFilters(*[cram_jax.matching(r"^bert/layer\d+/.*/kernel$")] * 2)
+"""The dense layers of a BERT; its embeddings, pooler and task head stay dense."""
+
+
+class Network(NamedTuple):
+    """A BERT with a task head.
+
+    Attributes:
+      init: ``seed -> (params, {})``.
+      pretrained: ``seed -> (params, {})`` of the configuration's weights, or None.
+      forward: ``(params, batch, training, dropout_key=None)``, what the model gives.
+      module: ``params -> Model``, the model itself.
+    """
+
+    init: Callable[[int], tuple[Any, Any]]
+    pretrained: Callable[[int], tuple[Any, Any] | None]
+    forward: Callable[..., Any]
+    module: Callable[[Any], Model]
+
+
+def network(
+    config: TextConfig, head: str, options: dict[str, Any] | None = None
+) -> Network:
+    """The network of a configuration.
+
+    Args:
+      config: its shape and its weights.
+      head: "question_answering" or "classification".
+      options: of the head: how many ``labels``.
+
+    Returns:
+      Its functions.
+    """
+    options = options or {}
+    dtype = jnp.dtype(config.model.dtype)
+
+    def make(seed: Any) -> Model:
+        rngs = nnx.Rngs(jax.random.key(seed))
+        return HEADS[head](config.model.shape, **options, dtype=dtype, rngs=rngs)
+
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make(0)))
+
+    @jax.jit
+    def init(seed: int) -> tuple[Any, Any]:
+        return _params(make(seed)), {}
+
+    def pretrained(seed: int) -> tuple[Any, Any] | None:
+        check_weights(config)
+        if config.weights is None:
+            return None
+        loaded = load_bert(config.weights, head, seed=seed, **options)
+        return _params(loaded.model), {}
+
+    def module(params: Any) -> Model:
+        return nnx.merge(graph, params, copy=True)
+
+    def forward(
+        params: Any, batch: Batch, training: bool, dropout_key: Any = None
+    ) -> Any:
+        return module(params)(
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch["token_type_ids"],
+            training=training,
+            dropout_key=dropout_key,
+        )
+
+    return Network(init, pretrained, forward, module)
+
+
+def losses(
+    model: Network, row_losses: Callable[..., jax.Array], smoothing: float
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two losses of a task, see `Task`.
+
+    Args:
+      model: the network.
+      row_losses: ``(what the model gives, batch, smoothing) -> loss of every row``.
+      smoothing: of the labels, in training.
+
+    Returns:
+      Its ``loss_fn`` and its ``evaluation_loss``.
+    """
+
+    def loss_fn(
+        params: Any, batch_stats: Any, batch: Batch, dropout_key: Any = None
+    ) -> tuple[jax.Array, Any]:
+        outputs = model.forward(params, batch, True, dropout_key)
+        return row_losses(outputs, batch, smoothing).mean(), batch_stats
+
+    def evaluation_loss(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
+        del batch_stats
+        return row_losses(model.forward(params, batch, False), batch, 0.0).mean()
+
+    return loss_fn, evaluation_loss
+
+
+def predict_all(
+    predict: Callable[..., Any], params: Any, examples: Source, batch_size: int
+) -> list[np.ndarray]:
+    """What ``predict(params, batch)`` gives, a tuple of arrays, for every example."""
+    # Where parameters lie on several processes, so does what comes of them.
+    gather = partial(multihost_utils.process_allgather, tiled=True)
+    batches = examples.evaluation_batches(batch_size)
+    parts = [gather(predict(params, batch)) for batch in batches]
+    return [np.concatenate(a)[: examples.size] for a in zip(*parts, strict=True)]
+
+
+def check_weights(config: TextConfig) -> None:
+    """Raises where the weights cannot be what a run starts from.
+
+    Raises:
+      ConfigError: they have to be named.
+      WeightsError: they are missing, or of another shape than the configuration; the
+        message says how to set that.
+    """
+    if config.weights is None:
+        return
+    if not config.weights:
+        raise ConfigError(
+            f"{config.name} starts from trained weights: name their directory with "
+            f"--weights, or a run's with --init-from"
+        )
+    theirs, ours = read_config(config.weights), config.model
+    names = [field.name for field in dataclasses.fields(BertConfig)]
+    wrong = {
+        name: getattr(theirs, name)
+        for name in names
+        if name not in IGNORED_FIELDS and getattr(theirs, name) != getattr(ours, name)
+    }
+    if wrong:
+        name, value = next(iter(wrong.items()))
+        flags = [f"--model.{n.replace('_', '-')} {v}" for n, v in wrong.items()]
+        raise WeightsError(
+            f"{config.weights} has {name}={value}, but {config.name} is configured for "
+            f"{name}={getattr(ours, name)}; for these weights add {' '.join(flags)}"
+        )
+
+
+def _params(model: Model) -> Any:
+    return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])

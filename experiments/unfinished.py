@@ -1,0 +1,56 @@
+"""An evaluation that was stopped goes on with the targets it had not reached."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.evaluation import Accuracy
+from experiments.run_directory import reading, write_text
+
+
+def resumable(
+    file: Path,
+    depends_on: dict[str, Any],
+    names: Sequence[str],
+    evaluate: Callable[[str], Accuracy],
+) -> Iterator[tuple[Accuracy, float]]:
+    """Evaluates one target after the other and stores each as it is done.
+
+    Args:
+      file: JSON; what it holds of ``names`` is not evaluated again. Remove it when all
+        is stored elsewhere.
+      depends_on: what the results depend on beside the target, as JSON; a file of
+        other results is replaced.
+      names: the targets.
+      evaluate: of one target.
+
+    Yields:
+      For each target its accuracy and how many seconds it took.
+
+    Raises:
+      RunError: the file cannot be read or written.
+    """
+    stored: dict[str, Any] = {"depends_on": depends_on, "targets": {}}
+    if file.exists():
+        with reading(file, "; remove it to start over"):
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if found["depends_on"] == depends_on:
+                stored = found
+                for name in set(names) & set(found["targets"]):
+                    _accuracy(found["targets"][name])
+    for name in names:
+        if name not in stored["targets"]:
+            start = time.perf_counter()
+            accuracy = evaluate(name)
+            seconds = time.perf_counter() - start
+            stored["targets"][name] = accuracy._asdict() | {"seconds": seconds}
+            write_text(file, json.dumps(stored, indent=2) + "\n")
+        yield _accuracy(stored["targets"][name])
+
+
+def _accuracy(stored: dict[str, Any]) -> tuple[Accuracy, float]:
+    fields = dict(stored)
+    seconds = float(fields.pop("seconds"))
+    return Accuracy(**fields | {"draws": tuple(fields["draws"])}), seconds

@@ -1,0 +1,155 @@
+"""Engines on disk: what is read is what was written, and damage is an error."""
+
+import json
+
+import numpy as np
+import pytest
+from engine.networks import convolutional, pointwise, transformer
+
+from cram_jax import engine
+from cram_jax.engine import safetensors
+from cram_jax.engine.files import load
+
+NETWORKS = {f.__name__: f for f in (convolutional, transformer, pointwise)}
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """For every network its graph and inputs."""
+    return {name: f(np.random.default_rng(1)) for name, f in NETWORKS.items()}
+
+
+def compiled(examples, name, int8):
+    graph, inputs = examples[name]
+    return engine.compile(graph, calibration=[inputs] if int8 else None), inputs
+
+
+def all_equal(got, expected):
+    for x, y in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_loaded_engine_gives_the_same_bits(examples, tmp_path, name, int8):
+    written, inputs = compiled(examples, name, int8 and name != "pointwise")
+    written.save(tmp_path / "engine.safetensors")
+    read = load(tmp_path / "engine.safetensors")
+    all_equal(read(*inputs), written(*inputs))
+
+
+def test_four_bits_round_once_more(examples, tmp_path):
+    written, inputs = compiled(examples, "convolutional", True)
+    written.save(tmp_path / "8")
+    written.save(tmp_path / "4", bits=4)
+    read = load(tmp_path / "4")
+    for node in read.model.graph.nodes:
+        if hasattr(node.operation, "weights"):
+            fine = written.model.graph[node.name].operation.weights
+            coarse = node.operation.weights
+            assert np.abs(coarse.values).max() <= 7
+            np.testing.assert_array_equal(coarse.occupied, fine.occupied)
+            numbers = fine.dense() * fine.scale
+            error = np.abs(coarse.dense() * coarse.scale - numbers)
+            assert (error <= 0.5001 * coarse.scale).all()
+    assert np.isfinite(read(*inputs)[0]).all()
+    saved = (tmp_path / "8").stat().st_size - (tmp_path / "4").stat().st_size
+    values = sum(
+        node.operation.weights.values.size
+        for node in written.model.graph.nodes
+        if hasattr(node.operation, "weights")
+    )
+    assert saved == pytest.approx(values / 2, abs=64)
+    with pytest.raises(ValueError, match="bits=4 needs an INT8 engine"):
+        compiled(examples, "pointwise", False)[0].save(tmp_path / "x", bits=4)
+    with pytest.raises(ValueError, match="bits must be 4 or 8, got 5"):
+        written.save(tmp_path / "x", bits=5)
+
+
+def test_the_safetensors_library_reads_the_file(examples, tmp_path):
+    library = pytest.importorskip("safetensors.numpy")
+    written, _ = compiled(examples, "convolutional", True)
+    written.save(tmp_path / "engine")
+    ours, metadata = safetensors.decode((tmp_path / "engine").read_bytes())
+    theirs = library.load_file(tmp_path / "engine")
+    assert theirs.keys() == ours.keys()
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(array, ours[name])
+    assert json.loads(metadata["plan"])["outputs"] == ["logits", "flat", "shares"]
+
+
+@pytest.mark.parametrize(
+    ("name", "int8"), [("convolutional", True), ("transformer", 0)]
+)
+def test_damaged_files_are_errors_and_nothing_else(examples, tmp_path, name, int8):
+    written, inputs = compiled(examples, name, int8)
+    path = tmp_path / "engine"
+    written.save(path)
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    rng = np.random.default_rng(0)
+    refused = 0
+    for number in range(500):
+        damaged = bytearray(content)
+        for _ in range(rng.integers(1, 4)):
+            # Most bytes are data; the header is where damage is dangerous.
+            limit = header if number % 3 else len(content)
+            kind, at = rng.integers(3), rng.integers(min(limit, len(damaged)))
+            if kind == 0:
+                damaged[at] = rng.integers(256)
+            elif kind == 1:
+                damaged[at] = rng.choice(list(b'0123456789-.,"[]{}'))
+            elif number % 10 == 0:
+                del damaged[at:]
+            else:
+                damaged[at] ^= 1 << rng.integers(8)
+            if not damaged:
+                break
+        path.write_bytes(damaged)
+        try:
+            read = load(path)
+            if number % 5 == 0:
+                read(*inputs)
+        except ValueError:
+            refused += 1
+    assert refused > 250
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: plan["nodes"].pop(0), "'image', which is not before it"),
+        (lambda plan: plan["nodes"].reverse(), "which is not before it"),
+        (lambda plan: plan.pop("outputs"), "'outputs' is missing"),
+        (lambda plan: plan["outputs"].append("x"), "output 'x' is not a node"),
+        (lambda plan: plan["ranges"].pop("stem"), "node 'stem' has no range"),
+        (lambda plan: plan["ranges"].clear(), "must be float32 as ranges say"),
+        (lambda plan: plan["ranges"].update(stem=[0.0, 0]), "scale must be positive"),
+        (lambda plan: plan["ranges"].update(stem=[1.0, 256]), "between 0 and 255"),
+        (lambda plan: plan["nodes"][0].update(kind="Conv"), "kind must be"),
+        (
+            lambda plan: plan["nodes"][0]["options"].update(shape=[13, 11, 2**30]),
+            "must be between 1 and",
+        ),
+        (
+            lambda plan: plan["nodes"][1]["options"].update(outputs=12),
+            "must be .* of shape",
+        ),
+        (lambda plan: plan["nodes"][1]["options"].update(rows=3), "rows must be"),
+        (
+            lambda plan: plan["nodes"][1]["options"].update(pads=[[0, 0], [0, -1]]),
+            "padding must be between",
+        ),
+        (lambda plan: plan.update(nodes={}), "nodes must be a list"),
+    ],
+)
+def test_a_wrong_plan_is_named(examples, tmp_path, change, message):
+    written, _ = compiled(examples, "convolutional", True)
+    path = tmp_path / "engine"
+    written.save(path)
+    arrays, metadata = safetensors.decode(path.read_bytes())
+    plan = json.loads(metadata["plan"])
+    change(plan)
+    path.write_bytes(safetensors.encode(arrays, metadata | {"plan": json.dumps(plan)}))
+    with pytest.raises(ValueError, match=f"is not a valid engine: .*{message}"):
+        load(path)

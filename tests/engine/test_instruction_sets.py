@@ -1,0 +1,118 @@
+"""Every operation on every instruction set, beside float64 and exact integers."""
+
+import numpy as np
+import pytest
+from engine.networks import convolutional, pointwise, transformer
+from engine.references import integer_product
+
+from cram_jax import engine
+from cram_jax.engine import jit, kernels, llvm
+from cram_jax.engine.model import PackedProduct
+
+NETWORKS = {f.__name__: f for f in (convolutional, transformer, pointwise)}
+
+
+def here(target):
+    """The set itself where the processor has it, else the same bits in plain LLVM."""
+    return target if target.is_native() else target.emulated()
+
+
+TARGETS = {name: here(target) for name, target in engine.TARGETS.items()}
+
+
+def build(name):
+    return NETWORKS[name](np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_float32_is_that_of_float64_numpy(name, target):
+    graph, inputs = build(name)
+    expected = engine.interpret(graph, *inputs)
+    for node, values in engine.compile(graph, target=target).tensors(*inputs).items():
+        largest = np.abs(expected[node]).max()
+        np.testing.assert_allclose(
+            values, expected[node], rtol=1e-5, atol=1e-5 * largest, err_msg=node
+        )
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("name", ["convolutional", "transformer"])
+def test_int8_products_are_those_of_exact_integers(name, target):
+    graph, inputs = build(name)
+    compiled = engine.compile(graph, calibration=[inputs], target=target)
+    tensors = compiled.tensors(*inputs)
+    ranges = compiled.model.ranges
+
+    def octets(node):
+        return np.rint(tensors[node] / ranges[node].scale) + ranges[node].zero
+
+    compared = 0
+    for node in compiled.model.graph.nodes:
+        product = node.operation
+        if not isinstance(product, PackedProduct) or product.activation in (
+            "gelu",
+            "tanh",
+        ):
+            continue
+        forms = compiled.model.forms
+        source = node.inputs[0]
+        x = tensors[source]
+        if "f32" in forms[source] or source == "image":
+            # Not bytes yet: quantised on the way in.
+            what = ranges[source]
+            inverse = np.float32(1) / np.float32(what.scale)
+            x = np.clip(np.rint(x * inverse + np.float32(what.zero)), 0, 255)
+        else:
+            x = octets(source)
+        residual = None
+        for other in node.inputs[1:]:
+            is_float = "f32" in forms[other]
+            residual = tensors[other] if is_float else (octets(other), ranges[other])
+        is_octets = forms[node.name] == {"u8"}
+        expected = integer_product(
+            product,
+            x.astype(np.uint8),
+            ranges[source],
+            y_range=ranges[node.name] if is_octets else None,
+            residual=residual,
+        )
+        got = octets(node.name) if is_octets else tensors[node.name]
+        np.testing.assert_array_equal(got, expected, err_msg=node.name)
+        compared += 1
+    assert compared >= 5
+
+
+@pytest.mark.parametrize("name", ["convolutional", "transformer"])
+def test_int8_is_close_to_float64(name):
+    graph, inputs = build(name)
+    expected = engine.interpret(graph, *inputs)
+    compiled = engine.compile(graph, calibration=[inputs])
+    for node, values in compiled.tensors(*inputs).items():
+        error = np.linalg.norm(values - expected[node])
+        assert error <= 0.05 * np.linalg.norm(expected[node]), node
+
+
+@pytest.mark.parametrize(
+    ("name", "cpu", "instruction"),
+    [
+        ("avx512vnni", "icelake-server", "vpdpbusd"),
+        ("avx512vnni", "znver4", "vpdpbusd"),
+        ("avx512", "skylake-avx512", "vpmaddwd"),
+        ("avx2vnni", "alderlake", "vpdpbusd"),
+        ("avx2", "haswell", "vpmaddwd"),
+    ],
+)
+def test_the_instruction_of_a_set_is_what_is_compiled(name, cpu, instruction):
+    target = engine.TARGETS[name]
+    spec = kernels.SparseProduct(True, 2, 2, "u8", "u8", "relu", False, True)
+    if not llvm.is_x86():
+        pytest.skip("the instruction is of x86")
+    text, _ = jit.write_kernels([spec], target)
+    listing = llvm.assembly(text, cpu, jit.features(target))
+    register = "zmm" if target.lanes == 16 else "ymm"
+    lines = [line for line in listing.splitlines() if instruction in line]
+    assert len(lines) >= 2 * spec.rows * spec.tile * target.words
+    assert all(register in line for line in lines)
+    # What was meant for a register does not go through memory.
+    assert "packuswb" in listing

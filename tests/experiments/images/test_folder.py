@@ -1,0 +1,68 @@
+"""Images of one's own, in folders."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.errors import ConfigError, DataError, DatasetMissing
+from experiments.images.config import DataConfig
+from experiments.images.data import load
+
+
+def draw(path, shade, size=(12, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, shade).save(path)
+
+
+@pytest.fixture
+def place(tmp_path):
+    for split, count in (("train", 3), ("test", 1)):
+        for shade, name in ((10, "cats"), (200, "dogs")):
+            for index in range(count):
+                draw(tmp_path / split / name / f"{index}.png", shade)
+    (tmp_path / "train" / "cats" / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def settings(place, **changes):
+    options = {"side": 8, "batch_size": 2, **changes}
+    return DataConfig(name="folder", folder=str(place), **options)
+
+
+def test_classes_are_folders_and_the_middles_of_images_are_scaled(place):
+    data = load(settings(place))
+    assert (data.classes, data.shape, data.train.size) == (2, (8, 8, 3), 6)
+    shades = data.train.arrays["image"].mean(axis=(1, 2, 3))
+    np.testing.assert_array_equal(data.train.arrays["label"], shades > 100)
+    assert data.evaluation.arrays["label"].tolist() == [0, 1]
+
+
+def test_large_images_are_cut_when_they_are_needed(place):
+    data = load(settings(place, side=0))
+    assert data.shape == (224, 224, 3)
+    assert data.evaluation.take([0])["image"].mean() == 10
+
+
+def test_images_are_held_out_at_random(place):
+    data = load(settings(place, validation=3))
+    assert (data.train.size, data.evaluation.size) == (3, 3)
+    assert len(set(data.evaluation.arrays["label"].tolist())) == 2
+
+
+def test_what_a_folder_lacks_is_named(place, tmp_path):
+    with pytest.raises(ConfigError, match=r"need --data\.folder"):
+        load(DataConfig(name="folder"))
+    with pytest.raises(DatasetMissing, match="there is no folder"):
+        load(settings(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"hold images out with --data\.validation"):
+        load(settings(place / "train"))
+    with pytest.raises(DataError, match="at least two folders, one a class"):
+        load(settings(place / "train" / "cats"))
+    draw(place / "test" / "birds" / "0.png", 0)
+    with pytest.raises(DataError, match="has the class 'birds', training not"):
+        load(settings(place))
+    (place / "test" / "birds" / "0.png").unlink()
+    (place / "test" / "birds").rmdir()
+    (place / "train" / "dogs" / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
+        load(settings(place))

@@ -1,0 +1,108 @@
+"""Runs that stop when they get no better, and keep their best model."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import checkpoints
+from experiments.run_directory import load_config
+from experiments.step import init_state
+from experiments.training import train
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+# By number of evaluation: the second is the best, and then the fifth would be.
+SCORES = [40.0, 60.0, 50.0, 60.0, 70.0, 80.0]
+
+
+@pytest.fixture
+def setting(with_method, data, task, train_step):
+    """Six evaluations in two epochs of five steps, with scores of our choice."""
+    config = dataclasses.replace(
+        with_method("none"), evaluate_every=0.4, checkpoint_every=0, patience=2
+    )
+
+    def make(scores=SCORES):
+        scores = iter(scores)
+        judged = []
+
+        def evaluate(params, batch_stats, images):
+            judged.append(jax.tree.map(np.asarray, params))
+            return {"accuracy": next(scores), "loss": 0.0}
+
+        return task._replace(evaluate=evaluate), judged
+
+    return config, data, make, train_step("none")
+
+
+def stored_model(run, config, data, task):
+    return checkpoints.load_model(run, init_state(config, data, task))
+
+
+def equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_run_stops_after_its_patience_and_keeps_the_best(setting, progress, tmp_path):
+    config, data, make, step = setting
+    task, judged = make()
+    run = tmp_path / "run"
+    state = train(config, run, data, task, progress, train_step=step)
+    # Evaluated every second step; 50 and 60 are no better than 60.
+    assert len(judged) == 4
+    assert int(state.step) == 8
+    assert checkpoints.latest_step(run) == 8
+    params, _ = stored_model(run, config, data, task)
+    equal(params, judged[1])
+    equal(checkpoints.read_model(run)[0], judged[1])
+
+    again, judged = make()
+    state = train(config, run, data, again, progress, train_step=step, resume=True)
+    assert int(state.step) == 8
+    assert judged == []
+
+
+def test_without_patience_the_last_model_counts(setting, progress, tmp_path):
+    config, data, make, step = setting
+    config = dataclasses.replace(config, patience=0)
+    task, judged = make([40.0, 60.0, 50.0, 60.0, 55.0])
+    state = train(config, tmp_path, data, task, progress, train_step=step)
+    assert int(state.step) == 10
+    assert not (tmp_path / "model").exists()
+    equal(stored_model(tmp_path, config, data, task)[0], judged[-1])
+    # The best one is a run of its own.
+    assert load_config(tmp_path / "best") == config
+    equal(stored_model(tmp_path / "best", config, data, task)[0], judged[1])
+
+
+def test_a_run_that_is_judged_at_its_end_alone_has_no_best(setting, progress, tmp_path):
+    config, data, make, step = setting
+    config = dataclasses.replace(config, patience=0, evaluate_every=0)
+    task, judged = make()
+    train(config, tmp_path, data, task, progress, train_step=step)
+    assert len(judged) == 1
+    assert not (tmp_path / "best").exists()
+
+
+def test_a_resumed_run_stops_where_the_other_did(setting, progress, tmp_path):
+    config, data, make, step = setting
+    config = dataclasses.replace(config, checkpoint_every=1)
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    task, judged = make()
+    train(config, whole, data, task, progress, train_step=step)
+    shutil.copytree(whole, part)
+    shutil.rmtree(part / "checkpoints" / "8")  # it goes on from step 5
+
+    later, rejudged = make()
+    later.evaluate(None, None, None), later.evaluate(None, None, None)
+    rejudged.clear()
+    state = train(config, part, data, later, progress, train_step=step, resume=True)
+    assert int(state.step) == 8
+    assert len(rejudged) == 2
+    equal(rejudged[-1], judged[-1])
+    lines = [(run / "metrics.jsonl").read_text() for run in (whole, part)]
+    assert lines[0] == lines[1]
+    equal(*(stored_model(run, config, data, task)[0] for run in (whole, part)))

@@ -1,0 +1,87 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from experiments.display import accuracy_table, plot_accuracy
+from experiments.evaluation import Accuracy
+from experiments.images.config import ImageConfig
+from experiments.results import (
+    add_run,
+    cell,
+    load_results,
+    new_results,
+    save_results,
+    summarize,
+)
+
+
+@pytest.fixture
+def results():
+    results = new_results(["dense", "k90", "2:4"])
+    for method, shift in (("SGD", 20.0), ("CrAM+", 0.0)):
+        for seed in range(3):
+            accuracies = [
+                Accuracy("dense", 99.0, 99.0),
+                Accuracy("k90", 10.0 + seed, 97.0 + seed - shift),
+                Accuracy("2:4", 50.0, 98.0 - shift),
+            ]
+            add_run(results, method, ImageConfig(seed=seed), accuracies, 1.5)
+    return results
+
+
+def test_results_survive_their_file(results, tmp_path):
+    path = tmp_path / "deep" / "results.json"
+    save_results(results, path)
+    assert load_results(path) == json.loads(json.dumps(results))
+    assert results["methods"]["SGD"]["runs"][2]["config"]["seed"] == 2
+    assert {"jax", "flax", "optax", "python"} <= set(results["versions"])
+
+
+def test_the_mean_and_the_sample_deviation(results):
+    # 97, 98, 99: mean 98, squared deviations 1 + 0 + 1 over 3 - 1.
+    assert summarize(results, "CrAM+", "recalibrated", "k90") == (98.0, 1.0)
+    assert cell(results, "CrAM+", "recalibrated", "k90") == "98.0 ± 1.0"
+
+
+def test_one_run_has_no_deviation():
+    results = new_results(["dense"])
+    add_run(results, "SGD", ImageConfig(), [Accuracy("dense", 98.76, 99.0)], 1.0)
+    assert cell(results, "SGD", "pruned", "dense") == "98.8"
+
+
+def test_the_table_shows_every_figure(results):
+    stream = io.StringIO()
+    table = accuracy_table(results, "Title")
+    Console(file=stream, width=100).print(table)
+    text = stream.getvalue()
+    assert "Title" in text
+    (line,) = [line for line in text.splitlines() if "90 %" in line]
+    expected = ["11.0±1.0", "78.0±1.0", "98.0±1.0"]
+    assert line.split()[2:] == [expected[0], expected[1], expected[0], expected[2]]
+
+
+def test_the_plot_is_a_picture(results, tmp_path):
+    path = tmp_path / "plot.png"
+    plot_accuracy(results, path, "Title")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 10_000
+
+
+def test_one_run_has_the_deviation_of_its_draws():
+    results = new_results(["k90"])
+    drawn = Accuracy("k90", 10.0, 98.0, (97.0, 98.0, 99.0))
+    add_run(results, "SGD", ImageConfig(), [drawn], 1.0)
+    assert cell(results, "SGD", "recalibrated", "k90") == "98.0 ± 1.0"
+    assert cell(results, "SGD", "pruned", "k90") == "10.0"
+    # Of two runs it is the deviation over the runs: 96 and 98 are sqrt(2) apart.
+    add_run(results, "SGD", ImageConfig(seed=1), [Accuracy("k90", 10.0, 96.0)], 1.0)
+    assert cell(results, "SGD", "recalibrated", "k90") == "97.0 ± 1.4"
+
+
+def test_an_unknown_figure_is_an_empty_cell():
+    results = new_results(["dense", "k90"])
+    add_run(results, "SGD", ImageConfig(), [Accuracy("dense", 98.0, 99.0)], 1.0)
+    assert cell(results, "SGD", "pruned", "k90") == ""
+    accuracy_table(results, "Title")

@@ -1,0 +1,220 @@
+"""What a run may write and remove, and what damaged files are called."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.config import OptimizerConfig, RunConfig
+from experiments.errors import ConfigError, RunError, command_line
+from experiments.images.config import DataConfig, ImageConfig
+from experiments.metrics import read_lines
+from experiments.run_directory import (
+    check_free,
+    check_path,
+    clear,
+    load_config,
+    locked,
+    read_status,
+    save_config,
+    state_of,
+    write_status,
+)
+from experiments.stored_config import from_dict, to_dict
+
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that has left a little of everything."""
+    run = tmp_path / "run"
+    save_config(run, ImageConfig())
+    write_status(run, state="finished", step=3, steps=3)
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    (run / "checkpoints" / "3").mkdir(parents=True)
+    return run
+
+
+def test_a_run_of_ours_may_be_overwritten(run):
+    with locked(run):
+        check_free(run, overwrite=True)
+        clear(run)
+        assert [path.name for path in run.iterdir()] == [".lock"]
+    check_free(run, overwrite=False)  # what is left is no run
+
+
+def test_nothing_foreign_is_removed(run, tmp_path):
+    with pytest.raises(RunError, match=r"not empty.*\n.*train --resume"):
+        check_free(run, overwrite=False)
+    model = tmp_path / "bert"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "bert", "hidden_size": 768}')
+    with pytest.raises(RunError, match="no run of ours, remove it yourself"):
+        check_free(model, overwrite=True)
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    with pytest.raises(RunError, match="symbolic link"):
+        check_free(link, overwrite=True)
+    (run / "thesis.tex").write_text("three years")
+    with pytest.raises(RunError, match=r"'thesis.tex', which no run wrote"):
+        check_free(run, overwrite=True)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(RunError, match="not a directory"):
+        check_free(file, overwrite=True)
+
+
+def test_a_link_inside_a_run_is_removed_and_not_followed(run, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("")
+    (run / "best").symlink_to(outside)
+    clear(run)
+    assert (outside / "kept").exists()
+
+
+def test_one_process_writes_a_run_and_a_killed_one_leaves_no_lock(run):
+    hold = "import sys; from experiments.run_directory import locked\n"
+    hold += "from pathlib import Path\n"
+    hold += "with locked(Path(sys.argv[1])): print('held', flush=True); input()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", hold, str(run)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    with process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match="another process is writing"), locked(run):
+            pass
+        process.kill()
+        process.wait()
+    with locked(run):
+        pass
+
+
+@pytest.mark.parametrize("name", ["a[1]", "what?", "all*", "line\nbreak"])
+def test_paths_under_which_checkpoints_would_be_lost_are_refused(name, tmp_path):
+    with pytest.raises(RunError, match="cannot be"):
+        check_path(tmp_path / name)
+    check_path(tmp_path / "with space, [bold".replace("[", "("))
+    with pytest.raises(RunError, match="too long"):
+        check_path(tmp_path / ("n" * 300))
+
+
+def test_hints_quote_what_a_shell_would_split():
+    assert command_line("evaluate", Path("runs/my run")) == (
+        "python -m experiments evaluate 'runs/my run'"
+    )
+
+
+VALID = to_dict(ImageConfig())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        "{}",
+        '"text"',
+        "[" * 100_000,
+        "\x00\x01",
+        json.dumps({"model_type": "bert"}),
+        json.dumps({**VALID, "kind": "sound"}),
+        json.dumps({**VALID, "kind": []}),
+        json.dumps({**VALID, "epochs": "20"}),
+        json.dumps({**VALID, "epochs": True}),
+        json.dumps({**VALID, "epochs": 1.5}),
+        json.dumps({**VALID, "seed": 2**31}),
+        json.dumps({**VALID, "label_smoothing": float("nan")}),
+        json.dumps({**VALID, "optimizer": None}),
+        json.dumps({**VALID, "optimizer": [1]}),
+        json.dumps({**VALID, "optimizer": {"rho": "large"}}),
+        json.dumps({**VALID, "optimizer": {"rho": float("inf")}}),
+        json.dumps({**VALID, "optimizer": {"rule": ["none"]}}),
+        json.dumps({**VALID, "eval_targets": "k90"}),
+        json.dumps({**VALID, "eval_targets": [90]}),
+        json.dumps({**VALID, "data": {"name": 3}}),
+        json.dumps({**VALID, "model": {"widths": [0]}}),
+        json.dumps({**VALID, "model": {"name": "resnet9"}}),
+        json.dumps({**VALID, "name": "a/b"}),
+        json.dumps({**VALID, "more": 1}),
+    ],
+)
+def test_a_damaged_configuration_is_one_clear_line(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(RunError, match=r"cannot read .*config\.json: ") as info:
+        load_config(tmp_path)
+    assert len(str(info.value)) < 700
+    assert "\n" not in str(info.value)
+
+
+def test_a_configuration_that_is_no_text_or_no_file_is_one_clear_line(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RunError, match="cannot read"):
+        load_config(tmp_path)
+    other = tmp_path / "other"
+    (other / "config.json").mkdir(parents=True)
+    with pytest.raises(RunError, match="cannot read"):
+        load_config(other)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ImageConfig(seed=2**31),
+        lambda: ImageConfig(evaluate_every=float("inf")),
+        lambda: ImageConfig(name=""),
+        lambda: ImageConfig(name="n" * 200),
+        lambda: ImageConfig(name="../up"),
+        lambda: ImageConfig(name="two\nlines"),
+        lambda: OptimizerConfig(learning_rate=float("nan")),
+        lambda: OptimizerConfig(rho=float("inf")),
+        lambda: DataConfig(batch_size=2**40),
+        lambda: OptimizerConfig(train_targets=("b90@0x2",)),
+    ],
+)
+def test_numbers_and_names_that_nothing_can_hold_are_refused(make):
+    with pytest.raises(ConfigError):
+        make()
+
+
+def test_stored_runs_of_version_0_1_are_read():
+    configs = sorted(RESULTS.glob("*/*/config.json"))
+    assert configs
+    for path in configs:
+        config = load_config(path.parent)
+        assert isinstance(config, RunConfig)
+        values = json.loads(path.read_text())
+        old = values["optimizer"].get("method")
+        assert config.optimizer.rule == {"sgd": "none"}.get(old, old)
+        assert list(config.eval_targets) == values["targets"]
+        assert from_dict(to_dict(config)) == config
+
+
+def test_metrics_that_were_cut_off_are_left_out_and_damaged_ones_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+    assert list(read_lines(path, 2)) == ['{"step": 1}\n', '{"step": 2}\n']
+    for damage in ("[]", '{"loss": 1}', "\x00", '{"step": null}'):
+        path.write_text(f'{{"step": 1}}\n{damage}\n{{"step": 3}}\n')
+        with pytest.raises(RunError, match="line 2 is damaged; remove it"):
+            list(read_lines(path, 9))
+
+
+def test_a_run_says_how_far_it_came(run):
+    assert state_of(run) == ""
+    write_status(run, state="interrupted", step=4, steps=9)
+    assert state_of(run).endswith("its last checkpoint is of step 4 of 9")
+    write_status(run, state="diverged", why="the loss is nan at step 5")
+    assert "has diverged: the loss is nan at step 5" in state_of(run)
+    (run / "status.json").write_text("[")
+    assert read_status(run) == {}

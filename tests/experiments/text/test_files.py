@@ -1,0 +1,109 @@
+"""Labelled texts of one's own: what is read, and what is refused."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments.errors import ConfigError, DataError, VocabularyError
+from experiments.text.config import TextConfig, TextDataConfig
+from experiments.text.files import read_labelled
+from experiments.text.kind import (
+    export,
+    keep_sources,
+    kept_sources,
+    load_text,
+    resolve,
+)
+
+ROWS = [("good", "pos"), ('a "quoted", one\nof two lines', "neg"), ("fine", "pos")]
+
+
+def write(path, rows=ROWS):
+    if path.suffix == ".csv":
+        quoted = [
+            ",".join('"' + value.replace('"', '""') + '"' for value in row)
+            for row in [("text", "label"), *rows]
+        ]
+        path.write_text("\ufeff" + "\r\n".join(quoted) + "\r\n", newline="")
+    else:
+        lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+        path.write_text("\n".join([*lines, "", ""]))
+    return path
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_both_formats_hold_the_same_rows(name, tmp_path):
+    found = read_labelled(write(tmp_path / name), ["text"], "label")
+    assert [(row.texts[0], row.label) for row in found] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", "must end in .csv or .jsonl"),
+        ("a.csv", None, "a.csv is missing"),
+        ("a.csv", "", "holds no rows"),
+        ("a.csv", "text,label\n", "holds no rows"),
+        ("a.csv", "text,class\na,b\n", "row 1 lacks 'label'; it has text, class"),
+        ("a.csv", "text,label\nonly\n", "row 1 lacks 'label'"),
+        ("a.csv", 'text,label\n"open,b\n', "is not CSV"),
+        ("a.jsonl", '{"text": "a"', "line 1 is not JSON"),
+        ("a.jsonl", "[1]", "line 1 must be an object"),
+        ("a.jsonl", '{"text": 3, "label": 1}', "texts must be text"),
+        ("a.jsonl", '{"text": "a", "label": 1.5}', "label must be a class"),
+        ("a.jsonl", b"\xff\xfe", "is not UTF-8"),
+    ],
+)
+def test_what_a_file_lacks_is_named(name, content, message, tmp_path):
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_labelled(path, ["text"], "label")
+
+
+@pytest.fixture
+def own(text_config, tmp_path):
+    return TextConfig(
+        name="own",
+        data=TextDataConfig(name="file", max_length=12, batch_size=2),
+        model=text_config.model,
+        vocabulary=text_config.vocabulary,
+        train_file=str(write(tmp_path / "train.csv")),
+        eval_file=str(write(tmp_path / "eval.jsonl")),
+    )
+
+
+def test_labels_are_those_of_the_training_file(own, tmp_path):
+    config = resolve(own)
+    assert config.data.labels == ("neg", "pos")
+    data = load_text(config)
+    assert data.train.arrays["label"].tolist() == [1, 0, 1]
+    write(tmp_path / "eval.jsonl", [("what", "neutral")])
+    with pytest.raises(DataError, match="row 1 has the label 'neutral', expected one"):
+        load_text(config)
+    with pytest.raises(ConfigError, match="name a CSV or JSONL file with --eval-file"):
+        resolve(dataclasses.replace(own, eval_file=None))
+
+
+def test_a_run_keeps_its_vocabulary_and_exports_no_other_file(own, tmp_path):
+    run, out, secret = tmp_path / "run", tmp_path / "out", tmp_path / "secret"
+    secret.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\npassword\n")
+    foreign = dataclasses.replace(own, vocabulary=str(secret))
+    with pytest.raises(VocabularyError, match="lacks its vocabulary"):
+        kept_sources(foreign, run)
+    with pytest.raises(VocabularyError, match="vocabulary is missing"):
+        export(foreign, None, run, out, None)
+    assert not out.exists()
+    keep_sources(own, run)
+    assert kept_sources(foreign, run).vocabulary == str(run / "vocabulary")
+    assert (run / "vocabulary" / "vocab.txt").exists()
+
+
+def test_a_bert_of_one_segment_refuses_two_texts_in_a_row(text_config):
+    model = dataclasses.replace(text_config.model, type_vocab_size=1)
+    with pytest.raises(ConfigError, match=r"type_vocab_size=1 is too small for squad"):
+        load_text(dataclasses.replace(text_config, model=model))
