@@ -280,7 +280,7 @@ def _of_name(
             inputs = ["input"] * (len(shape) - many - 1)
             return Axes(*inputs, *["output"] * (many + 1), assumed=layers > 0)
     windows = ["window"] * (len(shape) - layers - 2)
-    known = name in ("kernel", "w")
+    known = name in ("kernel", "w") and layers == max(many, 0)
     return Axes(*["stack"] * layers, *windows, "input", "output", assumed=not known)
 
 

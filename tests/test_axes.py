@@ -170,6 +170,7 @@ def test_a_bias_of_two_axes_tells_stacked_layers_or_two_output_axes():
     assert general == Axes("input", "output", "output")
     either = axes_of_kernel((4, 4, 8), (4, 8))
     assert [general.assumed, either.assumed] == [False, True]
+    assert axes_of_kernel((3, 6, 2, 4), (3, 2, 4)).assumed  # stacked attention
 
 
 def test_axes_may_be_a_tree_with_none_for_what_is_left_open():
