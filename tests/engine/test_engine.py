@@ -190,9 +190,7 @@ def test_an_instruction_set_that_is_missing_is_refused(images):
 def test_it_is_one_call_inside_jit(images, texts):
     for _, inputs, run in (images, texts):
         call = run.as_jax()
-        twice = jax.jit(
-            lambda *x, call=call: jax.tree.map(jnp.add, call(*x), call(*x))
-        )
+        twice = jax.jit(lambda *x, call=call: jax.tree.map(jnp.add, call(*x), call(*x)))
         all_equal(twice(*inputs), [2 * y for y in run(*inputs)])
 
 
