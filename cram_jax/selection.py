@@ -286,4 +286,4 @@ def _count_in_one_loop(masks: Arrays, dtype: jnp.dtype) -> jax.Array:
         lambda xs, ys: [x + y for x, y in zip(xs, ys, strict=True)],
         range(2, masks[0].ndim, 2),
     )
-    return jnp.sum(jnp.stack(counts), axis=range(2, counts[0].ndim + 1))
+    return jnp.sum(jnp.stack(counts), axis=range(2, counts[0].ndim + 1), dtype=dtype)

@@ -263,7 +263,9 @@ def check_targets(names: tuple[str, ...], config: RunConfig, task: Task) -> None
     for name in dict.fromkeys(names):
         if not {part.form for part in targets.parse(name)} & {"n of m", "blocks"}:
             continue
-        projector = targets.projector(name, filters=task.filters)
+        projector = targets.projector(
+            name, filters=task.filters, second_order=lambda _: cram_jax.identity()
+        )
         try:
             jax.eval_shape(partial(cram_jax.compress, projector=projector), params)
         except ValueError as error:

@@ -91,6 +91,9 @@ def load_config(run: Path) -> Any:
         missing = [name for name in needed if name not in values]
         if missing:
             raise RunError(f"it is not that of a run, as it lacks {missing[0]}")
+        for part in ("optimizer", "data", "model"):
+            if not values[part]:
+                raise RunError(f"its {part} is empty")
         return from_dict(values)
 
 

@@ -190,10 +190,10 @@ def test_an_instruction_set_that_is_missing_is_refused(images):
 def test_it_is_one_call_inside_jit(images, texts):
     for _, inputs, run in (images, texts):
         call = run.as_jax()
-        doubled = jax.jit(
+        twice = jax.jit(
             lambda *x, call=call: jax.tree.map(jnp.add, call(*x), call(*x))
         )
-        all_equal(doubled(*inputs), [2 * y for y in run(*inputs)])
+        all_equal(twice(*inputs), [2 * y for y in run(*inputs)])
 
 
 def test_a_profile_counts_what_is_not_skipped():
