@@ -87,7 +87,7 @@ def cases():
         yield pytest.param(*values, marks=marks, id="-".join(map(str, values)))
 
 
-@pytest.mark.parametrize(("layout", "shape", "axis_type"), cases())
+@pytest.mark.parametrize(("layout", "shape", "axis_type"), [*cases()])
 def test_training_on_a_mesh_equals_training_on_one_device(
     layout, shape, axis_type, on_one_device
 ):

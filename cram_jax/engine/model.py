@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cram_jax.engine.arrays import Pads, conv_size
-from cram_jax.engine.fusion import Product
+from cram_jax.engine.arrays import Pads
+from cram_jax.engine.fusion import Product, check_residual
 from cram_jax.engine.graph import Graph, Node, consumers
 from cram_jax.engine.operations import (
     Attention,
@@ -18,6 +18,7 @@ from cram_jax.engine.operations import (
     Operation,
     SpaceToDepth,
     TensorType,
+    check_window,
     operation,
 )
 from cram_jax.engine.packing import SparseWeights, pack_kernel
@@ -73,25 +74,18 @@ class PackedProduct(Operation):
     def infer(self, *inputs: TensorType) -> TensorType:
         """See `Operation.infer`."""
         weights = self.weights
+        if not inputs or inputs[0].dtype != "float32":
+            raise ValueError(f"needs a float32 input, got {inputs}")
         x = inputs[0]
         if x.features != weights.inputs:
             raise ValueError(f"{weights.inputs} inputs do not fit shape {x.shape}")
         shape: tuple[int | None, ...] = x.shape[:-1]
         if len(shape) == 2:
-            shape = tuple(
-                conv_size(size or 0, pads, window, stride)
-                for size, pads, window, stride in zip(
-                    shape, self.pads, weights.window, self.strides, strict=True
-                )
-            )
-            if min(size or 0 for size in shape) < 1:
-                raise ValueError(f"the window {weights.window} does not fit {x.shape}")
+            shape = check_window(x, weights.window, self.strides, self.pads)
         elif (weights.window, self.strides, self.pads) != _LINEAR:
             raise ValueError(f"a convolution needs images, got shape {x.shape}")
         result = TensorType((*shape, weights.outputs))
-        for residual in inputs[1:]:
-            if residual.shape != result.shape:
-                raise ValueError(f"shapes differ: {residual.shape} and {result.shape}")
+        check_residual(result, inputs[1:])
         return result
 
 
