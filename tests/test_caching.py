@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import strategies
 from hypothesis import given
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from cram_jax import cached, compress, n_m, one_of, top_k
 
@@ -53,6 +55,23 @@ def test_the_state_holds_one_bit_an_entry():
     state = cached(top_k(0.5), every=20).init(params)
     assert state.bits["w"].nbytes * 32 == params["w"].nbytes
     assert {leaf.dtype for leaf in jax.tree.leaves(state.bits)} == {jnp.dtype("uint8")}
+
+
+@pytest.mark.parametrize("spec", [P("d"), P(None, "d")], ids=["rows", "columns"])
+def test_it_needs_no_jit_on_explicit_axes(spec):
+    # Types tell shardings, on a mesh of one device too.
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(AxisType.Explicit,))
+    plain = kernels(2, (4, 12))
+    expected, _ = use(cached(top_k(0.5), every=2), plain)
+    with jax.set_mesh(mesh):
+        trees = jax.device_put(plain, jax.NamedSharding(mesh, spec))
+        projections, _ = use(cached(top_k(0.5), every=2), trees)
+        for tree, ours in zip(trees, projections, strict=True):
+            assert jax.typeof(ours.params["w"]) == jax.typeof(tree["w"])
+    for ours, other in zip(projections, expected, strict=True):
+        np.testing.assert_array_equal(
+            *(np.asarray(p.masks["w"]) for p in (ours, other))
+        )
 
 
 def test_members_of_one_of_count_their_own_uses():

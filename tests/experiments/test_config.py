@@ -65,7 +65,7 @@ def test_differences_are_named_by_their_path():
         ("k7", "top_k(0.07)", "7 %", 0.07),
         (
             "u90",
-            "top_k(0.9, scope='layer', where=all_but('^(stem|conv1_1|head)/'))",
+            "top_k(0.9, scope='layer')",
             "90 % uniform",
             None,
         ),
