@@ -373,11 +373,17 @@ def _check_run(command: Any) -> None:
     """Says at once what is wrong with the run or the targets that a command names."""
     from experiments.run_directory import load_config
 
+    if isinstance(command, Compress):
+        targets.check(command.target)
+    if isinstance(command, Evaluate):
+        for name in command.target:
+            targets.check(name)
+        if command.calibrations < 1:
+            raise ConfigError(
+                f"calibrations must be at least 1, got {command.calibrations}"
+            )
     config = load_config(command.run)
     if isinstance(command, Compress | Evaluate):
-        names = [command.target] if isinstance(command, Compress) else command.target
-        for name in names:
-            targets.check(name)
         _check_named(command.run, config, command.module)
 
 

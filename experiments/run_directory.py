@@ -83,7 +83,7 @@ def load_config(run: Path) -> Any:
       RunError: there is none, it is damaged, or it is not that of a run.
     """
     path = run / "config.json"
-    if not path.exists():
+    if not os.path.exists(path):  # False also for a name that is too long
         raise RunError(f"{run} is not a run: it has no config.json")
     values = read_json(path)
     with reading(path):

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -299,21 +299,27 @@ def _lines(run: Path, count: int, process: "subprocess.Popen[str]") -> Iterator[
         yield
 
 
+GROUPS: dict[str, Callable[..., None]] = {
+    "commands": commands,
+    "configurations": configurations,
+    "foreign": foreign,
+    "checkpoints": checkpoints,
+    "signals": signals,
+}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument(
-        "--checkpoints", type=int, default=60, help="how many to damage"
-    )
+    parser.add_argument("--only", help="one of these: " + " ".join(GROUPS))
+    parser.add_argument("--checkpoints", type=int, default=60, help="to damage")
     options = parser.parse_args()
     found = Table()
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        with contextlib.chdir(place):
-            commands(found, place)
-            configurations(found, place)
-            foreign(found, place)
-            if not options.quick:
-                checkpoints(found, place, options.checkpoints)
-                signals(found, place)
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+        for group, provoke in GROUPS.items():
+            slow = group in ("checkpoints", "signals")
+            if options.only not in (None, group) or (slow and options.quick):
+                continue
+            arguments = (options.checkpoints,) if group == "checkpoints" else ()
+            provoke(found, Path(name), *arguments)
     found.show()

@@ -1,14 +1,15 @@
 """A network ready to be planned: fused, its products packed, its tensors typed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cram_jax.engine.arrays import Pads
-from cram_jax.engine.fusion import Product, check_residual
+from cram_jax.engine.fusion import Lookup, Product, check_residual
 from cram_jax.engine.graph import Graph, Node, consumers
 from cram_jax.engine.operations import (
+    AddPositions,
     Attention,
     AvgPool,
     Input,
@@ -115,7 +116,7 @@ class Model:
 def pack(
     fused: Graph, target: Target, ranges: Mapping[str, Range] | None = None
 ) -> Model:
-    """Packs the products of a fused graph; in INT8 if there are ranges."""
+    """Packs the products of a fused graph; in INT8, tables too, if there are ranges."""
     nodes = []
     for node in fused.nodes:
         product = node.operation
@@ -129,6 +130,10 @@ def pack(
                 weights, product.bias, product.strides, product.pads, product.activation
             )
             node = Node(node.name, packed, node.inputs)
+        elif ranges is not None and isinstance(product, Lookup | AddPositions):
+            rows, scale = quantise_rows(product.table)
+            table = restore_rows(rows, scale)
+            node = Node(node.name, replace(product, table=table), node.inputs)
         nodes.append(node)
     return make_model(Graph(tuple(nodes), fused.outputs), ranges or {})
 
@@ -165,6 +170,24 @@ def quantise_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = np.maximum(scale, np.float32(1e-30))
     integers = np.clip(np.rint(kernel / scale), -127, 127)
     return integers.astype(np.int8), scale
+
+
+def quantise_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric int8 of every row: the integers, and what one of them stands for.
+
+    A scale has 17 bits, so that 127 of it is exact: a table that was restored from
+    integers gives the same integers and scales again.
+    """
+    largest = np.abs(table).max(axis=1)
+    scale = np.where(largest > 0, largest / np.float32(127), 1).astype(np.float32)
+    bits = np.maximum(scale, np.float32(1e-30)).view(np.uint32)
+    scale = ((bits + np.uint32(127)) & ~np.uint32(127)).view(np.float32)
+    return np.rint(table / scale[:, None]).astype(np.int8), scale
+
+
+def restore_rows(rows: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The float32 table of `quantise_rows`."""
+    return rows.astype(np.float32) * scale[:, None]
 
 
 def choose_forms(graph: Graph, int8: bool) -> dict[str, frozenset[str]]:

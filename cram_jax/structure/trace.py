@@ -46,7 +46,8 @@ def trace_structure(
         is a constant and is not part of the structure.
       variables: a pytree of arrays: parameters, batch statistics, or both.
       *inputs: pytrees of arrays of the shapes that the model is used with. The
-        smaller network can be called with other shapes.
+        smaller network can be called with other shapes. Close over what is no array,
+        such as ``training=False``.
       outputs: picks the outputs whose shapes must stay, from what `apply` returns; by
         default all.
 

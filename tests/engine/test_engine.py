@@ -97,6 +97,19 @@ def test_calls_from_several_threads_are_safe(images, texts):
     assert not failures
 
 
+def run_python(program):
+    """Runs a program in a process of its own, with our modules."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": paths},
+        timeout=300,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 _FORKS = """
 import os, sys
 import numpy as np
@@ -116,16 +129,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_an_engine_works_after_a_fork():
-    paths = os.pathsep.join(p for p in sys.path if p)
-    environment = {**os.environ, "PYTHONPATH": paths}
-    result = subprocess.run(
-        [sys.executable, "-c", _FORKS],
-        env=environment,
-        timeout=300,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_python(_FORKS)
     assert result.returncode == 0, result.stderr
 
 
@@ -291,3 +295,23 @@ def test_any_convolution_is_that_of_float64_numpy(data):
     largest = np.abs(images).max() * np.abs(kernel).max()
     bound = bound + kernel[..., 0].size * largest / 127
     assert (np.abs(coarse - expected) <= bound + 1e-4).all()
+
+
+_WITHOUT = """
+import sys
+sys.modules["llvmlite"] = None
+import numpy as np
+from cram_jax import engine
+network = engine.GraphBuilder()
+graph = network.build(network.add(engine.Relu(), network.add(engine.Input((2,)))))
+assert "jax" not in sys.modules["cram_jax.engine.engine"].__dict__
+try:
+    engine.compile(graph)
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_without_llvmlite_the_error_says_what_to_install():
+    result = run_python(_WITHOUT)
+    assert "pip install 'cram_jax[engine]'" in result.stdout
