@@ -239,7 +239,7 @@ def _radix_select(
         # Tied to the step, or XLA would compute the keys before the loop and keep them.
         here, candidates = jax.lax.optimization_barrier((arrays, candidates))
         by_array = _count_true([predicate(here, c) for c in candidates], limit.dtype)
-        counts = sum(jnp.sum(count, axis=1) for count in by_array)
+        counts = sum(jnp.sum(count, axis=1, dtype=limit.dtype) for count in by_array)
         fitting = jnp.sum(counts <= limit)
         best = _Bound(candidates[fitting - 1], counts[fitting - 1])
         return jax.tree.map(partial(jnp.where, fitting > 0), best, bound), bits
