@@ -1,6 +1,7 @@
 """Which leaves a projector may touch."""
 
 import abc
+import itertools
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -240,32 +241,24 @@ class LeafProjector(Projector):
         """Compresses the prunable leaves."""
         del key
         leaves, chosen = _choose(params, self.where, self.axes)
-        obstacles = [
-            self.obstacle(leaf) if is_chosen else "-"
+        fits = [
+            is_chosen and not self.obstacle(leaf)
             for leaf, is_chosen in zip(leaves, chosen, strict=True)
         ]
-        if all(obstacles):
+        if not any(fits):
+            first, *others = itertools.compress(leaves, chosen)
             raise ValueError(
-                f"{self!r} fits no prunable leaf: "
-                + "; ".join(
-                    f"{leaf.path!r} of shape {jnp.shape(leaf.value)}: {obstacle}"
-                    for leaf, obstacle in zip(leaves, obstacles, strict=True)
-                    if obstacle != "-"
-                )
+                f"{self!r} fits no prunable leaf: {first.path!r} of shape "
+                f"{jnp.shape(first.value)}: {self.obstacle(first)}"
+                + (f"; and {len(others)} more" if others else "")
             )
-        compressed = iter(
-            self.project_leaves(
-                [x for x, why in zip(leaves, obstacles, strict=True) if not why]
-            )
-        )
+        projected = iter(self.project_leaves(list(itertools.compress(leaves, fits))))
         pairs = [
-            (leaf.value, jnp.ones_like(leaf.value, dtype=bool))
-            if why
-            else next(compressed)
-            for leaf, why in zip(leaves, obstacles, strict=True)
+            next(projected)
+            if is_fit
+            else (leaf.value, jnp.ones_like(leaf.value, dtype=bool))
+            for leaf, is_fit in zip(leaves, fits, strict=True)
         ]
         values, masks = zip(*pairs, strict=True)
         structure: Any = jax.tree.structure(params)
-        return Projection(
-            structure.unflatten(values), structure.unflatten(masks)
-        ), state
+        return Projection(*map(structure.unflatten, (values, masks))), state

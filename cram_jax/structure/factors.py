@@ -16,6 +16,7 @@ from cram_jax.structure.labels import (
 )
 
 ODD_RESHAPE = "a reshape that neither merges nor splits whole axes"
+EMPTY = "an array without entries"
 ODD_MEETING = "axes of different structure meet"
 ODD_SLICE = "a slice across the parts of an axis"
 ONE_POSITION = "a position of the axis is indexed by its number"
@@ -25,6 +26,12 @@ def regroup(
     labels: Labels, factors: Sequence[Factor], sizes: Sequence[int], key: Key
 ) -> list[Axis]:
     """Deals factors, outer to inner, to axes of these sizes, as a reshape does."""
+    if 0 in sizes:
+        labels.freeze(factors, EMPTY)
+        return [
+            labels.axis((*key, "empty", d), n, frozen=EMPTY)
+            for d, n in enumerate(sizes)
+        ]
     queue = list(factors)
     axes = []
     for dimension, size in enumerate(sizes):

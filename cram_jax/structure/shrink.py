@@ -80,7 +80,9 @@ def _shrink_tree(structure: Structure, tree: Any, kept: Kept) -> Any:
             if has_groups(leaf, axis):
                 positions = kept_positions(leaf, axis, kept)
                 if not positions.all():
-                    array = jnp.take(array, np.flatnonzero(positions), axis=axis)
+                    # NumPy arrays stay on the host, in their dtype.
+                    take: Any = np.take if isinstance(array, np.ndarray) else jnp.take
+                    array = take(array, np.flatnonzero(positions), axis=axis)
         small.append(array)
     treedef: Any = jax.tree.structure(tree)
     return treedef.unflatten(small)

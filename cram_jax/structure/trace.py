@@ -46,7 +46,8 @@ def trace_structure(
         is a constant and is not part of the structure.
       variables: a pytree of arrays: parameters, batch statistics, or both.
       *inputs: pytrees of arrays of the shapes that the model is used with. The
-        smaller network can be called with other shapes.
+        smaller network can be called with other shapes. Close over what is no array,
+        such as ``training=False``.
       outputs: picks the outputs whose shapes must stay, from what `apply` returns; by
         default all.
 
@@ -83,7 +84,7 @@ def trace_structure(
     members, groups, group_of = _find_groups(analysis, len(leaves))
     bits = np.zeros(analysis.labels.count, int)
     for ids, role in analysis.labels.roles:
-        bits[ids] |= role
+        bits[ids] |= int(role)
     described = tuple(
         _leaf(analysis, number, path, leaf.shape, bits, group_of)
         for number, (path, leaf) in enumerate(leaves)
@@ -159,11 +160,12 @@ def _find_groups(
     bits = np.zeros(len(root), int)
     for ids, role in analysis.labels.roles:
         np.bitwise_or.at(bits, root[ids], int(role))
+    two_sided = ((bits & int(_READS)) != 0) & ((bits & int(_PRODUCES)) != 0)
     by_family: dict[tuple[MemberKey, ...], list[int]] = {}
     for label, axes in sorted(members.items()):
         if label in analysis.reasons:
             continue
-        if bits[label] & _READS and bits[label] & _PRODUCES:
+        if two_sided[label]:
             by_family.setdefault(tuple(axes), []).append(label)
         else:
             analysis.reasons[label] = ONE_SIDED
@@ -214,7 +216,7 @@ def _family(
         leaf = leaves[number]
         ids = analysis.inputs[number].axes[axis][part].ids
         is_kernel = "input" in leaf.roles or "lookup" in leaf.roles
-        produces = bool((bits[ids] & _PRODUCES).any()) and is_kernel
+        produces = bool((bits[ids] & int(_PRODUCES)).any()) and is_kernel
         name = leaf.axis_name(axis, part)
         members.append(Member(number, axis, part, name, produces))
     return Family(tuple(members), start, size)

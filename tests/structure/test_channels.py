@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from structure.comparing import filled
 
 from cram_jax import Projector, cached, compose, compress, fake_quant, one_of
@@ -43,7 +41,8 @@ PARAMS = jax.tree.map(lambda x: x.astype(np.float32), filled(SHAPES))
 
 
 def keep(projector, params=PARAMS):
-    return kept_groups(STRUCTURE, compress(params, projector).masks)
+    masks = jax.jit(lambda p: projector.project(p, (), None)[0].masks)(params)
+    return kept_groups(STRUCTURE, masks)
 
 
 def reference_scores(params):
@@ -61,7 +60,7 @@ def test_the_score_is_the_norm_of_the_producer_relative_to_its_family():
     )
 
 
-@given(sparsity=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 23 / 26]))
+@pytest.mark.parametrize("sparsity", [0.0, 0.29, 23 / 26])
 def test_global_scope_keeps_exactly_the_best_k(sparsity):
     kept = keep(channels(sparsity, STRUCTURE))
     count = 26 - int(round(sparsity * 26, 9))
@@ -128,7 +127,7 @@ def test_multiple_of_keeps_whole_vectors(sparsity):
 def test_a_family_below_the_multiple_stays_whole():
     kept = keep(channels(0.5, STRUCTURE, multiple_of=16))
     assert kept.all()
-    kept = keep(channels(0.5, STRUCTURE, multiple_of=10))
+    kept = keep(channels(0.3, STRUCTURE, multiple_of=10))
     assert kept[16:].all()
     kept = keep(channels(0.3, STRUCTURE, multiple_of=5, scope="family"))
     assert kept[16:].sum() == 5

@@ -48,6 +48,17 @@ def with_twice_the_slope(x):
 with_twice_the_slope.defjvps(lambda t, out, x: 2 * t * (1 - out**2))
 
 
+@jax.custom_vjp
+def to_a_power(x, exponent):
+    return x**exponent
+
+
+to_a_power.defvjp(
+    lambda x, exponent: (x**exponent, (x, exponent)),
+    lambda saved, g: (3 * g * saved[0] ** (saved[1] - 1), None),
+)
+
+
 def masked_and_small(apply, params=PARAMS, x=X, kept=KEPT):
     structure = trace_structure(apply, params, x)
     masks = group_masks(structure, kept)
@@ -57,8 +68,14 @@ def masked_and_small(apply, params=PARAMS, x=X, kept=KEPT):
 
 @pytest.mark.parametrize(
     "activation",
-    [jax.nn.relu, straight_through, with_twice_the_slope, jax.nn.gelu],
-    ids=["relu", "straight through", "custom_jvp", "gelu"],
+    [
+        jax.nn.relu,
+        jax.nn.gelu,
+        straight_through,
+        with_twice_the_slope,
+        lambda x: to_a_power(x, jnp.array(2)),
+    ],
+    ids=["relu", "gelu", "straight through", "custom_jvp", "with an integer"],
 )
 def test_gradients_keep_the_models_own_rules(activation):
     apply = network(activation)
