@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,7 @@ def recalibrate(
     The old statistics are forgotten, and every batch counts alike. A training pass
     moves a statistic by :math:`s \gets m s + (1 - m) s_\text{batch}`, and the result is
     the mean of :math:`s_\text{batch}`. The momentum :math:`m` is read from the first
-    batch, which takes four passes more.
+    batch, which takes five more passes.
 
     - Statistics that a pass does not change, as those of a frozen normalisation, keep
       their values, and the others are computed with them.
@@ -84,15 +85,16 @@ def recalibrate(
     momentum: _Momentum | None = None
     total: Values = {}
     count = 0
-    steps = 0
+    separate = True
     for count, batch in enumerate(batches, start=1):
-        where = f"calibration batch {count - 1}"
+        step = partial(_step, training_pass, batch, f"calibration batch {count - 1}")
         if momentum is None:
             momentum = _read_momentum(training_pass, batch)
-        if steps == 1:
-            values, _ = _step(training_pass, momentum, momentum.start, batch, where)
+            separate = _is_separate(training_pass, momentum, step)
+        if separate:
+            values, _ = step(momentum, momentum.zero)
         else:
-            values, steps = _settle(training_pass, momentum, batch, where)
+            values = _settle(training_pass, momentum, step)
         total = {i: values[i] + total.get(i, 0) for i in momentum.moves}
     if momentum is None:
         raise ValueError("batches must hold at least one calibration batch, got none")
@@ -109,17 +111,23 @@ class _Momentum(NamedTuple):
     """What the first batch tells about every floating leaf.
 
     Attributes:
-      start: values to read the statistics of a batch from: 0 where they move, so that
-        nothing cancels, the old ones where they do not; and counters, raised.
+      zero: values to start a pass from: 0 where they move, so that nothing cancels, the
+        old ones where they do not; and counters, raised.
+      old: the same with the old values.
       moves: bool, which entries move.
       weight: 1 - m; 1 for entries that do not move.
       counters: their new values, where they have to be raised.
     """
 
-    start: Values
+    zero: Values
+    old: Values
     moves: Values
     weight: Values
     counters: Values
+
+
+_Step: TypeAlias = Callable[[_Momentum, Values], tuple[Values, Values]]
+"""See `_step`, for one batch."""
 
 
 def _read_momentum(training_pass: TrainingPass, batch: Any) -> _Momentum:
@@ -153,8 +161,8 @@ def _read_momentum(training_pass: TrainingPass, batch: Any) -> _Momentum:
             f"evaluation mode does"
         )
 
-    start = {i: np.where(moves[i], 0, old[i]) for i in floating} | raised
-    from_zero = training_pass(start, batch)
+    zero = {i: np.where(moves[i], 0, old[i]) for i in floating} | raised
+    from_zero = training_pass(zero, batch)
     weight = {}
     passes = 1
     for i in floating:
@@ -166,8 +174,10 @@ def _read_momentum(training_pass: TrainingPass, batch: Any) -> _Momentum:
             decades = math.log(training_pass.resolution(i)) / math.log(highest)
             passes = max(passes, math.ceil(decades))
     news = {i: _raised(old[i], passes) for i in counters}
+    finite = {i: np.where(moves[i] & ~np.isfinite(old[i]), 0, old[i]) for i in floating}
     return _Momentum(
-        start,
+        zero,
+        finite | raised,
         moves,
         weight,
         {i: new for i, new in news.items() if (new != old[i]).any()},
@@ -195,35 +205,54 @@ def _check_momentum(name: str, kept: np.ndarray[Any, Any], resolution: float) ->
         )
 
 
-def _settle(
-    training_pass: TrainingPass, momentum: _Momentum, batch: Any, where: str
-) -> tuple[Values, int]:
-    """The statistics that a pass over the batch leaves unchanged, and the steps.
+def _is_separate(training_pass: TrainingPass, momentum: _Momentum, step: _Step) -> bool:
+    """Whether the statistics of a batch do not depend on those handed in.
 
-    One step is enough if the statistics of a batch do not depend on those handed in. If
-    each normalisation depends on those before it, every step settles one more.
+    Then passes from 0, from 1 and from the result agree up to the rounding of products,
+    sums and the momentum. A bias-corrected average moves with the sum that it corrects,
+    so all start alike.
     """
-    values = momentum.start
-    largest = dict.fromkeys(momentum.moves, 0.0)
-    limit = len(momentum.moves) + 1
-    for step in range(limit + 1):
-        new, change = _step(training_pass, momentum, values, batch, where)
-        if step and all(
-            # The rounding of both products, of their sum and of the momentum; or what
-            # is left of a mean that has become 0, of which only rounding remains.
-            _size(change[i]) <= 16 * training_pass.resolution(i) * _size(new[i])
-            or _size(change[i] / momentum.weight[i]) <= 2.0**-22 * largest[i]
+    found, _ = step(momentum, momentum.zero)
+    ones = {
+        i: np.where(moves, 1, momentum.zero[i]) for i, moves in momentum.moves.items()
+    }
+    from_one, _ = step(momentum, momentum.zero | ones)
+    _, change = step(momentum, found)
+    for i, weight in momentum.weight.items():
+        rounding = 16 * training_pass.resolution(i)
+        largest = _size(ones[i]) + _size(found[i])
+        if _size((from_one[i] - found[i]) * weight) > rounding * largest:
+            return False
+        if _size(change[i]) > rounding * _size(found[i]):
+            return False
+    return True
+
+
+def _settle(training_pass: TrainingPass, momentum: _Momentum, step: _Step) -> Values:
+    """The statistics that a pass over a batch leaves unchanged.
+
+    If each normalisation depends on those before it, every step settles one more.
+    """
+    values = momentum.old
+    largest = {i: _size(values[i]) for i in momentum.moves}
+    limit = len(momentum.moves) + 2
+    for _ in range(limit):
+        previous = values
+        values, change = step(momentum, previous)
+        error = {i: _size(change[i] / momentum.weight[i]) for i in change}
+        largest = {i: max(largest[i], _size(values[i])) for i in largest}
+        if all(
+            # Rounding; the latter of a mean that has become 0, relative to what it was.
+            _size(change[i]) <= 16 * training_pass.resolution(i) * _size(values[i])
+            or error[i] <= 2.0**-22 * largest[i]
             for i in change
         ):
-            return new, step
-        previous, values = values, new
-        largest = {i: max(largest[i], _size(new[i])) for i in largest}
-    for i, moved_by in change.items():
-        error = _size(moved_by / momentum.weight[i])
-        if error > max(_RESOLUTION * _size(values[i]), 2.0**-16 * largest[i]):
-            again = _step(training_pass, momentum, previous, batch, where)[1]
-            if all((again[i] == change[i]).all() for i in change):
-                reason = f"it did not settle in {limit} passes"
+            return values
+    for i in change:
+        if error[i] > max(_RESOLUTION * _size(values[i]), 2.0**-16 * largest[i]):
+            again = step(momentum, previous)[1]
+            if all((again[j] == change[j]).all() for j in change):
+                reason = f"they did not settle in {limit} passes over one batch"
             else:
                 reason = (
                     "two passes from the same statistics differed: the result must "
@@ -231,17 +260,17 @@ def _settle(
                 )
             raise ValueError(
                 f"apply must move {training_pass.name(i)} towards a statistic of the "
-                f"batch, by s = m s + (1 - m) s_batch, but in {where} {reason}"
+                f"batch, by s = m s + (1 - m) s_batch, but {reason}"
             )
-    return values, limit
+    return values
 
 
 def _step(
     training_pass: TrainingPass,
-    momentum: _Momentum,
-    values: Values,
     batch: Any,
     where: str,
+    momentum: _Momentum,
+    values: Values,
 ) -> tuple[Values, Values]:
     """Solves ``moved = values + weight (batch's - values)`` for the batch's.
 

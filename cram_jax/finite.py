@@ -36,7 +36,7 @@ def check_finite(finite: Finite, paths: list[str], examples_per_gradient: int) -
     """
     for path, is_finite in zip(paths, finite.before, strict=True):
         if not is_finite:
-            raise ValueError(f"params[{path!r}] must be finite, but are not all")
+            raise ValueError(f"params[{path!r}] must be finite, got some that are not")
     bad = np.argwhere(~np.asarray(finite.gradients))
     if bad.size:
         number, leaf = bad[0]

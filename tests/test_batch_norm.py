@@ -314,6 +314,24 @@ def test_equinoxs_averages_are_recalibrated(mode, jitted):
         np.testing.assert_allclose(y, expected, atol=1e-3)
 
 
+def test_what_settles_without_being_an_average_keeps_what_it_settles_at():
+    """The power iteration of a spectral norm, which from 0 would stay at 0."""
+
+    def apply(stats, batch):
+        vector = jnp.array([[2.0, 0.0], [0.0, 0.1]]) @ stats["vector"]
+        return {
+            "mean": 0.9 * stats["mean"] + 0.1 * batch.mean(0),
+            "vector": vector / jnp.maximum(jnp.linalg.norm(vector), 1e-12),
+        }
+
+    stats = {"mean": jnp.ones(5), "vector": jnp.array([1.0, 1e-3])}
+    found = recalibrate(apply, stats, BATCHES)
+    np.testing.assert_allclose(found["vector"], [1.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(
+        found["mean"], float64_statistics(BATCHES)[0], rtol=tolerance(0.9)
+    )
+
+
 def test_float64_statistics_are_exact():
     with jax.enable_x64(True):
         old = {"mean": jnp.full(5, 7.0), "var": jnp.full(5, 9.0)}
@@ -444,7 +462,7 @@ def dropping(random=types.SimpleNamespace(state=0)):  # noqa: B008
         (
             lambda old, new: 0.9 * old + 0.1 * jnp.cos(100 * old) + new,
             ValueError,
-            "in calibration batch 0 it did not settle in 2 passes",
+            "they did not settle in 3 passes",
         ),
         (dropping(), ValueError, "two passes from the same statistics differed"),
     ],
