@@ -8,11 +8,6 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# These tests compile much and compute little. `optimized` is for those of what the
-# optimisations do.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("JAX_OPTIMIZATION_LEVEL", "O0")
-
 # What one process has compiled the others load: pytest's workers and those that tests
 # start inherit these variables from the first process, whose folder it is.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -78,20 +73,9 @@ def shared(request):
 
 
 @pytest.fixture(scope="module")
-def optimized():
-    """Compiles with all optimisations, as users do."""
-    full = {
-        "jax_disable_most_optimizations": False,
-        "jax_optimization_level": "UNKNOWN",
-    }
-    before = {name: jax.config.read(name) for name in full}
-    for name in full:
-        jax.config.update(name, full[name])
-    yield
-    for name in full:
-        jax.config.update(name, before[name])
-
-
-@pytest.fixture
 def quick_compilation():
-    """What all tests have unless they ask for `optimized`."""
+    """These tests compile much and compute little."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -19,6 +19,7 @@ from watching import Watched
 import cram_jax
 from experiments.images.resnet import ResNet
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 TOLERANCE = 1e-10
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
 
