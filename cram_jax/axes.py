@@ -107,10 +107,11 @@ def axes_of(params: Params, axes: AxesLike | None = None) -> list[Axes]:
 
     What ``axes`` does not tell is told by names and types:
 
-    - Flax (Linen and NNX): a ``kernel`` is (windows, inputs, outputs). With a bias of b
-      axes beside it the last b axes are outputs, as in ``DenseGeneral``. In attention,
-      which has query, key, value and out side by side, kernels are (inputs, heads,
-      units) and (heads, units, outputs). An ``embedding`` is (lookup, outputs).
+    - Flax (Linen and NNX): a ``kernel`` is (windows, inputs, outputs). A bias of two
+      axes beside it tells two output axes, as in ``DenseGeneral``, or stacked layers.
+      In attention, which has query, key, value and out side by side, kernels are
+      (inputs, heads, units) and (heads, units, outputs). An ``embedding`` is (lookup,
+      outputs).
     - Haiku: a ``w`` is (windows, inputs, outputs), of a transposed convolution
       (windows, outputs, inputs); ``embeddings`` are (lookup, outputs).
     - Equinox: the ``weight`` of a layer of `equinox.nn` is (outputs, inputs, windows),
@@ -119,7 +120,7 @@ def axes_of(params: Params, axes: AxesLike | None = None) -> list[Axes]:
     - Biases, scales and leaves of fewer than two axes are neither inputs nor outputs.
 
     Anything else is assumed to be (windows, inputs, outputs), and is marked so.
-    No name tells of stacked layers: see `stacked`.
+    Other stacked layers no name tells of: see `stacked`.
 
     Args:
       params: a pytree of arrays, or of anything with a shape.
@@ -267,17 +268,20 @@ def _of_name(
         attention, _, part = parent.rpartition("/")
         sides = [f"{attention}/{side}/kernel".lstrip("/") for side in _ATTENTION]
         if part in _ATTENTION and all(len(shapes.get(s, ())) == 3 for s in sides):
-            many = "input" if part == "out" else "output"
-            return Axes("input", many, "output")
-    outputs = 1
-    if name == "kernel":
-        bias = shapes.get(f"{parent}/bias".lstrip("/"), ())
-        if 1 < len(bias) < len(shape) and shape[-len(bias) :] == bias:
-            outputs = len(bias)
-            inputs = len(shape) - outputs
-            return Axes(*["input"] * inputs, *["output"] * outputs)
-    windows = ["window"] * (len(shape) - 2)
-    return Axes(*windows, "input", "output", assumed=name not in ("kernel", "w"))
+            second = "input" if part == "out" else "output"
+            return Axes("input", second, "output")
+    bias = shapes.get(f"{parent}/bias".lstrip("/"), ())
+    many = len(bias) - 1
+    layers = 0
+    if name == "kernel" and 0 < many < len(shape) - 1:
+        if (*shape[:many], shape[-1]) == bias:
+            layers = many
+        if shape[-many - 1 :] == bias:
+            inputs = ["input"] * (len(shape) - many - 1)
+            return Axes(*inputs, *["output"] * (many + 1), assumed=layers > 0)
+    windows = ["window"] * (len(shape) - layers - 2)
+    known = name in ("kernel", "w") and layers == max(many, 0)
+    return Axes(*["stack"] * layers, *windows, "input", "output", assumed=not known)
 
 
 def _outputs_first(ndim: int, *, assumed: bool = False) -> Axes:
@@ -306,7 +310,9 @@ def _owners(params: Params) -> list[Any]:
     """Of each leaf the layer of `equinox.nn` that holds it, or None."""
     owners = []
     for path, _ in jax.tree.leaves_with_path(params):
-        node = params
+        node = (
+            params if path and isinstance(path[-1], jax.tree_util.GetAttrKey) else None
+        )
         for key in path[:-1]:
             node = _child(node, key)
         owners.append(node if _equinox_classes(node) else None)
@@ -316,9 +322,8 @@ def _owners(params: Params) -> list[Any]:
 def _child(node: Any, key: Any) -> Any:
     if isinstance(key, jax.tree_util.GetAttrKey):
         return getattr(node, key.name, None)
-    if isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey):
-        return node[key.key if isinstance(key, jax.tree_util.DictKey) else key.idx]
-    return None
+    place = getattr(key, "key", getattr(key, "idx", None))
+    return node[place] if hasattr(node, "__getitem__") else None
 
 
 def _equinox_classes(node: Any) -> set[str]:

@@ -37,19 +37,19 @@ def recalibrate(
     the mean of :math:`s_\text{batch}`. The momentum :math:`m` is read from the first
     batch, which takes four passes more.
 
-    - A statistic that a pass does not move, that of a frozen normalisation, keeps its
-      value and is what the others are computed with.
-    - Leaves that are not of a floating dtype keep their values, except counters of
-      passes, which a pass raises by exactly 1: the result stands for many batches, so a
-      low counter is raised until a bias correction :math:`1 - m^\text{count}` rounds
-      to 1. Haiku's and Equinox's averages need that.
-    - Where statistics normalise during training (Equinox's ``mode="ema"``), every batch
-      takes as many passes as there are normalisations in a row, so that each sees what
-      the batch's own statistics normalise.
+    - Statistics that a pass does not change, as those of a frozen normalisation, keep
+      their values, and the others are computed with them.
+    - Leaves that are not floating-point keep their values, except counters, which a
+      pass increases by exactly 1: a low counter is raised until a bias correction
+      :math:`1 - m^\text{count}` rounds to 1, as the averages of Haiku and Equinox need.
+    - If running statistics are used to normalise during training, as in Equinox's
+      ``mode="ema"``, each batch takes as many passes as there are normalisations in
+      sequence, so that each layer sees inputs normalised by that batch's statistics.
 
-    Accuracy: that of the model's arithmetic, and :math:`6 \times 10^{-8} / (1 - m)`
-    relative to the statistic, because the model rounds :math:`m` to float32: 6e-6 for
-    0.99. Statistics narrower than float32 are handed to ``apply`` as float32.
+    The relative error is that of the model's own arithmetic plus
+    :math:`1.2 \times 10^{-7} / (1 - m)`, because the model rounds :math:`m` and
+    :math:`1 - m` to float32: 1.2e-5 for 0.99. Statistics narrower than float32 are
+    passed to ``apply`` as float32.
 
     Args:
       apply: ``(batch_stats, batch) -> batch_stats``: one training-mode pass of the

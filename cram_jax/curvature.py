@@ -1,4 +1,4 @@
-"""Pruning after training that knows the curvature of the loss: oBERT and WoodFisher."""
+"""Pruning of trained networks by the curvature of the loss: oBERT and WoodFisher."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -56,29 +56,30 @@ def second_order(
     constants: Mapping[str, Any] | None = None,
     has_aux: bool = False,
 ) -> "SecondOrder":
-    r"""Prunes with the curvature of the loss, and moves the weights that stay.
+    r"""Prunes by the curvature of the loss, and adjusts the weights that stay.
 
-    Magnitude says little about what a weight is worth. The empirical Fisher matrix, cut
-    into diagonal blocks, stands for the Hessian of the loss at trained parameters:
+    A weight's magnitude says little about how much the loss depends on it. The
+    empirical Fisher matrix, restricted to diagonal blocks, approximates the Hessian of
+    the loss at trained parameters:
 
     .. math:: F = \lambda I + \frac{1}{m} \sum_{i=1}^{m} g_i g_i^T
 
     over the gradients :math:`g_i` of m examples. The weights with the smallest
-    saliencies :math:`\rho_i = w_i^2 / (2 [F^{-1}]_{ii})` go. With the weights Q of a
-    block gone, the others of the block move by
+    saliencies :math:`\rho_i = w_i^2 / (2 [F^{-1}]_{ii})` are removed. If those are the
+    weights Q of a block, the others of the block move by
 
     .. math:: \delta w = -F^{-1} E_Q (E_Q^T F^{-1} E_Q)^{-1} E_Q^T w_Q
 
-    which is the minimum of the quadratic model, for all of Q together; leaves that are
-    not prunable stay. Exactly as many weights are kept as by `top_k`, with its rule
-    for equal ones. Fine-tune the result with `keep_pruned`.
+    which minimises the quadratic model for all of Q together. Leaves that are not
+    prunable do not change. It keeps exactly as many weights as `top_k`, with the same
+    rule for ties. Fine-tune the result with `keep_pruned`.
 
-    A block holds weights of the same output: what is flattened is the leaf with its
-    output axes moved to the front. Its last block may be smaller.
+    A block holds weights of the same output: the leaf is flattened with its output axes
+    first. The last block may be smaller.
 
-    The quadratic model holds near the parameters that F is of. To remove most of the
-    weights at once leaves its range, and can do worse than magnitude: hence the
-    recomputations.
+    The quadratic model holds near the parameters at which F was computed. Removing most
+    weights at once leaves its range and can do worse than magnitude, so F is recomputed
+    on the way.
 
     Cost, for each recomputation: m gradients and, for each of them, some three passes
     over ``block_size`` floats for each prunable weight; on a CPU one pass for each
@@ -95,26 +96,24 @@ def second_order(
 
     Args:
       sparsity: share of zeros, 0 <= sparsity < 1.
-      loss_fn: ``loss_fn(params, ...) -> scalar``, a mean over examples that also works
-        for one; or ``(scalar, aux)`` with ``has_aux``. In evaluation mode, rather: one
-        example has no batch statistics.
-      examples: those arguments of the loss, by name, that have the examples along axis
-        0: arrays or trees of arrays. 1,024 of the training set are usual. An example
-        reaches the loss as a batch of one.
+      loss_fn: ``loss_fn(params, ...) -> scalar``, or ``(scalar, aux)`` with
+        ``has_aux``. It must be a mean over examples and accept a batch of one; use
+        evaluation mode, since a single example has no batch statistics.
+      examples: the arguments of the loss, by name, that have the examples along axis 0:
+        arrays or trees of arrays. 1,024 training examples are usual.
       scope: "global" or "layer", see `top_k`.
       where: which leaves, see `prunable`.
       axes: what is known of the axes, see `axes_of`.
       block_size: weights in a block.
       damping: :math:`\lambda`, above 0.
-      recomputations: how often F is computed. With R of them the share of weights
-        that is kept falls by the same factor R times; F is that of the parameters
-        pruned so far, without what is pruned.
-      examples_per_gradient: how many examples a gradient is averaged over. With more
-        than one, as many examples give fewer gradients.
-      micro_batch: gradients computed at a time; changes speed and memory alone.
-      masks: from an earlier pruning: what was pruned there stays so, and counts.
-      constants: further arguments of the loss by name, the same for all examples, such
-        as ``batch_stats``.
+      recomputations: how often F is computed. With R of them, the share of weights kept
+        falls by the same factor R times, and F is computed for the weights left.
+      examples_per_gradient: how many examples each gradient averages over; with more
+        than one, the same examples give fewer gradients.
+      micro_batch: gradients computed at a time; affects only speed and memory.
+      masks: from an earlier pruning; weights pruned there stay pruned, and count.
+      constants: the other arguments of the loss by name, the same for all examples,
+        such as ``batch_stats``.
       has_aux: whether ``loss_fn`` returns auxiliary data, which is dropped.
 
     Returns:
@@ -130,7 +129,7 @@ def second_order(
         of an example is not finite, which the error names.
 
     Example:
-      The inputs move together, so that the weight left does the work of both:
+      The inputs are proportional, so the remaining weight can do the work of both:
 
       >>> def loss_fn(params, x, y):
       ...     return jnp.mean((x @ params["kernel"] - y) ** 2)
@@ -327,7 +326,7 @@ class SecondOrder(Projector):
             i = place.leaf
             kept[i] = kept[i] & mask
             removed = ~fisher.to_blocks(kept[i], width, place.order)
-            moved = fisher.eliminate(w, removed, root)
+            moved = fisher.remove_weights(w, removed, root)
             moved = fisher.from_blocks(moved, leaves[i], place.order)
             leaves[i] = moved.astype(leaves[i].dtype)
         finite = Finite(

@@ -1,14 +1,14 @@
 """The inverse of an empirical Fisher matrix in blocks, as square roots.
 
-Every block of weights has F = damping I + (1/m) sum g g^T over m gradients, and what is
-kept is a root S with S S^T = F^-1. Single precision holds the root of a matrix that is
-too badly conditioned to be held itself: with a damping of 1e-7 most of them are. The
-diagonal of F^-1 is a sum of squares, never negative.
+Each block of weights has F = damping I + (1/m) sum g g^T over m gradients. We store a
+root S with S S^T = F^-1, because single precision represents the root even if the
+matrix itself is too badly conditioned, as most are at a damping of 1e-7. The diagonal
+of F^-1 is then a sum of squares, never negative.
 
-Arrays have the blocks along axis 0 and nothing crosses them: sharded blocks stay put.
-Every gradient, and every weight that is removed, changes all of a root, and what takes
-the time are passes over memory. A CPU therefore takes some blocks at a time, which stay
-in its cache for all that is done with them.
+Arrays have the blocks along axis 0. Nothing crosses blocks, so sharded ones stay local.
+Each gradient, and each weight that is removed, updates the whole root, so the time goes
+into passes over memory. On a CPU we therefore process a few blocks at a time, which
+stay in its cache for all updates.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,9 +42,9 @@ def to_blocks(leaf: jax.Array, block_size: int, order: tuple[int, ...]) -> jax.A
       order: of the axes, slowest first, in which the leaf is flattened.
 
     Returns:
-      Shape (blocks, block_size), where a smaller leaf is one block of its own size. The
-      last block is filled up with zeros; where there are more than 128, so is their
-      number, to a multiple of that, unless explicit axes spread them over devices.
+      Shape (blocks, block_size); a leaf smaller than that is one block of its own size.
+      The last block is padded with zeros. If there are more than 128 blocks, their
+      number is padded to a multiple of 128, unless explicit axes shard them.
 
     Example:
       >>> to_blocks(jnp.array([[1, 2], [3, 4], [5, 6]]), 4, (1, 0))
@@ -77,9 +77,9 @@ def from_blocks(
 
 
 def _of_blocks(rows: jax.Array, width: int) -> NamedSharding | None:
-    """Over which devices explicit axes spread blocks: along axis 0 of the rows.
+    """How explicit axes shard blocks: along axis 0 of the rows.
 
-    Copies on all devices where a block would lie across two of them.
+    Replicated if a block would lie across two devices.
     """
     explicit = explicit_sharding(rows)
     if explicit is None:
@@ -101,27 +101,28 @@ def damped_root(blocks: jax.Array, damping: float) -> jax.Array:
       Shape (n, b, b), the dtype of ``blocks``.
     """
     one = jnp.eye(blocks.shape[1], dtype=blocks.dtype)
-    # Made from the blocks, so that it is sharded as they are.
+    # Computed from the blocks, so that it is sharded like them.
     return jnp.zeros_like(blocks)[:, :, None] + one / damping**0.5
 
 
-def absorb(root: jax.Array, gradient: jax.Array) -> jax.Array:
-    r"""Adds g g^T to every block of the matrix, in the root of its inverse.
+def rank_one_update(root: jax.Array, gradient: jax.Array) -> jax.Array:
+    r"""Adds g g^T to every block of the matrix, by updating the root of its inverse.
 
-    The formula of Sherman and Morrison for a root (Potter, 1963): with
+    The Sherman-Morrison formula for a root (Potter, 1963): with
     :math:`v = S^T g` and :math:`c = \sqrt{1 + v^T v}`
 
     .. math:: S \gets S - \frac{(S v) v^T}{c (c + 1)}
 
     Args:
       root: shape (n, b, b).
-      gradient: shape (n, b), in units in which g g^T is what is added.
+      gradient: shape (n, b).
 
     Returns:
       The new root.
 
     Example:
-      >>> absorb(jnp.ones((1, 1, 1)), jnp.sqrt(jnp.array([[3.0]])))  # 1 / (1 + 3)
+      >>> root = jnp.ones((1, 1, 1))
+      >>> rank_one_update(root, jnp.sqrt(jnp.array([[3.0]])))  # 1 / (1 + 3)
       Array([[[0.5]]], dtype=float32)
     """
     v = _einsum("nij,ni->nj", root, gradient)
@@ -130,8 +131,10 @@ def absorb(root: jax.Array, gradient: jax.Array) -> jax.Array:
     return root - along[:, :, None] * v[:, None, :]
 
 
-def absorb_all(root: jax.Array, gradients: jax.Array, count: jax.Array) -> jax.Array:
-    """Adds the first gradients, one after the other.
+def rank_one_updates(
+    root: jax.Array, gradients: jax.Array, count: jax.Array
+) -> jax.Array:
+    """Adds the first ``count`` gradients, one after the other.
 
     Args:
       root: shape (n, b, b).
@@ -144,7 +147,7 @@ def absorb_all(root: jax.Array, gradients: jax.Array, count: jax.Array) -> jax.A
 
     def update(root: jax.Array, gradients: jax.Array) -> jax.Array:
         def add(i: jax.Array, root: jax.Array) -> jax.Array:
-            return absorb(root, gradients[:, i])
+            return rank_one_update(root, gradients[:, i])
 
         return jax.lax.fori_loop(0, count, add, root)
 
@@ -154,8 +157,8 @@ def absorb_all(root: jax.Array, gradients: jax.Array, count: jax.Array) -> jax.A
 def saliency_root(root: jax.Array, weights: jax.Array) -> jax.Array:
     r"""Roots of the saliencies :math:`\rho_i = w_i^2 / (2 [F^{-1}]_{ii})`.
 
-    A saliency is the least increase of the loss, to second order, at which the weight
-    can be removed. Their roots are in the same order, and do not underflow.
+    A saliency is the smallest increase of the loss, to second order, for which the
+    weight can be removed. The roots have the same order and do not underflow.
 
     Args:
       root: shape (n, b, b).
@@ -165,22 +168,24 @@ def saliency_root(root: jax.Array, weights: jax.Array) -> jax.Array:
       Shape (n, b).
     """
     diagonal = jnp.sum(root**2, axis=-1)
-    # It may round to 0: a weight that is 0 then has no saliency, any other the most.
+    # It may underflow to 0, and 0 / 0 would be NaN.
     diagonal = jnp.maximum(diagonal, jnp.finfo(diagonal.dtype).tiny)
     return jnp.abs(weights) / jnp.sqrt(2 * diagonal)
 
 
-def eliminate(weights: jax.Array, removed: jax.Array, root: jax.Array) -> jax.Array:
-    r"""Removes weights, and moves the others of their blocks where that costs least.
+def remove_weights(
+    weights: jax.Array, removed: jax.Array, root: jax.Array
+) -> jax.Array:
+    r"""Removes weights, and moves the others of each block to compensate.
 
-    To second order the loss is least, with the weights Q of a block at zero, after
+    To second order, the loss with the weights Q of a block at zero is smallest after
 
     .. math:: \delta w = -F^{-1} E_Q (E_Q^T F^{-1} E_Q)^{-1} E_Q^T w_Q
 
-    the solution for all of Q together, and not a sum of updates for one weight each. It
-    is computed weight by weight: each step removes one, and takes it out of the root,
-    so that the next is removed from a problem without it. On the root this is the
-    modified Gram-Schmidt process over the rows of Q.
+    which is the joint solution for Q, not a sum of updates for single weights. It is
+    computed weight by weight: each step removes one and eliminates it from the root, so
+    that the next is removed from a problem without it. On the root this is the modified
+    Gram-Schmidt process over the rows of Q.
 
     Args:
       weights: shape (n, b).
@@ -192,7 +197,7 @@ def eliminate(weights: jax.Array, removed: jax.Array, root: jax.Array) -> jax.Ar
 
     Example:
       >>> root = jnp.array([[[1.0, 0.0], [1.0, 1.0]]])  # F^-1 = [[1, 1], [1, 2]]
-      >>> eliminate(jnp.array([[3.0, 5.0]]), jnp.array([[True, False]]), root)
+      >>> remove_weights(jnp.array([[3.0, 5.0]]), jnp.array([[True, False]]), root)
       Array([[0., 2.]], dtype=float32)
     """
 
@@ -219,13 +224,13 @@ def eliminate(weights: jax.Array, removed: jax.Array, root: jax.Array) -> jax.Ar
 def _in_parts(
     update: Callable[..., jax.Array], array: jax.Array, *others: jax.Array
 ) -> jax.Array:
-    """``update(array, *others)``, like ``array``; on a CPU some blocks at a time.
+    """``update(array, *others)``, shaped like ``array``; on a CPU in parts.
 
-    All have the blocks along axis 0.
+    All arrays have the blocks along axis 0.
     """
 
     def in_parts(*arrays: jax.Array) -> jax.Array:
-        # A part has blocks from everywhere: each device has its share of it.
+        # Parts are strided, so that each device holds its share of every part.
         split, *rest = (a.reshape(_PART, -1, *a.shape[1:]) for a in arrays)
 
         def one(part: jax.Array, split: jax.Array) -> jax.Array:
@@ -259,21 +264,21 @@ class Place(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the loss is given: arguments by name, with examples along axis 0 or not."""
+    """Arguments of the loss by name; ``examples`` have the examples along axis 0."""
 
     examples: dict[str, Any]
     constants: dict[str, Any]
 
 
 class Options(NamedTuple):
-    """How the Fisher matrix is computed: see `second_order_prune`.
+    """How the Fisher matrix is computed: see `second_order`.
 
     Attributes:
-      gradients: how many, m.
-      examples_per_gradient: over how many examples each is averaged.
-      micro_batch: how many are computed at a time.
+      gradients: their number m.
+      examples_per_gradient: how many examples each gradient averages over.
+      micro_batch: gradients computed at a time.
       block_size: weights in a block.
-      damping: what the diagonal starts from.
+      damping: added to the diagonal.
     """
 
     gradients: int
@@ -292,14 +297,14 @@ def inverse_roots(
 ) -> tuple[list[jax.Array], jax.Array]:
     """The root of the inverse for every block of some leaves.
 
-    What is pruned has no gradient: the others are as if it were not there.
+    Pruned weights get no gradient, as if they were not part of the model.
 
     Args:
       gradient: of the loss, from `gradient_of`.
-      projection: the parameters, and the masks of what is not pruned.
+      projection: the parameters, and the masks of the weights not pruned yet.
       places: which leaves.
       inputs: the arguments of the loss.
-      options: see there.
+      options: see `Options`.
 
     Returns:
       For each leaf the roots, shape (n, b, b), float32 or wider; and which gradients
@@ -317,12 +322,12 @@ def inverse_roots(
         batch = jax.tree.map(lambda array: array[examples], inputs.examples)
         _, tree = gradient(projection.params, {**inputs.constants, **batch})
         gradients = jax.tree.leaves(tree)
-        # Of F, the sum over gradients is divided by their number.
+        # So that the sum of g g^T is the mean over gradients.
         chosen = [
             jnp.where(kept[place.leaf], wide(gradients[place.leaf]) / count**0.5, 0)
             for place in places
         ]
-        # No product in `absorb` is above this one.
+        # No product in `rank_one_update` is above this one.
         finite = [jnp.isfinite(jnp.sum(g**2) / damping) for g in chosen]
         blocks = [
             to_blocks(g, block_size, place.order)
@@ -330,7 +335,7 @@ def inverse_roots(
         ]
         return blocks, jnp.stack(finite)
 
-    def absorb_micro_batch(
+    def add_micro_batch(
         roots: list[jax.Array], start: jax.Array
     ) -> tuple[list[jax.Array], jax.Array]:
         numbers = start + jnp.arange(micro_batch)
@@ -338,7 +343,7 @@ def inverse_roots(
         gradients, finite = jax.vmap(blocks_of_gradient)(examples)
         last = jnp.minimum(micro_batch, count - start)
         return [
-            absorb_all(root, jnp.swapaxes(g, 0, 1), last)
+            rank_one_updates(root, jnp.swapaxes(g, 0, 1), last)
             for root, g in zip(roots, gradients, strict=True)
         ], finite
 
@@ -349,10 +354,10 @@ def inverse_roots(
         for place in places
     ]
     starts = jnp.arange(0, count, micro_batch)
-    roots, finite = jax.lax.scan(absorb_micro_batch, roots, starts)
+    roots, finite = jax.lax.scan(add_micro_batch, roots, starts)
     return roots, finite.reshape(-1, len(places))[:count]
 
 
 def wide(leaf: jax.Array) -> jax.Array:
-    """In the precision of the statistics: float32, or more where the leaf has more."""
+    """In the precision of the statistics: float32, or wider if the leaf is."""
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))

@@ -15,14 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.reshaping import explicit_sharding, shards, split_axis
+from cram_jax.reshaping import explicit_sharding, join_axes, shards, split_axis
 
 # Bits settled by one pass over the data, which counts for 2**3 - 1 candidates. Seven
 # counts and the candidates just fit the registers of a CPU.
 _DIGIT = 3
 
-# Parts into which an axis is cut, so that devices that share it count on their own.
-_BLOCKS = 32
+# Parts into which an axis is cut, so that the devices that share it count on their own.
+# Not more, because XLA on CPU sums longer axes as a tree.
+_PARTS = 32
 
 _INT32_ENTRIES = 2**31 - 1
 
@@ -99,9 +100,7 @@ def _keep_largest(
     dtype = jnp.result_type(*arrays)
     arrays = tuple(array.astype(dtype) for array in arrays)
     groups = _group_alike(arrays)
-    stacks = [
-        _split_axes(jnp.stack([arrays[i] for i in group]), _BLOCKS) for group in groups
-    ]
+    stacks = [_split_axes(jnp.stack([arrays[i] for i in group])) for group in groups]
 
     def is_smaller(stacks: Arrays, candidate: jax.Array) -> list[jax.Array]:
         return [magnitude_key(stack) < candidate for stack in stacks]
@@ -111,7 +110,7 @@ def _keep_largest(
     threshold = _radix_select(is_smaller, stacks, total - k, zero, width)
 
     # Of the entries that equal the threshold the first ones are kept, as many as are
-    # missing: all of some arrays, a part of one at most, none of the others.
+    # missing: all of some arrays, the first ones of one at most, none of the others.
     counts = _count_true(
         [
             [magnitude_key(stack) > threshold for stack in stacks],
@@ -123,10 +122,6 @@ def _keep_largest(
     larger, equal = jnp.concatenate(counts, axis=1)[:, in_order]
     missing = k - jnp.sum(larger) - (jnp.cumsum(equal) - equal)
     is_cut = (missing > 0) & (missing < equal)
-    candidates = [
-        jax.lax.dynamic_index_in_dim(stack, jnp.argmax(is_cut[np.array(group)]))
-        for stack, group in zip(stacks, groups, strict=True)
-    ]
 
     def is_earlier_tie(arrays: Arrays, place: jax.Array) -> list[jax.Array]:
         return [
@@ -136,20 +131,29 @@ def _keep_largest(
             for array, group in zip(arrays, groups, strict=True)
         ]
 
-    end = _radix_select(
-        is_earlier_tie,
-        candidates,
-        jnp.sum(jnp.where(is_cut, missing, 0)),
-        jnp.zeros([], integer),
-        width=max(array.size for array in arrays).bit_length(),
+    def first_ties(arrays: Arrays) -> list[jax.Array]:
+        width = max(array.size for array in arrays).bit_length()
+        number = jnp.sum(jnp.where(is_cut, missing, 0))
+        zero = jnp.zeros([], integer)
+        end = _radix_select(is_earlier_tie, arrays, number, zero, width)
+        return is_earlier_tie(arrays, end)
+
+    ties = jax.lax.cond(
+        jnp.any(is_cut),
+        first_ties,
+        lambda arrays: [magnitude_key(array) > threshold for array in arrays],
+        [
+            jax.lax.dynamic_index_in_dim(stack, jnp.argmax(is_cut[np.array(group)]))
+            for stack, group in zip(stacks, groups, strict=True)
+        ],
     )
-    sizes = np.array([array.size for array in arrays])
-    end = jnp.sum(jnp.where(is_cut, end, jnp.where(missing > 0, sizes, 0)))
-    starts = np.cumsum(sizes) - sizes
+    ties_of = {index: ties[i] for i, group in enumerate(groups) for index in group}
+    bars = _unstack(threshold - (missing >= equal).astype(threshold.dtype))
+    cuts = _unstack(is_cut.astype(threshold.dtype))
     return tuple(
-        (magnitude_key(array) > threshold)
-        | ((magnitude_key(array) == threshold) & (_places(array, start - end) < 0))
-        for array, start in zip(arrays, starts, strict=True)
+        (magnitude_key(array) > bars[index])
+        | (join_axes(ties_of[index], array) & (cuts[index] > 0))
+        for index, array in enumerate(arrays)
     )
 
 
@@ -162,7 +166,7 @@ def _group_alike(arrays: Arrays) -> list[list[int]]:
     return list(groups.values())
 
 
-def _split_axes(stack: jax.Array, parts: int) -> jax.Array:
+def _split_axes(stack: jax.Array) -> jax.Array:
     """Cuts each axis but the first in two: (l, a, b) to (l, p, a / p, q, b / q).
 
     Sums over the second halves are local as long as the first ones hold the sharding.
@@ -170,9 +174,9 @@ def _split_axes(stack: jax.Array, parts: int) -> jax.Array:
     sharding = explicit_sharding(stack)
     for axis in reversed(range(1, stack.ndim)):
         size = stack.shape[axis]
-        number = parts
+        number = _PARTS
         if axis == stack.ndim - 1:  # the innermost loop should not be too short
-            number = max(1, min(parts, 2 ** ((size // parts).bit_length() - 1)))
+            number = max(8, min(number, 2 ** ((size // 32).bit_length() - 1)))
         if sharding is not None:
             number = math.lcm(number, shards(sharding, sharding.spec[axis]))
         stack = split_axis(stack, axis, max(1, size // math.gcd(size, number)))
@@ -286,4 +290,25 @@ def _count_in_one_loop(masks: Arrays, dtype: jnp.dtype) -> jax.Array:
         lambda xs, ys: [x + y for x, y in zip(xs, ys, strict=True)],
         range(2, masks[0].ndim, 2),
     )
-    return jnp.sum(jnp.stack(counts), axis=range(2, counts[0].ndim + 1))
+    return jnp.sum(jnp.stack(counts), axis=range(2, counts[0].ndim + 1), dtype=dtype)
+
+
+def _unstack(vector: jax.Array) -> Sequence[jax.Array]:
+    """The entries of a vector as scalars.
+
+    XLA on CPU compiles equal computations once. It would compile an index into whatever
+    uses the entry, and nothing would be equal: so one reduction makes all the scalars.
+    """
+    return jax.lax.platform_dependent(vector, cpu=_unstack_in_one_loop, default=tuple)
+
+
+def _unstack_in_one_loop(vector: jax.Array) -> tuple[jax.Array, ...]:
+    one_hot = jnp.where(jnp.eye(vector.size, dtype=bool), vector, 0)
+    return tuple(
+        jax.lax.reduce(
+            list(one_hot),
+            [jnp.zeros([], vector.dtype)] * vector.size,
+            lambda xs, ys: [x + y for x, y in zip(xs, ys, strict=True)],
+            [0],
+        )
+    )

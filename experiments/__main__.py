@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from experiments import targets
 from experiments.config import RunConfig
 from experiments.errors import ConfigError, Stopped, UserError
 from experiments.images.config import ImageConfig
@@ -242,8 +243,9 @@ def _run(arguments: list[str]) -> None:
     if isinstance(command, Report):
         _report(command)
         return
+    if not isinstance(command, Demo):
+        _check_run(command)
     _remember_compilations()
-    _check_module(command)
     from experiments import commands
 
     match command:
@@ -367,16 +369,26 @@ def _fields(command: Any) -> dict[str, Any]:
     return {name: getattr(command, name) for name in names if name != "module"}
 
 
-def _check_module(command: Any) -> None:
-    """Code that a stored configuration names is run only if the user names it too."""
-    if not isinstance(command, Compress | Evaluate):
-        return
+def _check_run(command: Any) -> None:
+    """Says at once what is wrong with the run or the targets that a command names."""
     from experiments.run_directory import load_config
 
-    _check_named(command.run, load_config(command.run), command.module)
+    if isinstance(command, Compress):
+        targets.check(command.target)
+    if isinstance(command, Evaluate):
+        for name in command.target:
+            targets.check(name)
+        if command.calibrations < 1:
+            raise ConfigError(
+                f"calibrations must be at least 1, got {command.calibrations}"
+            )
+    config = load_config(command.run)
+    if isinstance(command, Compress | Evaluate):
+        _check_named(command.run, config, command.module)
 
 
 def _check_named(run: Path, config: RunConfig, named: str | None) -> None:
+    """Code that a stored configuration names is run only if the user names it too."""
     stored = config.model.module if isinstance(config, ImageConfig) else ""
     if stored and named != stored:
         raise ConfigError(
@@ -402,7 +414,8 @@ def _remember_compilations() -> None:
 
     from experiments.datasets import default_data_dir
 
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    config: Any = jax.config
+    if config.jax_compilation_cache_dir is None:
         folder = default_data_dir() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.display import accuracy_table, plot_accuracy
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, command_line
 from experiments.evaluation import evaluate_target, make_evaluation
 from experiments.images.config import ImageConfig
 from experiments.images.data import load
@@ -141,8 +141,8 @@ def _conclude(
         f"The picture: {run / 'accuracy_vs_sparsity.png'}   "
         f"every number: {run / 'results.json'}",
         "Try next:",
-        f"  python -m experiments compress {model} --target k90",
-        f"  python -m experiments evaluate {model} --targets k97 k90+4bit",
+        f"  {command_line('compress', model, '--target', 'k90')}",
+        f"  {command_line('evaluate', model, '--target', 'k97', 'k90+4bit')}",
         "  python -m experiments train digits --optimizer.rule topk_plus",
         "SGD* is SGD with its weight decay tuned for pruning, on held-out images: "
         "experiments/recipes/digits.py",

@@ -11,8 +11,9 @@ import cram_jax
 from experiments.batches import Batch, Source
 from experiments.config import RunConfig
 from experiments.images.data import Dataset
-from experiments.second_order import SecondOrder, second_order_prune
-from experiments.targets import projector, sparsity
+from experiments.second_order import SecondOrder
+from experiments.second_order import second_order as second_order_projector
+from experiments.targets import is_second_order, projector, sparsity
 from experiments.task import Task
 
 
@@ -75,7 +76,8 @@ def make_evaluation(
     Returns:
       The functions; each compiles at first use.
     """
-    compressors: dict[str, Callable[[Any], cram_jax.Projection]] = {}
+    options = second_order or SecondOrder()
+    compiled_compress = jax.jit(cram_jax.compress, static_argnames="projector")
 
     @partial(jax.jit, static_argnames="scope")
     def prune(params: Any, share: float, scope: Any) -> cram_jax.Projection:
@@ -92,16 +94,16 @@ def make_evaluation(
             share = sparsity(target, scope)
             if share is not None:
                 return prune(params, share, scope)
-        share = sparsity(target, "second order")
-        if share is not None:
-            options = second_order or SecondOrder()
-            return second_order_prune(
-                task, data.train, (params, batch_stats), share, options
-            )
-        if target not in compressors:
-            chosen = projector(target, filters=task.filters)
-            compressors[target] = jax.jit(partial(cram_jax.compress, projector=chosen))
-        return compressors[target](params)
+        chosen = projector(
+            target,
+            filters=task.filters,
+            second_order=partial(
+                second_order_projector, task, data.train, batch_stats, options
+            ),
+        )
+        if is_second_order(target):  # it refuses to be traced: it compiles its steps
+            return cram_jax.compress(params, chosen)
+        return compiled_compress(params, projector=chosen)
 
     @jax.jit
     def training_pass(

@@ -83,7 +83,7 @@ def load_config(run: Path) -> Any:
       RunError: there is none, it is damaged, or it is not that of a run.
     """
     path = run / "config.json"
-    if not path.exists():
+    if not os.path.exists(path):  # False also for a name that is too long
         raise RunError(f"{run} is not a run: it has no config.json")
     values = read_json(path)
     with reading(path):
@@ -91,6 +91,9 @@ def load_config(run: Path) -> Any:
         missing = [name for name in needed if name not in values]
         if missing:
             raise RunError(f"it is not that of a run, as it lacks {missing[0]}")
+        for part in ("optimizer", "data", "model"):
+            if not values[part]:
+                raise RunError(f"its {part} is empty")
         return from_dict(values)
 
 

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any
 from experiments.config import check, check_at_least, check_numbers
 
 if TYPE_CHECKING:  # the command line knows the options without jax
-    from cram_jax import Projection
-    from experiments.task import Model, Task
+    from cram_jax import Projector
+    from experiments.task import Task
 
 
 @dataclass(frozen=True)
 class SecondOrder:
-    """How second-order pruning goes about it, see `cram_jax.second_order_prune`.
+    """How second-order pruning goes about it, see `cram_jax.second_order`.
 
     Attributes:
       gradients: training examples whose gradients make the curvature.
       block_size: weights in a block of it.
       damping: added to its diagonal.
       recomputations: how often it is computed on the way to the sparsity.
-      micro_batch: gradients computed at a time; speed and memory alone.
+      micro_batch: gradients computed at a time; changes only speed and memory.
     """
 
     gradients: int = 1024
@@ -36,14 +36,14 @@ class SecondOrder:
         check(self, "damping", self.damping > 0, "above 0")
 
 
-def second_order_prune(
+def second_order(
     task: "Task",
     examples: Any,
-    model: "Model",
-    sparsity: float,
+    batch_stats: Any,
     options: SecondOrder,
-) -> "Projection":
-    """Prunes a trained model; the sparsity is of all its prunable leaves together.
+    sparsity: float,
+) -> "Projector":
+    """The projector of a target such as o90, for trained models.
 
     The loss is that of evaluation, without dropout and label smoothing, and with the
     batch statistics of the dense model.
@@ -51,24 +51,22 @@ def second_order_prune(
     Args:
       task: for its loss and its prunable leaves.
       examples: the training examples; some are drawn at random, always the same.
-      model: parameters and batch statistics.
-      sparsity: share of zeros.
+      batch_stats: of the dense model.
       options: the rest.
+      sparsity: share of zeros, of all prunable leaves together.
 
     Returns:
-      The pruned parameters, of which the kept ones have moved, and the masks.
+      The projector; kept weights move.
     """
     import numpy as np
 
     import cram_jax
 
-    params, batch_stats = model
     drawn = np.random.default_rng(0).permutation(examples.size)[: options.gradients]
-    return cram_jax.second_order_prune(
-        task.evaluation_loss,
-        params,
-        {"batch": examples.take(np.sort(drawn))},
+    return cram_jax.second_order(
         sparsity,
+        task.evaluation_loss,
+        {"batch": examples.take(np.sort(drawn))},
         where=task.filters.prunable,
         block_size=options.block_size,
         damping=options.damping,

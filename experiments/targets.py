@@ -1,6 +1,7 @@
 """Names for compression targets, as the paper writes them, and their projectors."""
 
 import re
+from collections.abc import Callable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -77,10 +78,7 @@ def parse(target: str) -> tuple[Part, ...]:
     Raises:
       ConfigError: the name is not of these forms, or its numbers are out of range.
     """
-    parts = tuple(_part(part, target) for part in target.split("+"))
-    if len(parts) > 1 and any(part.form == "second order" for part in parts):
-        raise ConfigError(f"target {target!r}: o90 stands alone")
-    return parts
+    return tuple(_part(part, target) for part in target.split("+"))
 
 
 def check(target: str, *, training: bool = False) -> None:
@@ -93,29 +91,38 @@ def check(target: str, *, training: bool = False) -> None:
     Raises:
       ConfigError: see `parse`.
     """
-    if training and parse(target)[0].form == "second order":
+    if is_second_order(target) and training:
         raise ConfigError(
             f"target {target!r} is second-order pruning, which applies only to trained "
-            f"networks; train for k{target[1:]} or u{target[1:]}"
+            f"networks; train for k or u with the same number"
         )
-    parse(target)
+
+
+def is_second_order(target: str) -> bool:
+    """Whether a target looks at the loss, as ``o90`` and ``o90+4bit`` do."""
+    return any(part.form == "second order" for part in parse(target))
 
 
 def projector(
-    target: str, *, masks_every: int = 1, filters: LeafFilters | None = None
+    target: str,
+    *,
+    masks_every: int = 1,
+    filters: LeafFilters | None = None,
+    second_order: "Callable[[float], Projector] | None" = None,
 ) -> "Projector":
     """Makes the projector of a target.
 
     Args:
-      target: its name, see `parse`; not of second-order pruning.
+      target: its name, see `parse`.
       masks_every: uses for which the masks of one projection serve.
       filters: the leaves; by default all of two or more dimensions.
+      second_order: makes the projector of ``o90`` from the share of zeros.
 
     Returns:
       The projector.
 
     Raises:
-      ConfigError: see `parse`.
+      ConfigError: see `parse`; or the target needs ``second_order``, and got None.
     """
     import cram_jax
 
@@ -141,7 +148,13 @@ def projector(
             case "n of m":
                 pruner = cram_jax.n_m(*part.numbers, where=where)
             case "second order":
-                raise ConfigError(f"target {target!r} has no projector")
+                if second_order is None:
+                    raise ConfigError(
+                        f"target {target!r} is second-order pruning, which needs a "
+                        f"trained network and its training data"
+                    )
+                made.append(second_order(part.share))
+                continue
         made.append(
             cram_jax.cached(pruner, every=masks_every) if masks_every > 1 else pruner
         )
@@ -170,19 +183,18 @@ def label(target: str) -> str:
 
 
 def sparsity(
-    target: str,
-    scope: Literal["global", "layer", "blocks", "second order"] = "global",
+    target: str, scope: Literal["global", "layer", "blocks"] = "global"
 ) -> float | None:
     """The share of zeros if a target is nothing but sparsity, else None.
 
     Args:
       target: its name.
-      scope: which targets count: ``k90``, with "layer" ``u90``, with "blocks" ``b90``,
-        with "second order" ``o90``; dense is in all but the last.
+      scope: which targets count beside dense: ``k90``, with "layer" ``u90``, with
+        "blocks" ``b90``.
     """
     part, *others = parse(target)
     if not others and part.form == "dense":
-        return None if scope == "second order" else 0.0
+        return 0.0
     return None if others or part.form != scope else part.share
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# These tests compile much and compute little. make newest sets 0, and the fixture
-# `optimized` is for tests of what the optimisations do.
+# These tests compile much and compute little. `optimized` is for those of what the
+# optimisations do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_OPTIMIZATION_LEVEL", "O0")
 
 # What one process has compiled the others load: pytest's workers and those that tests
 # start inherit these variables from the first process, whose folder it is.
@@ -79,10 +80,16 @@ def shared(request):
 @pytest.fixture(scope="module")
 def optimized():
     """Compiles with all optimisations, as users do."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
+    full = {
+        "jax_disable_most_optimizations": False,
+        "jax_optimization_level": "UNKNOWN",
+    }
+    before = {name: jax.config.read(name) for name in full}
+    for name in full:
+        jax.config.update(name, full[name])
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    for name in full:
+        jax.config.update(name, before[name])
 
 
 @pytest.fixture

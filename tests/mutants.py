@@ -246,9 +246,10 @@ MUTANTS = {
         ["axes"],
         [
             Mutant(
-                'many = "input" if part == "out"', 'many = "output" if part == "out"'
+                'second = "input" if part == "out"',
+                'second = "output" if part == "out"',
             ),
-            Mutant("if 1 < len(bias) < len(shape)", "if False"),
+            Mutant("if shape[-many - 1 :] == bias:", "if False:"),
             Mutant("and beside in shapes", "and beside not in shapes"),
             Mutant(
                 "own.assumed or (usual.assumed and None in own.roles)", "usual.assumed"

@@ -158,6 +158,21 @@ def test_stacked_layers_are_told_and_the_rest_is_known():
     ]
 
 
+def test_a_bias_of_two_axes_tells_stacked_layers_or_two_output_axes():
+    def axes_of_kernel(kernel, bias):
+        params = {"kernel": jnp.ones(kernel), "bias": jnp.ones(bias)}
+        return axes_of(params)[1]
+
+    assert axes_of_kernel((3, 4, 8), (3, 8)) == Axes("stack", "input", "output")
+    convolution = axes_of_kernel((5, 3, 3, 4, 8), (5, 8))
+    assert convolution == Axes("stack", *CONVOLUTION)
+    general = axes_of_kernel((6, 2, 4), (2, 4))
+    assert general == Axes("input", "output", "output")
+    either = axes_of_kernel((4, 4, 8), (4, 8))
+    assert [general.assumed, either.assumed] == [False, True]
+    assert axes_of_kernel((3, 6, 2, 4), (3, 2, 4)).assumed  # stacked attention
+
+
 def test_axes_may_be_a_tree_with_none_for_what_is_left_open():
     params = {"a": {"kernel": jnp.ones((4, 2))}, "b": {"kernel": jnp.ones((4, 2))}}
     tree = {"a": {"kernel": Axes("output", "input")}, "b": {"kernel": None}}

@@ -12,7 +12,7 @@ from cram_jax import fisher
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-absorb = jax.jit(fisher.absorb)
+rank_one_update = jax.jit(fisher.rank_one_update)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_the_inverse_of_a_block_is_that_of_the_dense_matrix(width, damping, coun
         gradients = np.random.default_rng(width).normal(size=(count, 2, width))
         root = fisher.damped_root(jnp.zeros((2, width)), damping)
         for gradient in gradients:
-            root = absorb(root, jnp.asarray(gradient / np.sqrt(count)))
+            root = rank_one_update(root, jnp.asarray(gradient / np.sqrt(count)))
         for block in range(2):
             dense = dense_fisher(gradients[:, block], damping)
             inverse = np.asarray(root[block] @ root[block].T)
@@ -68,16 +68,16 @@ def test_many_blocks_are_treated_as_one_by_one():
     weights, removed = rng.normal(size=(256, 5)), rng.random((256, 5)) < 0.5
     gradients = jnp.asarray(rng.normal(size=(256, 4, 5)), jnp.float32)
     root = fisher.damped_root(jnp.zeros((256, 5)), 1e-2)
-    together = jax.jit(fisher.absorb_all)(root, gradients, 3)
-    eliminate = jax.jit(fisher.eliminate)
-    moved = eliminate(weights, removed, together)
+    together = jax.jit(fisher.rank_one_updates)(root, gradients, 3)
+    remove_weights = jax.jit(fisher.remove_weights)
+    moved = remove_weights(weights, removed, together)
     for block in (0, 1, 127, 128, 255):
         one = slice(block, block + 1)
         alone = root[one]
         for number in range(3):  # of four
-            alone = absorb(alone, gradients[one, number])
+            alone = rank_one_update(alone, gradients[one, number])
         np.testing.assert_allclose(together[one], alone, rtol=1e-5, atol=1e-5)
-        expected = eliminate(weights[one], removed[one], alone)
+        expected = remove_weights(weights[one], removed[one], alone)
         np.testing.assert_allclose(moved[one], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_a_saliency_is_what_the_removal_of_the_weight_costs():
         hessian = dense_fisher(gradients, 1e-3)
         root = fisher.damped_root(jnp.zeros((1, 7)), 1e-3)
         for gradient in gradients:
-            root = absorb(root, jnp.asarray(gradient)[None] / np.sqrt(30))
+            root = rank_one_update(root, jnp.asarray(gradient)[None] / np.sqrt(30))
         saliencies = fisher.saliency_root(root, jnp.asarray(optimum)[None])[0] ** 2
         for place in range(7):
             moved = constrained_minimum(hessian, optimum, np.arange(7) != place)
@@ -105,7 +105,7 @@ def test_single_precision_with_the_smallest_damping_agrees_with_double():
         with jax.enable_x64(x64):
             root = fisher.damped_root(jnp.zeros((1, 40)), 1e-7)
             for row in x:
-                root = absorb(root, jnp.asarray(row)[None] / 10)
+                root = rank_one_update(root, jnp.asarray(row)[None] / 10)
             results.append(np.asarray(jnp.sum(root**2, -1)))
     np.testing.assert_allclose(*results, rtol=1e-2)
 

@@ -85,3 +85,34 @@ def test_two_processes_give_what_one_gives():
     assert one["kept"] == two["kept"]
     assert sum(map(len, one["kept"].values())) == 192 - int(0.8 * 192)
     np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-5)
+
+
+CACHED = """
+import os, sys
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from cram_jax import keep_largest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+array = jax.ShapeDtypeStruct(
+    (64, 8), "float32", sharding=NamedSharding(mesh, P("fsdp"))
+)
+jax.jit(lambda x: keep_largest([x], 9)).lower(array).compile()
+"""
+
+
+def test_a_new_process_finds_what_another_one_compiled(tmp_path):
+    command = [sys.executable, "-c", CACHED, str(tmp_path)]
+
+    def compiled():
+        return {path.name for path in tmp_path.iterdir() if "-cache" in path.name}
+
+    subprocess.run(command, check=True, timeout=300)
+    first = compiled()
+    assert first
+    subprocess.run(command, check=True, timeout=300)
+    assert compiled() == first

@@ -1,5 +1,4 @@
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -9,26 +8,14 @@ import references
 import strategies
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from cram_jax import counting, keep_largest, selection
-
-pytestmark = pytest.mark.several_devices
+from benchmarks.communication import collectives
+from cram_jax import keep_largest
 
 ARRAYS = st.tuples(
     st.sampled_from(strategies.DTYPES), st.sampled_from([strategies.SHAPES, ((9,), ())])
 ).flatmap(lambda drawn: st.tuples(*(strategies.arrays(s, drawn[0]) for s in drawn[1])))
-
-
-@pytest.fixture(params=["alone", "among others"], autouse=True, scope="module")
-def counting_device(request):
-    """Both ways to count; the first one is otherwise for a single device."""
-    jax.clear_caches()
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (counting, selection):
-            patch.setattr(module, "is_alone", lambda: request.param == "alone")
-        yield request.param
-    jax.clear_caches()
 
 
 def assert_agrees(arrays, k):
@@ -38,19 +25,19 @@ def assert_agrees(arrays, k):
 
 
 @given(ARRAYS, st.integers(-2, 120))
-def test_agrees_with_a_stable_sort(counting_device, arrays, k):
+def test_agrees_with_a_stable_sort(arrays, k):
     assert_agrees(arrays, k)
 
 
 @given(ARRAYS, st.integers(-2, 120))
-def test_keeps_exactly_k(counting_device, arrays, k):
+def test_keeps_exactly_k(arrays, k):
     kept = sum(int(mask.sum()) for mask in keep_largest(arrays, k))
     assert kept == min(max(k, 0), sum(array.size for array in arrays))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("k", [0, 1, 17, 999, 1000])
-def test_bit_patterns_of_every_kind(counting_device, dtype, k):
+def test_bit_patterns_of_every_kind(dtype, k):
     info = jnp.finfo(dtype)
     values = np.random.default_rng(0).choice(
         [
@@ -66,14 +53,14 @@ def test_bit_patterns_of_every_kind(counting_device, dtype, k):
     assert_agrees([jnp.asarray(values, dtype)], k)
 
 
-def test_a_k_beyond_int32_keeps_all(counting_device):
+def test_a_k_beyond_int32_keeps_all():
     with jax.enable_x64(True):
         for k, kept in ((2**40, 3), (-(2**40), 0)):
             assert int(keep_largest([jnp.ones(3)], jnp.int64(k))[0].sum()) == kept
 
 
 @pytest.mark.parametrize("bits", [0x7FFFFFF8, 0x7FFFFFFE, 0x7FFFFFFF])
-def test_the_largest_bit_patterns_do_not_wrap_around(counting_device, bits):
+def test_the_largest_bit_patterns_do_not_wrap_around(bits):
     values = np.full(9, bits, np.int32)
     values[3] = 0x7FFFFFFF
     (mask,) = keep_largest([jnp.asarray(values.view(np.float32))], 4)
@@ -82,25 +69,25 @@ def test_the_largest_bit_patterns_do_not_wrap_around(counting_device, bits):
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, np.inf, np.nan])
-def test_equal_entries_are_kept_from_the_front(counting_device, value):
+def test_equal_entries_are_kept_from_the_front(value):
     masks = keep_largest([jnp.full((3, 5), value), jnp.full(4, -value)], 16)
     np.testing.assert_array_equal(masks[0], np.ones((3, 5), bool))
     np.testing.assert_array_equal(masks[1], [True, False, False, False])
 
 
-def test_nan_is_larger_than_infinity(counting_device):
+def test_nan_is_larger_than_infinity():
     (mask,) = keep_largest([jnp.array([np.inf, 1.0, np.nan, -np.inf])], 2)
     np.testing.assert_array_equal(mask, [True, False, True, False])
 
 
-def test_float64_is_compared_in_full(counting_device):
+def test_float64_is_compared_in_full():
     with jax.enable_x64(True):
         values = 1 + np.random.default_rng(0).permutation(500) * 2.0**-52
         for k in (1, 77, 499):
             assert_agrees([jnp.asarray(values).reshape(20, 25)], k)
 
 
-def test_different_dtypes_are_compared_in_their_common_one(counting_device):
+def test_different_dtypes_are_compared_in_their_common_one():
     # 1.0009766 is float16's; bfloat16 has 1.0 and 1.0078125 around it.
     arrays = [
         jnp.array([1.0, 1.0078125], jnp.bfloat16),
@@ -111,20 +98,20 @@ def test_different_dtypes_are_compared_in_their_common_one(counting_device):
     np.testing.assert_array_equal(masks[1], [True])
 
 
-def test_large_arrays(counting_device):
+def test_large_arrays():
     array = np.random.default_rng(0).standard_normal(200_003).astype(np.float32)
     for k in (1, 20_000, 199_999):
         assert_agrees([jnp.asarray(array), jnp.asarray(array[:7])], k)
 
 
-def test_empty_and_scalar_arrays(counting_device):
+def test_empty_and_scalar_arrays():
     assert keep_largest([], 3) == ()
     masks = keep_largest([jnp.zeros((0, 4)), jnp.array(2.0), jnp.array([3.0])], 1)
     assert [mask.shape for mask in masks] == [(0, 4), (), (1,)]
     assert [bool(mask.any()) for mask in masks] == [False, False, True]
 
 
-def test_a_new_k_does_not_recompile(counting_device):
+def test_a_new_k_does_not_recompile():
     array, traces = jnp.arange(50.0), 0
 
     @jax.jit
@@ -137,7 +124,7 @@ def test_a_new_k_does_not_recompile(counting_device):
     assert traces == 1
 
 
-def test_vmap_and_control_flow(counting_device):
+def test_vmap_and_control_flow():
     arrays = jax.random.normal(jax.random.key(0), (4, 30))
     ks = jnp.array([0, 3, 15, 30])
     together = jax.vmap(lambda x, k: keep_largest([x], k)[0])(arrays, ks)
@@ -151,9 +138,10 @@ def test_vmap_and_control_flow(counting_device):
 SPECS = [("a", None), (None, "b"), ("a", "b"), (("a", "b"), None), (None, ("b", "a"))]
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_sharded_arrays_have_the_masks_of_one_device(counting_device, axis_type, spec):
+def test_sharded_arrays_have_the_masks_of_one_device(axis_type, spec):
     # Whole numbers, so that ties straddle the shards.
     values = jnp.round(3 * jax.random.normal(jax.random.key(0), (16, 24)))
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(axis_type, axis_type))
@@ -164,11 +152,10 @@ def test_sharded_arrays_have_the_masks_of_one_device(counting_device, axis_type,
         expected = references.keep_largest([values, values[:5, :3]], k)
         for mask, reference in zip(masks, expected, strict=True):
             np.testing.assert_array_equal(mask, reference)
-        if counting_device == "among others" or axis_type is AxisType.Explicit:
-            assert masks[0].sharding.is_equivalent_to(sharded.sharding, 2)
+        assert masks[0].sharding.is_equivalent_to(sharded.sharding, 2)
 
 
-def test_explicit_axes_on_one_device(counting_device):
+def test_explicit_axes_on_one_device():
     """Arrays that are said to be sharded may not be concatenated, even there."""
     values = jnp.round(3 * jax.random.normal(jax.random.key(0), (16, 24)))
     mesh = jax.make_mesh(
@@ -185,11 +172,10 @@ def test_explicit_axes_on_one_device(counting_device):
         assert jax.typeof(mask).sharding == jax.typeof(array).sharding
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_devices_exchange_only_counts(counting_device, axis_type, spec):
-    if counting_device == "alone":
-        pytest.skip("for a single device")
+def test_devices_exchange_only_counts(axis_type, spec):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(axis_type, axis_type))
     leaves = [
         jax.ShapeDtypeStruct(
@@ -198,21 +184,70 @@ def test_devices_exchange_only_counts(counting_device, axis_type, spec):
         for shape in [(1024, 512), (64, 4096)]
     ]
     compiled = jax.jit(lambda *arrays: keep_largest(arrays, 1000)).lower(*leaves)
-    text = compiled.compile().as_text()
-    moved = re.findall(
-        r" = (.*) (all-\w+|collective-\w+|reduce-scatter|ragged-\S+)[.\d]*\(", text
+    found = collectives(compiled.compile())
+    assert {operation for operation, _ in found} == {"all-reduce"}
+    # One in each of the two loops, and one between them for larger and equal entries.
+    assert sorted(size for _, size in found) == [2 * 2 * 4, 2 * 7 * 4, 2 * 7 * 4]
+
+
+@pytest.mark.several_devices
+def test_a_program_is_lowered_and_exported_for_devices_that_are_not_there():
+    mesh = AbstractMesh((16, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    sharding = NamedSharding(mesh, PartitionSpec("a", "b"))
+    array = jax.ShapeDtypeStruct((64, 6), jnp.float32, sharding=sharding)
+    select = jax.jit(lambda x: keep_largest([x], 5)[0])
+    for platform in ("cpu", "cuda", "tpu"):
+        lowered = select.trace(array).lower(lowering_platforms=(platform,))
+        assert "all-gather" not in lowered.as_text()
+
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, PartitionSpec("a", "b"))
+    values = jnp.round(3 * jax.random.normal(jax.random.key(0), (64, 6)))
+    sharded = jax.device_put(values, sharding)
+    exported = jax.export.export(select, platforms=("cpu", "cuda", "tpu"))(sharded)
+    loaded = jax.export.deserialize(exported.serialize())
+    (expected,) = references.keep_largest([values], 5)
+    np.testing.assert_array_equal(jax.jit(loaded.call)(sharded), expected)
+
+
+@pytest.mark.several_devices
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_any_number_of_devices_gives_the_same_masks(devices):
+    """Of several arrays of each shape, full of ties, and on every device alike."""
+    shapes = [(8, 4), (16,), (8, 4), (4, 2, 8), (16,)]
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    values = [
+        jnp.round(jax.random.normal(key, shape))
+        for key, shape in zip(keys, shapes, strict=True)
+    ]
+    mesh = jax.make_mesh(
+        (devices,), ("a",), (AxisType.Auto,), devices=jax.devices()[:devices]
     )
-    assert moved
-    for shapes, operation in moved:
-        assert operation == "all-reduce"
-        assert re.match(r"s32\[7\]", shapes)  # seven counts, for all arrays together
-    assert len(moved) == 2  # one in each of the two loops
+    specs = [PartitionSpec("a"), PartitionSpec(None, None, "a"), PartitionSpec()]
+    sharded = [
+        jax.device_put(value, NamedSharding(mesh, specs[which]))
+        for value, which in zip(values, (0, 0, 0, 1, 0), strict=True)
+    ]
+    whole = NamedSharding(mesh, PartitionSpec())
+    select = jax.jit(keep_largest, out_shardings=whole)
+    for k in (0, 1, 50, 100, 160):
+        expected = references.keep_largest(values, k)
+        for mask, reference in zip(select(sharded, k), expected, strict=True):
+            for shard in mask.addressable_shards:
+                np.testing.assert_array_equal(shard.data, reference)
 
 
+@pytest.mark.several_devices
+def test_under_pmap_each_device_selects_in_what_it_holds():
+    values = jax.random.normal(jax.random.key(0), (8, 30))
+    masks = jax.pmap(lambda x: keep_largest([x], 4)[0])(values)
+    for row, mask in zip(values, masks, strict=True):
+        np.testing.assert_array_equal(mask, references.keep_largest([row], 4)[0])
+
+
+@pytest.mark.several_devices
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_under_shard_map_each_device_selects_in_what_it_holds(
-    counting_device, check_vma
-):
+def test_under_shard_map_each_device_selects_in_what_it_holds(check_vma):
     values = jax.random.normal(jax.random.key(0), (8, 30))
     mesh = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Auto,))
     spec = PartitionSpec("a")
@@ -228,14 +263,22 @@ def test_under_shard_map_each_device_selects_in_what_it_holds(
         np.testing.assert_array_equal(mask, references.keep_largest([row], 4)[0])
 
 
-def test_integers_are_refused(counting_device):
+def test_more_entries_than_int32_holds():
+    huge = jax.ShapeDtypeStruct((2**31 + 8,), jnp.bfloat16)
+    with jax.enable_x64(True):
+        program = jax.make_jaxpr(lambda x: keep_largest([x], 2**31 + 1))(huge)
+    assert program.out_avals[0].shape == huge.shape
+    assert "i64[7,1]" in str(program)  # seven counts of one array
+
+
+def test_integers_are_refused():
     with pytest.raises(
         TypeError, match=r"arrays\[1\] has dtype int32, expected a float"
     ):
         keep_largest([jnp.ones(2), jnp.ones(2, jnp.int32)], 1)
 
 
-def test_too_many_entries_for_int32_are_refused(counting_device):
+def test_too_many_entries_for_int32_are_refused():
     huge = jax.ShapeDtypeStruct((2**31,), jnp.float32)
     with pytest.raises(
         ValueError, match=r"arrays hold 2147483648 entries, expected at"

@@ -1,5 +1,7 @@
 """Training gives the same however the parameters are sharded."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -73,9 +75,19 @@ def on_one_device():
     return train(make_params(), lambda batch: batch)
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (2, 2), (2, 4), (8, 1)], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+SHAPES = [(1, 1), (2, 1), (2, 2), (2, 4), (8, 1)]
+AXIS_TYPES = [AxisType.Auto, AxisType.Explicit]
+
+
+def cases():
+    """All combinations; those that are not for nightly have all pairs."""
+    for case in itertools.product(*map(enumerate, (LAYOUTS, SHAPES, AXIS_TYPES))):
+        indices, values = zip(*case, strict=True)
+        marks = [pytest.mark.nightly] if sum(indices) % 2 else []
+        yield pytest.param(*values, marks=marks, id="-".join(map(str, values)))
+
+
+@pytest.mark.parametrize(("layout", "shape", "axis_type"), [*cases()])
 def test_training_on_a_mesh_equals_training_on_one_device(
     layout, shape, axis_type, on_one_device
 ):

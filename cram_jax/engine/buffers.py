@@ -31,6 +31,10 @@ class Buffer:
 
     def __post_init__(self) -> None:
         lanes = self.rows * self.grid.stride + 2 * self.grid.margin
+        if lanes >= 2**31:
+            raise ValueError(
+                f"batch or images are too large: a tensor needs {lanes} numbers"
+            )
         self._memory = aligned(lanes, np.int32)
         self._memory[:] = np.uint32(self.fill).view(np.int32)
 

@@ -18,7 +18,14 @@ from cram_jax.engine.engine import Engine
 from cram_jax.engine.fusion import Lookup
 from cram_jax.engine.graph import Graph, Node
 from cram_jax.engine.kernels import UNIT
-from cram_jax.engine.model import Model, PackedProduct, Range, make_model
+from cram_jax.engine.model import (
+    Model,
+    PackedProduct,
+    Range,
+    make_model,
+    quantise_rows,
+    restore_rows,
+)
 from cram_jax.engine.operations import Operation
 from cram_jax.engine.packing import SparseWeights, lanes_of, round_up
 from cram_jax.engine.targets import Target, choose_target
@@ -86,6 +93,8 @@ def save_model(model: Model, path: Path, bits: int) -> None:
             options, own = _encode_product(node.operation, bits)
         else:
             options, own = _encode_operation(node.operation)
+            if model.int8 and "table" in own:
+                own["table"], own["table_scale"] = quantise_rows(own["table"])
         kind = type(node.operation).__name__
         nodes.append(
             {"name": node.name, "kind": kind, "inputs": node.inputs, "options": options}
@@ -182,6 +191,9 @@ def _decode_operation(
     check_choice("kind", kind, sorted(_KINDS))
     if kind == "PackedProduct":
         return _decode_product(options, arrays)
+    if "table_scale" in arrays:
+        arrays = {**arrays, "table": _decode_table(arrays)}
+        del arrays["table_scale"]
     cls = _KINDS[kind]
     names = {field.name for field in dataclasses.fields(cls)}
     given = {**options, **arrays}
@@ -190,6 +202,17 @@ def _decode_operation(
     if "epsilon" in given and type(given["epsilon"]) is not float:
         raise ValueError(f"epsilon must be a number, got {given['epsilon']!r}")
     return cls(**given)
+
+
+def _decode_table(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    scale = arrays["table_scale"]
+    if scale.ndim != 1 or arrays["table"].ndim != 2:
+        raise ValueError("a table of integers must have a scale for every row")
+    scale = _array(arrays, "table_scale", np.float32, (len(arrays["table"]),))
+    rows = _array(arrays, "table", np.int8, arrays["table"].shape)
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError("table_scale must be positive and finite")
+    return restore_rows(rows, scale)
 
 
 def _decode_product(

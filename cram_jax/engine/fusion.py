@@ -19,11 +19,19 @@ from cram_jax.engine.operations import (
     Relu,
     Tanh,
     TensorType,
+    expect,
     operation,
     window_pads,
 )
 
 ACTIVATIONS: dict[type, str] = {Relu: "relu", Gelu: "gelu", Tanh: "tanh"}
+
+
+def check_residual(result: TensorType, residuals: Sequence[TensorType]) -> None:
+    """Raises a ValueError unless there is at most one, of the result's type."""
+    expect(len(residuals) <= 1, f"needs 1 or 2 inputs, got {1 + len(residuals)}")
+    for residual in residuals:
+        expect(residual == result, f"the residual is {residual}, the result {result}")
 
 
 @operation
@@ -64,9 +72,17 @@ class Lookup(Operation):
 
     table: np.ndarray
 
+    def __post_init__(self) -> None:
+        checked = Embedding(self.table).table
+        # Kernels compute ids * features in 32 bits.
+        expect(checked.size < 2**31, f"table has {checked.size} entries")
+        object.__setattr__(self, "table", checked)
+
     def infer(self, *inputs: TensorType) -> TensorType:
         """See `Operation.infer`."""
-        return Embedding(self.table).infer(inputs[0])
+        result = Embedding(self.table).infer(*inputs[:1])
+        check_residual(result, inputs[1:])
+        return result
 
 
 def fuse(graph: Graph) -> Graph:

@@ -1,14 +1,15 @@
 """A network ready to be planned: fused, its products packed, its tensors typed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cram_jax.engine.arrays import Pads, conv_size
-from cram_jax.engine.fusion import Product
+from cram_jax.engine.arrays import Pads
+from cram_jax.engine.fusion import Lookup, Product, check_residual
 from cram_jax.engine.graph import Graph, Node, consumers
 from cram_jax.engine.operations import (
+    AddPositions,
     Attention,
     AvgPool,
     Input,
@@ -18,6 +19,7 @@ from cram_jax.engine.operations import (
     Operation,
     SpaceToDepth,
     TensorType,
+    check_window,
     operation,
 )
 from cram_jax.engine.packing import SparseWeights, pack_kernel
@@ -73,25 +75,18 @@ class PackedProduct(Operation):
     def infer(self, *inputs: TensorType) -> TensorType:
         """See `Operation.infer`."""
         weights = self.weights
+        if not inputs or inputs[0].dtype != "float32":
+            raise ValueError(f"needs a float32 input, got {inputs}")
         x = inputs[0]
         if x.features != weights.inputs:
             raise ValueError(f"{weights.inputs} inputs do not fit shape {x.shape}")
         shape: tuple[int | None, ...] = x.shape[:-1]
         if len(shape) == 2:
-            shape = tuple(
-                conv_size(size or 0, pads, window, stride)
-                for size, pads, window, stride in zip(
-                    shape, self.pads, weights.window, self.strides, strict=True
-                )
-            )
-            if min(size or 0 for size in shape) < 1:
-                raise ValueError(f"the window {weights.window} does not fit {x.shape}")
+            shape = check_window(x, weights.window, self.strides, self.pads)
         elif (weights.window, self.strides, self.pads) != _LINEAR:
             raise ValueError(f"a convolution needs images, got shape {x.shape}")
         result = TensorType((*shape, weights.outputs))
-        for residual in inputs[1:]:
-            if residual.shape != result.shape:
-                raise ValueError(f"shapes differ: {residual.shape} and {result.shape}")
+        check_residual(result, inputs[1:])
         return result
 
 
@@ -121,7 +116,7 @@ class Model:
 def pack(
     fused: Graph, target: Target, ranges: Mapping[str, Range] | None = None
 ) -> Model:
-    """Packs the products of a fused graph; in INT8 if there are ranges."""
+    """Packs the products of a fused graph; in INT8, tables too, if there are ranges."""
     nodes = []
     for node in fused.nodes:
         product = node.operation
@@ -135,6 +130,10 @@ def pack(
                 weights, product.bias, product.strides, product.pads, product.activation
             )
             node = Node(node.name, packed, node.inputs)
+        elif ranges is not None and isinstance(product, Lookup | AddPositions):
+            rows, scale = quantise_rows(product.table)
+            table = restore_rows(rows, scale)
+            node = Node(node.name, replace(product, table=table), node.inputs)
         nodes.append(node)
     return make_model(Graph(tuple(nodes), fused.outputs), ranges or {})
 
@@ -171,6 +170,24 @@ def quantise_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = np.maximum(scale, np.float32(1e-30))
     integers = np.clip(np.rint(kernel / scale), -127, 127)
     return integers.astype(np.int8), scale
+
+
+def quantise_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric int8 of every row: the integers, and what one of them stands for.
+
+    A scale has 17 bits, so that 127 of it is exact: a table that was restored from
+    integers gives the same integers and scales again.
+    """
+    largest = np.abs(table).max(axis=1)
+    scale = np.where(largest > 0, largest / np.float32(127), 1).astype(np.float32)
+    bits = np.maximum(scale, np.float32(1e-30)).view(np.uint32)
+    scale = ((bits + np.uint32(127)) & ~np.uint32(127)).view(np.float32)
+    return np.rint(table / scale[:, None]).astype(np.int8), scale
+
+
+def restore_rows(rows: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The float32 table of `quantise_rows`."""
+    return rows.astype(np.float32) * scale[:, None]
 
 
 def choose_forms(graph: Graph, int8: bool) -> dict[str, frozenset[str]]:

@@ -365,9 +365,6 @@ class MaxPool(Operation):
         (x,) = _floats(inputs, 1, rank=3)
         window = as_pair("window", self.window)
         height, width = _window_shape(x, window, self)
-        pads = window_pads(self, x)
-        for size, low_high in zip(window, pads, strict=True):
-            expect(max(low_high) < size, f"padding {pads} reaches the window {window}")
         return TensorType((height, width, x.features))
 
 
@@ -466,10 +463,25 @@ def _window_shape(
     x: TensorType, window: tuple[int, ...], operation: Any
 ) -> tuple[int, int]:
     pads = window_pads(operation, x)
+    strides = operation.strides
+    return check_window(x, window, strides, pads)
+
+
+def check_window(
+    x: TensorType, window: Sequence[int], strides: Sequence[int], pads: Pads
+) -> tuple[int, int]:
+    """Height and width of what windows of an image give.
+
+    Raises:
+      ValueError: the window is larger than the padded image, or not larger than the
+        padding.
+    """
+    for size, low_high in zip(window, pads, strict=True):
+        expect(max(low_high) < size, f"padding {pads} reaches the window {window}")
     height, width = (
         conv_size(size or 0, low_high, side, stride)
         for size, low_high, side, stride in zip(
-            x.shape, pads, window, operation.strides, strict=False
+            x.shape[:2], pads, window, strides, strict=True
         )
     )
     expect(height > 0 and width > 0, f"the window {window} does not fit into {x.shape}")

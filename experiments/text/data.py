@@ -51,6 +51,9 @@ def vocabulary_of(config: TextConfig) -> Path:
       ConfigError: neither it nor the weights are named.
     """
     place = config.vocabulary or config.weights
+    if not place and config.init_from:
+        beside = Path(config.init_from) / "vocabulary"  # of the run it starts from
+        place = str(beside) if beside.is_dir() else None
     if not place:
         raise ConfigError(
             f"{config.name} reads text with the vocabulary of its weights: name their "

@@ -97,6 +97,19 @@ def test_calls_from_several_threads_are_safe(images, texts):
     assert not failures
 
 
+def run_python(program):
+    """Runs a program in a process of its own, with our modules."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": paths},
+        timeout=300,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 _FORKS = """
 import os, sys
 import numpy as np
@@ -116,16 +129,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_an_engine_works_after_a_fork():
-    paths = os.pathsep.join(p for p in sys.path if p)
-    environment = {**os.environ, "PYTHONPATH": paths}
-    result = subprocess.run(
-        [sys.executable, "-c", _FORKS],
-        env=environment,
-        timeout=300,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_python(_FORKS)
     assert result.returncode == 0, result.stderr
 
 
@@ -190,10 +194,8 @@ def test_an_instruction_set_that_is_missing_is_refused(images):
 def test_it_is_one_call_inside_jit(images, texts):
     for _, inputs, run in (images, texts):
         call = run.as_jax()
-        doubled = jax.jit(
-            lambda *x, call=call: jax.tree.map(jnp.add, call(*x), call(*x))
-        )
-        all_equal(doubled(*inputs), [2 * y for y in run(*inputs)])
+        twice = jax.jit(lambda *x, f=call: jax.tree.map(jnp.add, f(*x), f(*x)))
+        all_equal(twice(*inputs), [2 * y for y in run(*inputs)])
 
 
 def test_a_profile_counts_what_is_not_skipped():
@@ -268,10 +270,7 @@ def test_any_convolution_is_that_of_float64_numpy(data):
     height, width, inputs, outputs = (draw(sizes) for _ in range(4))
     window = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     strides = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    pads = [
-        (draw(st.integers(0, 3)), draw(st.integers(0, 3))),
-        (draw(st.integers(0, 3)), draw(st.integers(0, 3))),
-    ]
+    pads = [[draw(st.integers(0, side - 1)) for _ in range(2)] for side in window]
     fits = height + sum(pads[0]) >= window[0] and width + sum(pads[1]) >= window[1]
     padding = pads if fits else "SAME"
     block = draw(st.sampled_from([(1, 1), (4, 1), (4, 2)]))
@@ -296,3 +295,23 @@ def test_any_convolution_is_that_of_float64_numpy(data):
     largest = np.abs(images).max() * np.abs(kernel).max()
     bound = bound + kernel[..., 0].size * largest / 127
     assert (np.abs(coarse - expected) <= bound + 1e-4).all()
+
+
+_WITHOUT = """
+import sys
+sys.modules["llvmlite"] = None
+import numpy as np
+from cram_jax import engine
+network = engine.GraphBuilder()
+graph = network.build(network.add(engine.Relu(), network.add(engine.Input((2,)))))
+assert "jax" not in sys.modules["cram_jax.engine.engine"].__dict__
+try:
+    engine.compile(graph)
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_without_llvmlite_the_error_says_what_to_install():
+    result = run_python(_WITHOUT)
+    assert "pip install 'cram_jax[engine]'" in result.stdout

@@ -9,6 +9,7 @@ from engine.networks import convolutional, pointwise, transformer
 from cram_jax import engine
 from cram_jax.engine import safetensors
 from cram_jax.engine.files import load
+from cram_jax.engine.model import quantise_rows, restore_rows
 
 NETWORKS = {f.__name__: f for f in (convolutional, transformer, pointwise)}
 
@@ -66,6 +67,23 @@ def test_four_bits_round_once_more(examples, tmp_path):
         written.save(tmp_path / "x", bits=5)
 
 
+def test_tables_are_a_byte_for_a_number(examples, tmp_path):
+    rng = np.random.default_rng(0)
+    table = (rng.standard_normal((50, 24)) * np.exp(rng.normal(size=(50, 1)))).astype(
+        np.float32
+    )
+    table[3] = 0
+    rows, scale = quantise_rows(table)
+    restored = restore_rows(rows, scale)
+    assert (np.abs(restored - table) <= 0.5001 * scale[:, None]).all()
+    all_equal(quantise_rows(restored), (rows, scale))
+    written, _ = compiled(examples, "transformer", True)
+    written.save(tmp_path / "engine")
+    arrays, _ = safetensors.decode((tmp_path / "engine").read_bytes())
+    tables = [array for name, array in arrays.items() if name.endswith("/table")]
+    assert [array.dtype for array in tables] == [np.int8] * 3
+
+
 def test_the_safetensors_library_reads_the_file(examples, tmp_path):
     library = pytest.importorskip("safetensors.numpy")
     written, _ = compiled(examples, "convolutional", True)
@@ -79,7 +97,7 @@ def test_the_safetensors_library_reads_the_file(examples, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "int8"), [("convolutional", True), ("transformer", 0)]
+    ("name", "int8"), [("convolutional", True), ("transformer", True)]
 )
 def test_damaged_files_are_errors_and_nothing_else(examples, tmp_path, name, int8):
     written, inputs = compiled(examples, name, int8)

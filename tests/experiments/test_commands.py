@@ -114,7 +114,7 @@ def test_what_the_user_can_put_right_is_one_message(
 ):
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 1
-    error = capsys.readouterr().err
+    error = capsys.readouterr().err.removeprefix("starting jax ...\n")
     assert error.startswith("error: ")
     assert message in error
 

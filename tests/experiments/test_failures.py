@@ -6,6 +6,7 @@ import gc
 import json
 import resource
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,12 @@ import pytest
 
 from experiments import checkpoints
 from experiments.__main__ import main
-from experiments.errors import RunError
+from experiments.errors import NonFiniteLoss, RunError, Stopped
 from experiments.images.task import classification
 from experiments.metrics import make_console, progress_bar
-from experiments.run_directory import load_config
+from experiments.run_directory import load_config, state_of
 from experiments.step import init_state
-from experiments.training import train
+from experiments.training import Cadence, train
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
@@ -236,3 +237,54 @@ def test_a_directory_without_permission_is_named(tmp_path, setting):
             checkpoints.save_model(directory / "model", setting[0], {}, {})
     finally:
         directory.chmod(0o700)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_at_a_checkpoint_and_it_goes_on(
+    number, tmp_path, setting, trained
+):
+    run = tmp_path / "my run"
+
+    def stop(step):
+        if step == 6:
+            signal.raise_signal(number)
+
+    message = "stopped at step 7 of 10.*\\n.*train --resume '.*my run'"
+    with pytest.raises(Stopped, match=message) as info:
+        run_training(run, setting, stop)
+    assert info.value.signal == number
+    assert steps(run) == [5, 7]
+    assert "unfinished: its last checkpoint is of step 7 of 10" in state_of(run)
+    state = run_training(run, setting, resume=True)
+    assert_same_parameters(state, trained[1])
+    assert state_of(run) == ""
+
+
+def test_weights_that_are_no_numbers_are_never_stored(tmp_path, setting):
+    run = tmp_path / "run"
+    config, data, task, progress, train_step = setting
+
+    def poisoned(state, batch):
+        state, values = train_step(state, batch)
+        if int(state.step) == 10:  # the loss was still a number
+            state = state._replace(
+                params=jax.tree.map(lambda x: x * jnp.nan, state.params)
+            )
+        return state, values
+
+    with pytest.raises(NonFiniteLoss, match="at step 10"):
+        train(config, run, data, task, progress, train_step=poisoned)
+    assert steps(run) == [5]
+    assert "has diverged: " in state_of(run)
+    nothing = {"kernel": jnp.array([jnp.inf])}
+    with pytest.raises(NonFiniteLoss, match="weights in .* are infinite or not num"):
+        checkpoints.save_model(tmp_path / "model", config, nothing, {})
+    assert not (tmp_path / "model").exists()
+
+
+def test_checkpoints_come_when_they_are_asked_for(tmp_path, setting):
+    run = tmp_path / "run"
+    cadence = Cadence(steps=2, keep=3)
+    run_training(run, setting, cadence=cadence, max_steps=7)
+    assert steps(run) == [5, 6, 7]
+    assert "step 7 of 10" in state_of(run)

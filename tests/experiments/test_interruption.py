@@ -109,6 +109,7 @@ def wait_for_steps(training, processes, count):
         time.sleep(0.001)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_that_is_killed_again_and_again_equals_an_undisturbed_one(
     processes, tmp_path, request

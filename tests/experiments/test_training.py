@@ -248,7 +248,8 @@ def test_a_run_leaves_everything_about_it(
     with_method, train_step, data, task, progress, tmp_path
 ):
     config, run = with_method("none"), tmp_path / "run"
-    train(config, run, data, task, progress, train_step=train_step("none"))
+    options = {"train_step": train_step("none"), "loggers": ("tensorboard",)}
+    train(config, run, data, task, progress, **options)
     assert load_config(run) == config
     text = (run / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
@@ -273,7 +274,7 @@ def test_a_run_directory_is_not_overwritten(
 ):
     config, step, run = with_method("none"), train_step("none"), tmp_path / "run"
     train(config, run, data, task, progress, train_step=step)
-    with pytest.raises(RunError, match="is not empty: go on with --resume"):
+    with pytest.raises(RunError, match="is not empty: choose another --run"):
         train(config, run, data, task, progress)
     changed = dataclasses.replace(config, seed=7)
     with pytest.raises(RunError, match="started with another seed"):

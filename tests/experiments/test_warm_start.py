@@ -170,7 +170,10 @@ def test_a_run_without_checkpoints_is_named(config, tmp_path):
     ("source", "message"),
     [
         ("", "starts from trained weights: name a run's directory or a file"),
-        ("weights.bin", "must be a run's directory or a file ending in .safetensors"),
+        (
+            "weights.bin",
+            "must be a run's directory or a file of torch",
+        ),
     ],
 )
 def test_a_source_that_cannot_be_one_is_refused(source, message, finetuning, task):

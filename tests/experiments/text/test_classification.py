@@ -9,9 +9,8 @@ from scipy import stats
 
 from experiments.batches import Examples
 from experiments.errors import ConfigError
-from experiments.text.classification import text_classification
+from experiments.text.classification import make_network, text_classification
 from experiments.text.config import TextDataConfig
-from experiments.text.network import network
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
@@ -48,7 +47,7 @@ def texts():
 
 
 def logits_of(config, params, texts):
-    model = network(config).module(params)
+    model = make_network(config).module(params)
     inputs = (jnp.asarray(texts[name]) for name in NAMES)
     return np.asarray(model(*inputs, training=False), np.float64)
 

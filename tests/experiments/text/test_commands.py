@@ -16,7 +16,7 @@ from experiments.results import load_results
 from experiments.run_directory import load_config
 from experiments.stored_config import from_dict
 from experiments.text.huggingface import load_bert, save_bert
-from experiments.text.network import network
+from experiments.text.question_answering import make_network
 from experiments.training import train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -53,7 +53,7 @@ def weights(text_config, tmp_path_factory):
         max_position_embeddings=512,
         initializer_range=0.02,
     )
-    net = network(dataclasses.replace(text_config, model=model))
+    net = make_network(dataclasses.replace(text_config, model=model))
     params, _ = net.init(7)
     save_bert(folder, net.module(params))
     shutil.copy(f"{text_config.vocabulary}/vocab.txt", folder)

@@ -117,9 +117,10 @@ def test_what_is_wrong_is_named(make, message):
 def test_second_order_targets_are_for_evaluation():
     check("o90")
     assert label("o90") == "90 % second order"
-    assert sparsity("o90", "second order") == 0.9
-    assert sparsity("o90") is sparsity("dense", "second order") is None
-    with pytest.raises(ConfigError, match="target 'o90' is unknown"):
+    check("o90+4bit")
+    assert label("o90+4bit") == "90 % second order + 4-bit"
+    assert sparsity("o90") is None
+    with pytest.raises(ConfigError, match="'o90' is second-order .* trained network"):
         projector("o90")
 
 

@@ -46,6 +46,7 @@ def train(run, arguments, processes):
     return [line for line in stored if "eval_f1" in line]
 
 
+@pytest.mark.nightly
 def test_two_processes_judge_and_stop_as_one_does(facts, text_config, tmp_path):
     places = ["--train-file", str(facts), "--eval-file", str(facts)]
     places += ["--vocabulary", text_config.vocabulary]

@@ -14,8 +14,8 @@ from experiments.sharding import assemble, make_mesh, state_shardings
 from experiments.step import init_state, make_train_step
 from experiments.targets import projector
 from experiments.text.kind import load_text
-from experiments.text.network import ENCODER, network
-from experiments.text.question_answering import question_answering
+from experiments.text.network import ENCODER
+from experiments.text.question_answering import make_network, question_answering
 from experiments.text.squad import read_json
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -38,7 +38,7 @@ def batch(text_config, text_data):
 @pytest.fixture(scope="module")
 def logits(text_config, params, batch):
     """Start and end logits, without dropout, as float64."""
-    model = network(text_config).module(params)
+    model = make_network(text_config).module(params)
     names = ("input_ids", "attention_mask", "token_type_ids")
     found = model(*(jnp.asarray(batch[name]) for name in names), training=False)
     return [np.asarray(scores, np.float64) for scores in found]

@@ -81,6 +81,17 @@ def test_second_order_pruning_moves_what_it_keeps(compress, params):
     assert not np.array_equal(pruned[path][mask], by_path(params)[path][mask])
 
 
+def test_second_order_pruning_composes_with_quantisation(compress):
+    path = "bert/layer0/intermediate/kernel"
+    pruned, masks = compress("o60")
+    both, same = compress("o60+4bit")
+    np.testing.assert_array_equal(masks[path], same[path])
+    step = np.abs(pruned[path]).max(0) / 7
+    np.testing.assert_allclose(
+        both[path], np.rint(pruned[path] / step) * step, rtol=1e-5
+    )
+
+
 def test_embeddings_and_heads_are_no_target(compress, params):
     pruned, _ = compress("2:4+4bit")
     changed = {
