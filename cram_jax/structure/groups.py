@@ -1,17 +1,15 @@
 """Groups that stay, as masks of the parameters; and the way back."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.paths import named_leaves
+from cram_jax.structure.labels import Kept
 from cram_jax.structure.structure import Leaf, Structure
-
-Kept: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
-"""Bool, one a group or a position: True where it stays."""
 
 
 def group_masks(structure: Structure, kept: Any) -> Any:

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 Ids: TypeAlias = np.ndarray[Any, np.dtype[np.intp]]
+Kept: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
+"""Bool, one a group, a position or a label: True where it stays."""
+
 Key: TypeAlias = tuple[Hashable, ...]
 """Where an axis comes from: the path of an equation, and a word."""
 

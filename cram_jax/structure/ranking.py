@@ -41,7 +41,7 @@ def producer_norm(structure: Structure, params: Any) -> jax.Array:
                 f"params must hold some of the channels of family {number}, got none; "
                 f"trace a structure of all that is to be ranked"
             )
-        squares, count = _mean_of(structure, family, members, leaves)
+        squares, count = _squares_and_counts(structure, family, members, leaves)
         means = squares / jnp.asarray(count, jnp.float32)
         scores.append(jnp.sqrt(means / _safe(jnp.mean(means))))
     return jnp.concatenate(scores) if scores else jnp.zeros(0)
@@ -51,7 +51,7 @@ def _safe(value: jax.Array) -> jax.Array:
     return jnp.where(value == 0, 1, value)
 
 
-def _mean_of(
+def _squares_and_counts(
     structure: Structure, family: Family, members: list[Member], leaves: list[Any]
 ) -> tuple[jax.Array, np.ndarray[Any, Any]]:
     """Sums of squares and how many entries they are of, one a group of the family."""

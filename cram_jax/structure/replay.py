@@ -1,7 +1,7 @@
 """Runs a labelled program on smaller arrays, with every size rewritten."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +10,9 @@ from jax.extend import core as jex
 from cram_jax.structure import derivatives, resizing
 from cram_jax.structure.equations import bind, evaluate
 from cram_jax.structure.interpret import Analysis, Labelled, called
-from cram_jax.structure.labels import Axis, Factor, Key, Value
+from cram_jax.structure.labels import Axis, Factor, Kept, Key, Value
 
 RULES = {**resizing.RULES, **derivatives.RULES}
-
-Kept: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
-"""Bool, one a position, group or label: True where it stays."""
 
 
 def keep_labels(analysis: Analysis, positions: Sequence[Sequence[Kept | None]]) -> Kept:

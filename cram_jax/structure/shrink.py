@@ -8,13 +8,13 @@ import numpy as np
 
 from cram_jax.paths import named_leaves
 from cram_jax.structure.groups import (
-    Kept,
     check_kept,
     has_groups,
     kept_groups,
     kept_positions,
     leaves_like,
 )
+from cram_jax.structure.labels import Kept
 from cram_jax.structure.structure import Structure
 
 

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from cram_jax.paths import named_leaves
-from cram_jax.structure.groups import Kept, has_groups, kept_positions
+from cram_jax.structure.groups import has_groups, kept_positions
+from cram_jax.structure.labels import Kept
 from cram_jax.structure.replay import Replay
 from cram_jax.structure.shrink import as_kept, small_shapes
 from cram_jax.structure.structure import Model, Structure
