@@ -83,7 +83,6 @@ class Step:
       jobs: how many there are.
       reads: buffers it reads.
       writes: buffers it writes.
-      keeps: arrays to keep alive.
       multiply_adds: in all jobs together, zeros left out.
       nbytes: of weights and buffers that it touches.
     """
