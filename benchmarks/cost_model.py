@@ -5,8 +5,8 @@
 A step of training is the longer of its arithmetic and its communication, as both go on
 at once at best, and the shares below are of that. Counted, by the tests and by
 `benchmarks.scaling`: CrAM+ computes and exchanges what SGD does twice, and a global
-top_k reads the weights eleven times (twice more to write them and their masks) and
-exchanges seven integers in each of the first eleven passes. Taken from data sheets: the
+top_k copies the weights, reads the copy twelve times, reads the weights once more to
+write them and their masks, and exchanges a few integers in each of the twelve passes. Taken from data sheets: the
 peak arithmetic, memory and link rates. Assumed: 40 % of the peak arithmetic, 80 % of
 the others, and 20 microseconds for an exchange of a few bytes.
 """
@@ -60,7 +60,7 @@ MODELS = (
 )
 
 ARITHMETIC, RATES, LATENCY = 0.4, 0.8, 20e-6
-PASSES = 11
+PASSES = 12
 FLOAT, BFLOAT, MASK = 4, 2, 1
 
 
@@ -94,7 +94,8 @@ def gradient(machine: Machine, model: Model) -> float:
 
 def projection(machine: Machine, model: Model) -> float:
     """Seconds of a global top_k over float32 shards."""
-    read = PASSES * FLOAT + FLOAT + FLOAT + MASK
+    copy = 2 * FLOAT
+    read = copy + PASSES * FLOAT + FLOAT + FLOAT + MASK
     local = model.prunable / machine.chips * read / (RATES * machine.memory)
     return local + PASSES * LATENCY
 

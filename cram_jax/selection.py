@@ -120,7 +120,8 @@ def _keep_largest(
     )
     in_order = np.argsort(np.concatenate(groups))
     larger, equal = jnp.concatenate(counts, axis=1)[:, in_order]
-    missing = k - jnp.sum(larger) - (jnp.cumsum(equal) - equal)
+    before = jnp.cumsum(equal, dtype=integer) - equal
+    missing = k - jnp.sum(larger, dtype=integer) - before
     is_cut = (missing > 0) & (missing < equal)
 
     def is_earlier_tie(arrays: Arrays, place: jax.Array) -> list[jax.Array]:
@@ -133,7 +134,7 @@ def _keep_largest(
 
     def first_ties(arrays: Arrays) -> list[jax.Array]:
         width = max(array.size for array in arrays).bit_length()
-        number = jnp.sum(jnp.where(is_cut, missing, 0))
+        number = jnp.sum(jnp.where(is_cut, missing, 0), dtype=integer)
         zero = jnp.zeros([], integer)
         end = _radix_select(is_earlier_tie, arrays, number, zero, width)
         return is_earlier_tie(arrays, end)
@@ -201,7 +202,7 @@ class _Bound(NamedTuple):
     """A value, and how many entries lie below it."""
 
     value: jax.Array
-    count: jax.Array
+    below: jax.Array
 
 
 def _radix_select(
@@ -226,7 +227,7 @@ def _radix_select(
 
     def cond(state: tuple[_Bound, jax.Array]) -> jax.Array:
         bound, bits = state
-        return (bits > 0) & (bound.count != limit)
+        return (bits > 0) & (bound.below != limit)
 
     def body(state: tuple[_Bound, jax.Array]) -> tuple[_Bound, jax.Array]:
         bound, bits = state
@@ -239,13 +240,15 @@ def _radix_select(
         # Tied to the step, or XLA would compute the keys before the loop and keep them.
         here, candidates = jax.lax.optimization_barrier((arrays, candidates))
         by_array = _count_true([predicate(here, c) for c in candidates], limit.dtype)
-        counts = sum(jnp.sum(count, axis=1, dtype=limit.dtype) for count in by_array)
+        counts = jnp.sum(jnp.concatenate(by_array, 1), axis=1, dtype=limit.dtype)
         fitting = jnp.sum(counts <= limit)
         best = _Bound(candidates[fitting - 1], counts[fitting - 1])
         return jax.tree.map(partial(jnp.where, fitting > 0), best, bound), bits
 
     # Under shard_map a loop has to start from values that vary as its results do.
-    nothing = sum(jnp.zeros_like(x, limit.dtype, shape=()) for x in [*arrays, limit])
+    nothing = jnp.zeros_like(limit)
+    for array in arrays:
+        nothing += jnp.zeros_like(array, limit.dtype, shape=())
     start = _Bound(zero + nothing.astype(zero.dtype), nothing)
     bound, _ = jax.lax.while_loop(cond, body, (start, jnp.array(width)))
     return bound.value
