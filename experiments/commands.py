@@ -223,7 +223,7 @@ def evaluate(
             if not console.is_terminal:
                 say(f"{accuracy.target}: {accuracy.pruned:.2f} % ({duration:.1f} s)")
     rule = config.optimizer.rule_name
-    add_run(results, rule, config, accuracies, seconds, model)
+    add_run(results, rule, load_config(run), accuracies, seconds, model)
     save_results(_with_earlier(results, out, say), out)
     unfinished.unlink(missing_ok=True)
     drawn = calibrations > 1 and has_statistics(batch_stats)

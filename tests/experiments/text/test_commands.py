@@ -116,7 +116,7 @@ def test_a_compressed_model_trains_on_under_its_masks(run, places, tmp_path, cap
     assert "bert/layer0/output/kernel" in text
     assert "% as 60 % uniform. Stored in" in text
     facts = json.loads((compressed / "compression.json").read_text())
-    assert facts["projector"] == "u60"
+    assert facts["target"] == "u60"
     assert main(f"evaluate {compressed}".split()) == 0
     results = load_results(compressed / "evaluation.json")
     (entry,) = results["methods"]["cram_plus"]["runs"]
