@@ -7,8 +7,8 @@ at once at best, and the shares below are of that. Counted, by the tests and by
 `benchmarks.scaling`: CrAM+ computes and exchanges what SGD does twice, and a global
 top_k copies the weights, reads the copy twelve times, reads the weights once more to
 write them and their masks, and exchanges a few integers in each of the twelve passes.
-Taken from data sheets: the peak arithmetic, memory and link rates. Assumed: 40 % of the peak arithmetic, 80 % of
-the others, and 20 microseconds for an exchange of a few bytes.
+Taken from data sheets: the peak arithmetic, memory and link rates. Assumed: 40 % of the
+peak arithmetic, 80 % of the others, and 20 microseconds for an exchange of a few bytes.
 """
 
 from typing import NamedTuple
