@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiments.config.bert import BASE, SMALL, BertConfig
-from experiments.models import make_model
-from experiments.models.bert import Bert
 from flax import nnx
 
 from benchmarks import timing
 from benchmarks.engine_peers import peers
 from cram_jax import engine
 from cram_jax.engine.targets import choose_target
-from experiments.config import ModelConfig
 from experiments.engine_graphs import bert_graph, image_graph
+from experiments.images.config import ModelConfig
+from experiments.images.models import make_model
+from experiments.text.bert import Bert
+from experiments.text.config import BASE, SMALL, BertConfig
 
 Inputs = tuple[np.ndarray, ...]
 

@@ -6,14 +6,14 @@ import numpy as np
 from flax import nnx
 
 from cram_jax import engine
-from experiments.models.bert import (
+from experiments.images.resnet import BasicBlock, Bottleneck, ResNet
+from experiments.images.vgg import VGG
+from experiments.text.bert import (
     Bert,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     Layer,
 )
-from experiments.models.resnet import BasicBlock, Bottleneck, ResNet
-from experiments.models.vgg import VGG
 
 
 def image_graph(model: ResNet | VGG, size: tuple[int, int]) -> engine.Graph:
@@ -26,11 +26,13 @@ def image_graph(model: ResNet | VGG, size: tuple[int, int]) -> engine.Graph:
     network = engine.GraphBuilder()
     if isinstance(model, VGG):
         return _vgg_graph(network, model, size)
-    channels = model.stem["conv"].in_features // model.patch**2
+    conv: Any = model.stem["conv"]
+    norm: Any = model.stem["norm"]
+    channels = conv.in_features // model.patch**2
     x = network.add(engine.Input((*size, channels)), name="images")
     if model.patch > 1:
         x = network.add(engine.SpaceToDepth(model.patch), x)
-    x = _normalised(network, model.stem["conv"], model.stem["norm"], x, relu=True)
+    x = _normalised(network, conv, norm, x, relu=True)
     if model.pools:
         x = network.add(engine.MaxPool(3, 2, 1), x)
     for name in model.order:
@@ -90,9 +92,10 @@ def _layer(network: engine.GraphBuilder, layer: Layer, x: str, mask: str) -> str
 
 def _block(network: engine.GraphBuilder, block: BasicBlock | Bottleneck, x: str) -> str:
     y = _normalised(network, block.conv1, block.norm1, x, relu=True)
-    is_bottleneck = isinstance(block, Bottleneck)
-    y = _normalised(network, block.conv2, block.norm2, y, relu=is_bottleneck)
-    if is_bottleneck:
+    y = _normalised(
+        network, block.conv2, block.norm2, y, relu=isinstance(block, Bottleneck)
+    )
+    if isinstance(block, Bottleneck):
         y = _normalised(network, block.conv3, block.norm3, y, relu=False)
     if block.projects:
         x = _normalised(network, block.shortcut, block.shortcut_norm, x, relu=False)
@@ -102,7 +105,9 @@ def _block(network: engine.GraphBuilder, block: BasicBlock | Bottleneck, x: str)
 def _vgg_graph(
     network: engine.GraphBuilder, model: VGG, size: tuple[int, int]
 ) -> engine.Graph:
-    x = network.add(engine.Input((*size, model.conv1_1.in_features)), name="images")
+    conv: Any = getattr(model, "conv1_1")  # noqa: B009  # its layers are set by name
+    channels = conv.in_features
+    x = network.add(engine.Input((*size, channels)), name="images")
     for stage, count in enumerate(model.convolutions, 1):
         for index in range(1, count + 1):
             conv = getattr(model, f"conv{stage}_{index}")
@@ -127,7 +132,7 @@ def _normalised(
         kernel,
         None if bias is None else _array(bias),
         _pair(conv.strides),
-        padding if isinstance(padding, int | str) else tuple(padding),
+        padding,
     )
     x = network.add(layer, x)
     x = network.add(

@@ -127,7 +127,8 @@ def projector(
     import cram_jax
 
     filters = filters or LeafFilters()
-    made = []
+    made: list[Projector] = []
+    pruner: Projector
     for part in parse(target):
         where, uniform = filters
         match part.form:

@@ -3,20 +3,20 @@
 import jax
 import numpy as np
 import pytest
-from experiments.config.bert import BertConfig
-from experiments.models import make_model
-from experiments.models.bert import (
+from flax import nnx
+
+from cram_jax import engine
+from experiments.engine_graphs import bert_graph, image_graph
+from experiments.images.config import ModelConfig
+from experiments.images.models import make_model
+from experiments.images.resnet import Bottleneck, ResNet
+from experiments.images.vgg import VGG
+from experiments.text.bert import (
     Bert,
     BertForQuestionAnswering,
     BertForSequenceClassification,
 )
-from experiments.models.resnet import Bottleneck, ResNet
-from experiments.models.vgg import VGG
-from flax import nnx
-
-from cram_jax import engine
-from experiments.config import ModelConfig
-from experiments.engine_graphs import bert_graph, image_graph
+from experiments.text.config import BertConfig
 
 pytest.importorskip("llvmlite")
 pytestmark = pytest.mark.usefixtures("quick_compilation")

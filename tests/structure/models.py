@@ -10,10 +10,11 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
-from experiments.config.bert import BertConfig
-from experiments.models.bert import BertForSequenceClassification
-from experiments.models.resnet import Bottleneck, ResNet
 from flax import nnx
+
+from experiments.images.resnet import Bottleneck, ResNet
+from experiments.text.bert import BertForSequenceClassification
+from experiments.text.config import BertConfig
 
 
 def array(*shape, dtype=jnp.float32):
