@@ -191,11 +191,12 @@ def test_one_program_serves_members_that_differ_in_sparsity(make):
 
     def program(multi):
         project = jax.jit(lambda key: compress(params, multi, key=key))
-        return project, str(project.trace(jax.random.key(0)).jaxpr)
+        equations = project.trace(jax.random.key(0)).jaxpr.eqns
+        return project, {equation.primitive.name for equation in equations}
 
     one, several = program(together), program(apart)
-    assert " cond[" not in one[1]
-    assert " cond[" in several[1]
+    assert "cond" not in one[1]
+    assert "cond" in several[1]
     for seed in range(8):
         key = jax.random.key(seed)
         chex.assert_trees_all_equal(one[0](key), several[0](key))

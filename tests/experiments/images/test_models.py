@@ -19,7 +19,7 @@ from experiments.images.models import check_images, make_model
 from experiments.images.resnet import Bottleneck, ResNet
 from experiments.images.task import classification
 from experiments.images.vgg import VGG
-from experiments.stored_config import from_dict
+from experiments.stored_config import read_fields
 
 SIZES = {
     "resnet": 19_994,
@@ -223,7 +223,9 @@ def test_what_is_wrong_with_a_model_is_named(make, message):
 
 def test_stored_configurations_without_a_name_are_of_the_resnet():
     old = {"widths": [4, 8], "blocks": [1, 1], "patch": 2}
-    assert from_dict(old, ModelConfig) == ModelConfig("resnet", (4, 8), (1, 1), 2)
+    assert read_fields(ModelConfig, old) == ModelConfig(
+        name="resnet", widths=(4, 8), blocks=(1, 1), patch=2
+    )
 
 
 def test_a_task_has_the_network_of_its_configuration(config, data):

@@ -55,8 +55,8 @@ def test_differences_are_named_across_kinds():
     assert {"kind", "data.stride", "weights"} <= set(differences(one, ImageConfig()))
 
 
-def test_the_tasks_are_squad_and_those_of_glue():
-    assert typing.get_args(TaskName) == ("squad", *TASKS)
+def test_the_tasks_are_squad_those_of_glue_and_own_files():
+    assert set(typing.get_args(TaskName)) == {"squad", *TASKS, "file"}
 
 
 def test_no_recipe_hides_another():
@@ -85,7 +85,7 @@ def test_no_recipe_hides_another():
         (lambda: TextConfig(patience=-1), "patience must be at least 0, got -1"),
         (
             lambda: TextConfig(patience=1, evaluate_every=0),
-            "patience must be 0 where evaluate_every is 0, got 1",
+            "patience must be 0 if evaluate_every is 0, got 1",
         ),
         (
             lambda: TextConfig(eval_targets=("o100",)),

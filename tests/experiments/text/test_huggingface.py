@@ -265,7 +265,9 @@ def test_files_have_to_be_there_and_whole(tmp_path):
     with pytest.raises(WeightsError, match="config.json is not JSON"):
         load_bert(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(WeightsError, match="none of model.safetensors, pytorch_model"):
+    with pytest.raises(
+        WeightsError, match="none of model.safetensors, .*pytorch_model"
+    ):
         load_bert(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not tensors at all")
     with pytest.raises(WeightsError, match="model.safetensors cannot be read"):
@@ -276,7 +278,7 @@ def test_a_pytorch_file_without_torch_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(WeightsError, match="install torch .* or convert it"):
+    with pytest.raises(WeightsError, match="install torch, or convert it"):
         load_bert(tmp_path)
 
 
