@@ -9,7 +9,13 @@ import optax
 from cram_jax.keys import as_key
 from cram_jax.leaves import Where, prunable
 from cram_jax.paths import named_leaves
-from cram_jax.projector import Params, Projection, Projector, check_structure
+from cram_jax.projector import (
+    Params,
+    Projection,
+    Projector,
+    check_projector,
+    check_structure,
+)
 
 
 def compress(
@@ -39,8 +45,7 @@ masks={'kernel': Array([[ True, False]], dtype=bool)})
 
     Reference: Peste et al., CrAM, ICLR 2023, arXiv 2207.14200.
     """
-    if not isinstance(projector, Projector):
-        raise TypeError(f"projector must be a Projector, got {projector!r}")
+    check_projector("projector", projector)
     draw = None if key is None else as_key(key)
     projection, _ = projector.project(params, projector.init(params), draw)
     return projection

@@ -15,6 +15,7 @@ from cram_jax.projector import (
     Params,
     Projector,
     apply_masks,
+    check_projector,
     check_structure,
     leaf_path,
     safe_denominator,
@@ -312,8 +313,7 @@ def norm(tree: Params) -> jax.Array:
 
 def check_rule(projector: Any, rho: Any, key: Any) -> None:
     """Raises an error that names the argument, its value and what was expected."""
-    if not isinstance(projector, Projector):
-        raise TypeError(f"projector must be a Projector, got {projector!r}")
+    check_projector("projector", projector)
     check_key(key)
     if callable(rho) or isinstance(rho, jax.core.Tracer):
         return
