@@ -46,8 +46,7 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
         params: Any, batch_stats: Any, images: jax.Array, training: bool
     ) -> tuple[jax.Array, Any]:
         model = nnx.merge(graph, params, batch_stats, copy=True)
-        images = (images.astype(jnp.float32) - data.mean) / data.std
-        logits = model(images, training=training)
+        logits = model(data.normalize(images), training=training)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     def loss_fn(
