@@ -127,12 +127,6 @@ def state_of(run: Path) -> str:
     return ""
 
 
-def data_dir_of(run: Path) -> Path | None:
-    """Where a run found its data, or the run that it was made from."""
-    stored = read_status(run).get("data_dir")
-    return Path(stored) if isinstance(stored, str) and stored else None
-
-
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Keeps other processes from writing a run, as long as this process lives.

@@ -34,11 +34,13 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
       ConfigError: the model does not suit the size of the images.
     """
     check_images(config.model, data.shape[:2])
-    graph = nnx.graphdef(nnx.eval_shape(lambda: _network(config, data, 0)))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make_network(config, data, 0)))
 
     @jax.jit
     def init(seed: int) -> tuple[Any, Any]:
-        _, *states = nnx.split(_network(config, data, seed), nnx.Param, nnx.BatchStat)
+        _, *states = nnx.split(
+            make_network(config, data, seed), nnx.Param, nnx.BatchStat
+        )
         params, batch_stats = map(nnx.to_pure_dict, states)
         return params, batch_stats
 
@@ -95,7 +97,8 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
     )
 
 
-def _network(config: ImageConfig, data: Dataset, seed: int) -> nnx.Module:
+def make_network(config: ImageConfig, data: Dataset, seed: int) -> nnx.Module:
+    """The network of a run, for the images and classes of its data."""
     return make_model(
         config.model,
         channels=data.shape[-1],

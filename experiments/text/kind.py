@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flax import nnx
+
 from experiments.batches import Arrays
 from experiments.datasets import default_data_dir
 from experiments.errors import ConfigError, DataError, VocabularyError, cannot_write
@@ -74,6 +76,14 @@ def prepare(
     """See `Kind`."""
     del workers
     return load_text(config, data_dir), text_task(config)
+
+
+def network(
+    config: TextConfig, data: TextDataset, params: Any, batch_stats: Any
+) -> nnx.Module:
+    """See `Kind`."""
+    del data, batch_stats
+    return _family(config).network(config).module(params)
 
 
 def load_text(config: TextConfig, data_dir: Path | None = None) -> TextDataset:
