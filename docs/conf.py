@@ -5,13 +5,19 @@ from pathlib import Path
 
 import cram_jax
 
-sys.path.insert(0, str(Path(__file__).parent))  # for offline
+sys.path.insert(0, str(Path(__file__).parent))  # for the last two
 
 project = "cram_jax"
 author = "the cram_jax developers"
 release = cram_jax.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "offline"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "notebooks",
+    "offline",
+]
 exclude_patterns = ["_build"]
 nitpicky = False
 default_role = "py:obj"  # `cram` links to it where it is ours
