@@ -137,13 +137,7 @@ def resolve(config: TextConfig) -> TextConfig:
     """Names the labels of the training file in the configuration."""
     if config.data.name != "file" or config.data.labels:
         return config
-    for name in ("train_file", "eval_file"):
-        if not getattr(config, name):
-            flag = name.replace("_", "-")
-            raise ConfigError(
-                f"{config.name} reads labelled texts of your own: name a CSV or JSONL "
-                f"file with --{flag}"
-            )
+    config.check_inputs()
     data = config.data
     rows = read_labelled(str(config.train_file), data.text_columns, data.label_column)
     labels = tuple(sorted({row.label for row in rows}))
