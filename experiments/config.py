@@ -159,6 +159,9 @@ class RunConfig:
         for target in self.eval_targets:
             targets.check(target)
 
+    def check_inputs(self) -> None:
+        """Raises unless what a run reads is named, and there; needs no jax."""
+
 
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 

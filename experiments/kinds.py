@@ -49,6 +49,10 @@ class Kind(Protocol):
         """
         ...
 
+    def network(self, config: Any, data: Any, params: Any, batch_stats: Any) -> Any:
+        """The network of a run with its weights, as an NNX module."""
+        ...
+
     def resolve(self, config: Any) -> Any:
         """Completes a configuration by what its data say, such as their labels."""
         ...

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
+
 from experiments.errors import ConfigError
 from experiments.images.config import ImageConfig
 from experiments.images.data import Dataset, load
-from experiments.images.task import classification
+from experiments.images.task import classification, make_network
 from experiments.images.torchvision import load_torchvision
 from experiments.task import Model, Task
 
@@ -20,6 +22,14 @@ def prepare(
     """See `Kind`."""
     data = load(config.data, data_dir, workers=workers)
     return data, classification(config, data)
+
+
+def network(
+    config: ImageConfig, data: Dataset, params: Any, batch_stats: Any
+) -> nnx.Module:
+    """See `Kind`."""
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make_network(config, data, 0)))
+    return nnx.merge(graph, params, batch_stats)
 
 
 def check_weights(config: ImageConfig) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flax import nnx
+
 from experiments.batches import Arrays
 from experiments.datasets import default_data_dir
 from experiments.errors import ConfigError, DataError, VocabularyError, cannot_write
@@ -76,6 +78,14 @@ def prepare(
     return load_text(config, data_dir), text_task(config)
 
 
+def network(
+    config: TextConfig, data: TextDataset, params: Any, batch_stats: Any
+) -> nnx.Module:
+    """See `Kind`."""
+    del data, batch_stats
+    return _family(config).network(config).module(params)
+
+
 def load_text(config: TextConfig, data_dir: Path | None = None) -> TextDataset:
     """Reads the text of a run, and divides it into tokens.
 
@@ -127,13 +137,7 @@ def resolve(config: TextConfig) -> TextConfig:
     """Names the labels of the training file in the configuration."""
     if config.data.name != "file" or config.data.labels:
         return config
-    for name in ("train_file", "eval_file"):
-        if not getattr(config, name):
-            flag = name.replace("_", "-")
-            raise ConfigError(
-                f"{config.name} reads labelled texts of your own: name a CSV or JSONL "
-                f"file with --{flag}"
-            )
+    config.check_inputs()
     data = config.data
     rows = read_labelled(str(config.train_file), data.text_columns, data.label_column)
     labels = tuple(sorted({row.label for row in rows}))

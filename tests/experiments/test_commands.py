@@ -165,3 +165,33 @@ def test_the_package_is_a_program():
     )
     assert finished.returncode == 1
     assert finished.stderr == "error: nowhere is not a run: it has no config.json\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train own_images", "images of your own need --data.folder"),
+        ("train own_images --data.folder nowhere", "there is no folder nowhere"),
+        (
+            "train own_texts --weights BERT",
+            "JSONL file with --train-file",
+        ),
+        (
+            "train own_texts --weights BERT --train-file no.csv --eval-file no.csv",
+            "no.csv is missing",
+        ),
+        ("train sst2", "name their directory with --weights"),
+        (
+            "train squad --weights B --train-file no.json",
+            "it should be SQuAD v1.1 JSON",
+        ),
+    ],
+)
+def test_what_is_not_named_or_not_there_is_said_before_jax_starts(
+    command, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
