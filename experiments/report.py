@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -25,10 +25,11 @@ from experiments.results import (
 )
 from experiments.run_directory import load_config, write_text
 
-SCOPES: dict[Literal["global", "layer", "blocks"], str] = {
+SCOPES: dict[targets.Scope, str] = {
     "global": "",
     "layer": "-uniform",
     "blocks": "-blocks",
+    "channels": "-channels",
 }
 
 

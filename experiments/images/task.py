@@ -8,7 +8,9 @@ import optax
 from flax import nnx
 
 import cram_jax
+from cram_jax.structure import Structure, trace_structure
 from experiments.batches import Batch, Source
+from experiments.channels import CoupledChannels
 from experiments.images.augment import augment
 from experiments.images.config import ImageConfig
 from experiments.images.data import Dataset
@@ -49,6 +51,13 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
         images = (images.astype(jnp.float32) - data.mean) / data.std
         logits = model(images, training=training)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    def trace() -> Structure:
+        def logits(variables: Any, images: jax.Array) -> jax.Array:
+            return forward(*variables, images, False)[0]
+
+        images = jax.ShapeDtypeStruct((1, *data.shape), jnp.float32)
+        return trace_structure(logits, jax.eval_shape(init, 0), images)
 
     def loss_fn(
         params: Any, batch_stats: Any, batch: Batch, dropout_key: Any = None
@@ -92,7 +101,12 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
         return batch | {"image": images}
 
     return Task(
-        init, augment_batch, loss_fn, evaluate, evaluation_loss, filters=FILTERS
+        init,
+        augment_batch,
+        loss_fn,
+        evaluate,
+        evaluation_loss,
+        filters=FILTERS._replace(channels=CoupledChannels(trace)),
     )
 
 
