@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from cram_jax import Projector
+from cram_jax import Projector, compose
 from cram_jax.structure import Structure, channels
 
 
@@ -14,12 +14,13 @@ class CoupledChannels:
 
     Attributes:
       trace: gives the structure of ``(params, batch_stats)``.
-      where: a regular expression for the families that may lose channels, see
-        `channels`; None: all of them.
+      pools: regular expressions for families, see `channels`. Each pool loses its share
+        by itself, since a head is not to be weighed against a hidden unit. By default
+        all families together.
     """
 
     trace: Callable[[], Structure]
-    where: str | None = None
+    pools: tuple[str | None, ...] = (None,)
 
     @cached_property
     def structure(self) -> Structure:
@@ -32,5 +33,6 @@ class CoupledChannels:
         return self.structure.part(lambda variables: variables[0])
 
     def projector(self, share: float) -> Projector:
-        """Removes a share of the channels, those of all layers together."""
-        return channels(share, self.of_params, where=self.where)
+        """Removes a share of the channels of every pool."""
+        pruners = [channels(share, self.of_params, where=pool) for pool in self.pools]
+        return pruners[0] if len(pruners) == 1 else compose(*pruners)

@@ -5,6 +5,7 @@ offer. A folder is imported when a run of its kind is at hand: jax, its networks
 data take seconds.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -46,6 +47,22 @@ class Kind(Protocol):
         Returns:
           The data, whose ``train`` and ``evaluation`` the task understands, and the
           task.
+        """
+        ...
+
+    def make_task(self, config: Any, data: Any) -> "Task":
+        """The task of a configuration on data that were read before."""
+        ...
+
+    def smaller_model(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """The model configuration of a network whose parameters became smaller.
+
+        Args:
+          config: the run before.
+          shapes: of the parameters, by path.
+
+        Raises:
+          ConfigError: the configuration cannot say it.
         """
         ...
 

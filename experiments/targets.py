@@ -81,10 +81,10 @@ def parse(target: str) -> tuple[Part, ...]:
       target: ``dense``; ``k90`` (90 % of the weights are zero, global magnitude);
         ``u90`` (90 % of every layer; image networks keep the first and the last dense);
         ``b90`` (90 % of the blocks of every layer, blocks of 4 inputs and 2 outputs, or
-        of another shape as in ``b90@8x1``); ``c50`` (50 % of the channels, heads and
-        hidden units, those of all layers together); ``2:4`` (n of every m); ``4bit``
-        (fake quantisation); ``o90`` (second-order pruning); or several applied in
-        order, such as ``k90+4bit``.
+        of another shape as in ``b90@8x1``); ``c50`` (50 % of the channels of all layers
+        together; of a BERT, of the heads and of the hidden units); ``2:4`` (n of every
+        m); ``4bit`` (fake quantisation); ``o90`` (second-order pruning); or several
+        applied in order, such as ``k90+4bit``.
 
     Returns:
       Its parts, in order.

@@ -11,7 +11,7 @@ from experiments.errors import ConfigError
 from experiments.task import Task
 from experiments.text.config import TextConfig
 from experiments.text.glue import GlueTask, glue_task
-from experiments.text.network import ENCODER, Network, losses, network, predict_all
+from experiments.text.network import Network, losses, network, predict_all
 from experiments.text.scores import label_scores
 
 
@@ -80,7 +80,7 @@ def text_classification(config: TextConfig) -> Task:
         evaluate=evaluate,
         evaluation_loss=evaluation_loss,
         metric=glue.metrics[0],
-        filters=ENCODER,
+        filters=model.filters,
         head=("classifier",),
         pretrained=model.pretrained,
     )

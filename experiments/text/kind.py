@@ -1,7 +1,7 @@
 """What is particular to runs on text, see `experiments.kinds.Kind`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from experiments.datasets import default_data_dir
 from experiments.errors import ConfigError, DataError, VocabularyError, cannot_write
 from experiments.task import Model, Task
 from experiments.text import classification, question_answering
-from experiments.text.config import TextConfig
+from experiments.text.config import BertModelConfig, TextConfig
 from experiments.text.data import (
     QuestionSet,
     TextDataset,
@@ -74,6 +74,28 @@ def prepare(
     """See `Kind`."""
     del workers
     return load_text(config, data_dir), text_task(config)
+
+
+def make_task(config: TextConfig, data: TextDataset) -> Task:
+    """See `Kind`."""
+    del data
+    return text_task(config)
+
+
+def smaller_model(
+    config: TextConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> BertModelConfig:
+    """See `Kind`."""
+    model = config.model
+    layers = [f"bert/layer{i}" for i in range(model.num_hidden_layers)]
+    features = [shapes[f"{layer}/attention/query/kernel"][1] for layer in layers]
+    return dataclasses.replace(
+        model,
+        layer_heads=tuple(width // model.head_size for width in features),
+        layer_units=tuple(
+            shapes[f"{layer}/intermediate/kernel"][1] for layer in layers
+        ),
+    )
 
 
 def load_text(config: TextConfig, data_dir: Path | None = None) -> TextDataset:

@@ -12,7 +12,9 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 import cram_jax
+from cram_jax.structure import Structure, trace_structure
 from experiments.batches import Batch, Source
+from experiments.channels import CoupledChannels
 from experiments.errors import ConfigError, WeightsError
 from experiments.targets import LeafFilters
 from experiments.text.config import BertConfig, TextConfig
@@ -30,6 +32,10 @@ IGNORED_FIELDS = (
 ENCODER = LeafFilters(*[cram_jax.matching(r"^bert/layer\d+/.*/kernel$")] * 2)
 """The dense layers of a BERT; its embeddings, pooler and task head stay dense."""
 
+HEADS_AND_UNITS = (r"/attention/query/kernel\[1\.0\]$", r"/intermediate/kernel\[1\]$")
+"""What loses channels. The features of a head, by whose number attention divides, stay
+as many as they are."""
+
 
 class Network(NamedTuple):
     """A BERT with a task head.
@@ -39,12 +45,14 @@ class Network(NamedTuple):
       pretrained: ``seed -> (params, {})`` of the configuration's weights, or None.
       forward: ``(params, batch, training, dropout_key=None)``, what the model gives.
       module: ``params -> Model``, the model itself.
+      filters: what targets are about.
     """
 
     init: Callable[[int], tuple[Any, Any]]
     pretrained: Callable[[int], tuple[Any, Any] | None]
     forward: Callable[..., Any]
     module: Callable[[Any], Model]
+    filters: LeafFilters
 
 
 def network(
@@ -94,7 +102,17 @@ def network(
             dropout_key=dropout_key,
         )
 
-    return Network(init, pretrained, forward, module)
+    def trace() -> Structure:
+        ids = jax.ShapeDtypeStruct((1, config.data.max_length), jnp.int32)
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return trace_structure(
+            lambda variables, batch: forward(variables[0], batch, False),
+            jax.eval_shape(init, 0),
+            dict.fromkeys(names, ids),
+        )
+
+    filters = ENCODER._replace(channels=CoupledChannels(trace, HEADS_AND_UNITS))
+    return Network(init, pretrained, forward, module, filters)
 
 
 def losses(

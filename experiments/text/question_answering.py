@@ -9,7 +9,7 @@ from experiments.batches import Batch, Examples
 from experiments.task import Task
 from experiments.text.config import TextConfig
 from experiments.text.data import QuestionSet
-from experiments.text.network import ENCODER, Network, losses, network, predict_all
+from experiments.text.network import Network, losses, network, predict_all
 from experiments.text.scores import answer_scores
 from experiments.text.squad import best_answers
 
@@ -75,7 +75,7 @@ def question_answering(config: TextConfig) -> Task:
         evaluate=evaluate,
         evaluation_loss=evaluation_loss,
         metric="f1",
-        filters=ENCODER,
+        filters=model.filters,
         head=("qa_outputs",),
         pretrained=model.pretrained,
     )
