@@ -74,6 +74,10 @@ class Kind(Protocol):
         """Raises if the published weights that a run starts from do not fit it."""
         ...
 
+    def check_teacher(self, config: Any, theirs: Any, run: Path) -> None:
+        """Raises if another run cannot teach one, such as with other tokens."""
+        ...
+
     def load_weights(self, config: Any, file: Path, classes: int | None) -> "Model":
         """Reads published weights; ``classes`` leaves out their last layer."""
         ...

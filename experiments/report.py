@@ -160,8 +160,12 @@ def _label(section: Section, config: RunConfig) -> str:
 
 
 def _but_for_seed(config: RunConfig) -> RunConfig:
-    """The configuration of all seeds; each may have its own model to start from."""
-    return dataclasses.replace(config, seed=0, init_from=None)
+    """The configuration of all seeds; each may have its own run to start or learn from.
+
+    Whether there is a teacher still counts.
+    """
+    teacher = None if config.teacher is None else ""
+    return dataclasses.replace(config, seed=0, init_from=None, teacher=teacher)
 
 
 def _runs(results: Results, configs: dict[str, RunConfig]) -> list[str]:

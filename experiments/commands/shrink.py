@@ -84,7 +84,8 @@ def shrink_run(
         f"{result[task.metric]:.2f} % shrunken. Stored in {out}"
     )
     again = ("--config", out / "config.json", "--init-from", out)
-    say(f"Next:\n  {command_line('train', *again)}")
+    learn = ("--teacher", run, "--optimizer.rule", "none")
+    say(f"Next:\n  {command_line('train', *again, *learn)}")
 
 
 def shrunken(

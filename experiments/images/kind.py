@@ -51,6 +51,15 @@ def resolve(config: ImageConfig) -> ImageConfig:
     return config
 
 
+def check_teacher(config: ImageConfig, theirs: ImageConfig, run: Path) -> None:
+    """See `Kind`; code that only the teacher's configuration names is not run."""
+    if theirs.model.module not in ("", config.model.module):
+        raise ConfigError(
+            f"teacher {run} is of the network {theirs.model.module}, whose code is run "
+            f"only for a student of the same"
+        )
+
+
 def load_weights(config: ImageConfig, file: Path, classes: int | None) -> Model:
     """See `Kind`; of torchvision's ResNets."""
     return load_torchvision(file, config.model.name, classes=classes)

@@ -57,7 +57,7 @@ def text_classification(config: TextConfig) -> Task:
         labels = optax.smooth_labels(labels, smoothing)
         return optax.softmax_cross_entropy(logits, labels)
 
-    loss_fn, evaluation_loss = losses(model, row_losses, config.label_smoothing)
+    loss_fn, evaluation_loss = losses(config, model, row_losses)
 
     @jax.jit
     def predict(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -78,6 +78,7 @@ def text_classification(config: TextConfig) -> Task:
         augment=lambda key, batch: batch,
         loss_fn=loss_fn,
         evaluate=evaluate,
+        predict=model.predict,
         evaluation_loss=evaluation_loss,
         metric=glue.metrics[0],
         filters=model.filters,

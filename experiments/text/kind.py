@@ -164,6 +164,18 @@ def resolve(config: TextConfig) -> TextConfig:
     return dataclasses.replace(config, data=dataclasses.replace(data, labels=labels))
 
 
+def check_teacher(config: TextConfig, theirs: TextConfig, run: Path) -> None:
+    """See `Kind`; both read the same tokens."""
+    ours, others = (
+        load_wordpiece(vocabulary_of(c), c.model.vocab_size).tokenizer.get_vocab()
+        for c in (config, kept_sources(theirs, run))
+    )
+    if ours != others:
+        raise ConfigError(
+            f"teacher must have the same vocabulary, got another in {run}"
+        )
+
+
 def load_weights(config: TextConfig, file: Path, classes: int | None) -> Model:
     """Published weights are named by ``weights``, not by ``init_from``."""
     del config, classes

@@ -47,7 +47,7 @@ def question_answering(config: TextConfig) -> Task:
             total -= jnp.sum(wanted * jax.nn.log_softmax(scores), axis=-1) / 2
         return total
 
-    loss_fn, evaluation_loss = losses(model, row_losses, config.label_smoothing)
+    loss_fn, evaluation_loss = losses(config, model, row_losses)
 
     @jax.jit
     def predict(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -73,6 +73,7 @@ def question_answering(config: TextConfig) -> Task:
         augment=lambda key, batch: batch,
         loss_fn=loss_fn,
         evaluate=evaluate,
+        predict=model.predict,
         evaluation_loss=evaluation_loss,
         metric="f1",
         filters=model.filters,
