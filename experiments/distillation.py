@@ -89,7 +89,7 @@ def divergence(outputs: Any, teacher: Any, temperature: float) -> jax.Array:
         return temperature**2 * apart
 
     parts = jax.tree.leaves(jax.tree.map(one, outputs, teacher))
-    return sum(parts[1:], parts[0]) / len(parts)
+    return jnp.mean(jnp.stack(parts), axis=0)
 
 
 def load_teacher(config: RunConfig, data: Any, task: Task) -> Teacher | None:

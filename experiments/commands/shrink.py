@@ -57,11 +57,11 @@ def shrink_run(
     small_config = shrunken(config, structure, kept, target)
     small_task = kind_of(config).make_task(small_config, data)
     check_network(config, task, small_task, kept)
-    small = shrink(structure, (masked, statistics), kept)
-    result = small_task.evaluate(*small, data.evaluation)
+    small, small_statistics = shrink(structure, (masked, statistics), kept)
+    result = small_task.evaluate(small, small_statistics, data.evaluation)
 
     stored = shrunken(load_config(run), structure, kept, target)
-    checkpoints.save_model(out, stored, *small)
+    checkpoints.save_model(out, stored, small, small_statistics)
     kind_of(config).keep_sources(config, out)
     facts = {
         "source": str(run),
@@ -74,7 +74,7 @@ def shrink_run(
     write_status(out, data_dir=str(found.absolute()))
     costs = structure.costs
     products = [total(costs.multiply_adds, costs.parts, k) for k in (None, kept)]
-    sizes = [sum(x.size for x in jax.tree.leaves(p)) for p in (params, small[0])]
+    sizes = [sum(x.size for x in jax.tree.leaves(p)) for p in (params, small)]
     say(
         f"Parameters {sizes[0]:,} -> {sizes[1]:,}, multiply-adds of one example "
         f"{products[0]:,} -> {products[1]:,}"

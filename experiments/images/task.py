@@ -72,7 +72,7 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
     def trace() -> Structure:
         images = jax.ShapeDtypeStruct((1, *data.shape), jnp.float32)
         return trace_structure(
-            lambda variables, images: predict(*variables, {"image": images}),
+            lambda both, images: predict(both[0], both[1], {"image": images}),
             jax.eval_shape(init, 0),
             images,
         )

@@ -30,7 +30,8 @@ IGNORED_FIELDS = (
 )
 
 
-ENCODER = LeafFilters(*[cram_jax.matching(r"^bert/layer\d+/.*/kernel$")] * 2)
+_LAYERS = cram_jax.matching(r"^bert/layer\d+/.*/kernel$")
+ENCODER = LeafFilters(_LAYERS, _LAYERS)
 """The dense layers of a BERT; its embeddings, pooler and task head stay dense."""
 
 HEADS_AND_UNITS = (r"/attention/query/kernel\[1\.0\]$", r"/intermediate/kernel\[1\]$")
@@ -113,7 +114,7 @@ def network(
         ids = jax.ShapeDtypeStruct((1, config.data.max_length), jnp.int32)
         names = ("input_ids", "attention_mask", "token_type_ids")
         return trace_structure(
-            lambda variables, batch: predict(*variables, batch),
+            lambda variables, batch: forward(variables[0], batch, False),
             jax.eval_shape(init, 0),
             dict.fromkeys(names, ids),
         )

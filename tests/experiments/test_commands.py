@@ -63,14 +63,25 @@ def test_a_shrunken_run_is_a_run(run, data_dir, tmp_path, capsys):
     assert main(f"compress {target} --out {tmp_path / 'masked'}".split()) == 0
     assert main(f"shrink {target} --out {small}".split()) == 0
     text = capsys.readouterr().out
-    assert "Parameters 394 -> 121, multiply-adds of one example 21,544 -> 5,780" in text
+    config = load_config(small)
+    stem, inner, last = config.model.layer_widths
+    assert stem == last
+    assert stem + inner == 4  # of 8
+
+    def sizes(stream, inner):
+        """Parameters and multiply-adds: three convolutions, their norms, the head."""
+        kernels = 9 * (stream + 2 * stream * inner)
+        norms = 2 * (2 * stream + inner)
+        return kernels + norms + 10 * stream + 10, 64 * kernels + 10 * stream
+
+    (many, products), (few, fewer) = sizes(4, 4), sizes(stem, inner)
+    assert f"Parameters {many:,} -> {few:,}, multiply-adds of one example" in text
+    assert f"{products:,} -> {fewer:,}\n" in text
     masked, stored = (
         json.loads((folder / "compression.json").read_text())["accuracy"]
         for folder in (tmp_path / "masked", small)
     )
     assert stored == masked
-    config = load_config(small)
-    assert config.model.layer_widths == (2, 2, 2)
     assert main(f"evaluate {small} --calibrations 1".split()) == 0
     results = json.loads((small / "evaluation.json").read_text())
     (again,) = results["methods"]["cram_plus"]["runs"]
