@@ -7,8 +7,8 @@
 - `cifar10_small_nm`: CrAM+-N:M, 2:4 or 4:8 with equal chance.
 - `cifar10_small_blocks`: blocks of 4 inputs and 2 outputs, the shape that an engine on
   CPUs computes fastest, 50 to 90 % of every layer.
-- `cifar10_small_channels`: 25 to 75 % of the channels of all layers, which `shrink` then
-  cuts out.
+- `cifar10_small_channels`: 25 to 75 % of the channels of all layers, which `shrink`
+  then cuts out.
 - `cifar10_small_sgd`, for twice as many epochs.
 - `cifar10_small_sam`.
 

@@ -8,8 +8,8 @@
 - `digits`: single weights, 50 to 95 %.
 - `digits_blocks`: blocks of 4 inputs and 2 outputs, the shape that an engine on CPUs
   computes fastest, the same share of every layer.
-- `digits_channels`: whole channels, 25 to 75 % of those of all layers, of a network with
-  two blocks a stage (43,418 parameters). `shrink` then cuts them out.
+- `digits_channels`: whole channels, 25 to 75 % of those of all layers, of a network
+  with two blocks a stage (43,418 parameters). `shrink` then cuts them out.
 
 The network is small on purpose (19,706 parameters): a larger one survives pruning
 without help.

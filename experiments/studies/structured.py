@@ -34,9 +34,10 @@ HELD_OUT = 300
 
 
 def candidates() -> dict[str, list[ImageConfig]]:
-    """The settings of every method; a step of SGD costs half, so it takes twice as many.
+    """The settings of every method.
 
-    SGD keeps the weight decay with which the dense network is best, see the recipe.
+    A step of SGD costs half, so it takes twice as many. SGD keeps the weight decay with
+    which the dense network is best, see the recipe.
     """
     decays = (5e-4, 5e-3, 2e-2)
 
