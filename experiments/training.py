@@ -16,6 +16,7 @@ from experiments import checkpoints
 from experiments.batches import Batch, Source
 from experiments.claim import claim
 from experiments.config import RunConfig
+from experiments.distillation import load_teacher
 from experiments.early_stopping import Stopping
 from experiments.errors import (
     ConfigError,
@@ -115,13 +116,14 @@ def train(
     starts = not resume or checkpoints.latest_step(run) is None
     # Before the directory is claimed, as it may not fit.
     model = initial_model(config, task) if starts else None
+    teacher = load_teacher(config, data, task) if train_step is None else None
     steps = total_steps(config, data)
     if steps >= 2**31:
         raise ConfigError(f"epochs={config.epochs} are {steps} steps, more than 2^31")
     last = min(steps, max_steps or steps)
     with contextlib.ExitStack() as stack:
         claim(stack, run, config, report, resume=resume, overwrite=overwrite)
-        train_step = train_step or make_train_step(config, data, task, mesh)
+        train_step = train_step or make_train_step(config, data, task, mesh, teacher)
         state = _initial_state(config, data, task, mesh, model)
         manager = stack.enter_context(checkpoints.manager(run, cadence.keep))
         if not starts:

@@ -8,13 +8,18 @@ import optax
 from flax import nnx
 
 import cram_jax
+from cram_jax.structure import Structure, trace_structure
 from experiments.batches import Batch, Source
+from experiments.channels import CoupledChannels
+from experiments.distillation import distilled
 from experiments.images.augment import augment
 from experiments.images.config import ImageConfig
 from experiments.images.data import Dataset
 from experiments.images.models import check_images, make_model
 from experiments.targets import LeafFilters
 from experiments.task import Task
+
+hard_losses = optax.softmax_cross_entropy_with_integer_labels
 
 FILTERS = LeafFilters(None, cram_jax.all_but("^(stem|conv1_1|head)/"))
 """Uniform pruning leaves the first and the last layer dense, as the paper's runs do."""
@@ -58,21 +63,29 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
         logits, batch_stats = forward(params, batch_stats, batch["image"], True)
         labels = jax.nn.one_hot(batch["label"], data.classes)
         labels = optax.smooth_labels(labels, config.label_smoothing)
-        return optax.softmax_cross_entropy(logits, labels).mean(), batch_stats
+        losses = optax.softmax_cross_entropy(logits, labels)
+        losses = distilled(losses, logits, batch, config.distillation)
+        return losses.mean(), batch_stats
 
-    def predict(
-        params: Any, batch_stats: Any, batch: Batch
-    ) -> tuple[jax.Array, jax.Array]:
-        logits, _ = forward(params, batch_stats, batch["image"], False)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return logits, losses
+    def predict(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
+        return forward(params, batch_stats, batch["image"], False)[0]
+
+    def trace() -> Structure:
+        images = jax.ShapeDtypeStruct((1, *data.shape), jnp.float32)
+        return trace_structure(
+            lambda both, images: predict(both[0], both[1], {"image": images}),
+            jax.eval_shape(init, 0),
+            images,
+        )
 
     def evaluation_loss(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
-        return predict(params, batch_stats, batch)[1].mean()
+        logits = predict(params, batch_stats, batch)
+        return hard_losses(logits, batch["label"]).mean()
 
     @jax.jit
     def totals(params: Any, batch_stats: Any, batch: Batch) -> dict[str, jax.Array]:
-        logits, losses = predict(params, batch_stats, batch)
+        logits = predict(params, batch_stats, batch)
+        losses = hard_losses(logits, batch["label"])
         correct = logits.argmax(axis=-1) == batch["label"]
         return {
             "accuracy": jnp.sum(100 * correct * batch["weight"]),
@@ -93,7 +106,13 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
         return batch | {"image": images}
 
     return Task(
-        init, augment_batch, loss_fn, evaluate, evaluation_loss, filters=FILTERS
+        init,
+        augment_batch,
+        loss_fn,
+        evaluate,
+        predict,
+        evaluation_loss,
+        filters=FILTERS._replace(channels=CoupledChannels(trace)),
     )
 
 

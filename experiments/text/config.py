@@ -28,6 +28,9 @@ class BertConfig:
       classifier_dropout: dropout before the classifier; None: hidden_dropout_prob.
       hidden_act: "gelu", the exact one.
       initializer_range: standard deviation of the initial kernels and embeddings.
+      layer_heads: heads of each layer if some were removed, as after ``shrink``; their
+        size stays that of ``num_attention_heads`` heads. Hugging Face has no such name.
+      layer_units: the same of the features between the two dense layers.
     """
 
     vocab_size: int = 30522
@@ -43,9 +46,16 @@ class BertConfig:
     classifier_dropout: float | None = None
     hidden_act: str = "gelu"
     initializer_range: float = 0.02
+    layer_heads: tuple[int, ...] = ()
+    layer_units: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        for name in ("layer_heads", "layer_units"):
+            sizes = getattr(self, name)
+            fits = len(sizes) in (0, self.num_hidden_layers)
+            check(self, name, fits, f"one for each of {self.num_hidden_layers} layers")
+            check(self, name, min(sizes, default=1) >= 1, "all at least 1")
         for entry in dataclasses.fields(self):
             name, value = entry.name, getattr(self, entry.name)
             if entry.type is int and (type(value) is not int or value < 1):
@@ -63,6 +73,23 @@ class BertConfig:
             )
         if self.hidden_act != "gelu":
             raise ConfigError(f"hidden_act must be 'gelu', got {self.hidden_act!r}")
+
+    @property
+    def head_size(self) -> int:
+        """Features of a head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def heads_of_layers(self) -> tuple[int, ...]:
+        """Heads of each layer."""
+        everywhere = (self.num_attention_heads,) * self.num_hidden_layers
+        return self.layer_heads or everywhere
+
+    @property
+    def units_of_layers(self) -> tuple[int, ...]:
+        """Features between the two dense layers of each layer."""
+        everywhere = (self.intermediate_size,) * self.num_hidden_layers
+        return self.layer_units or everywhere
 
 
 TINY = BertConfig(

@@ -1,7 +1,7 @@
 """What is particular to runs on text, see `experiments.kinds.Kind`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from experiments.datasets import default_data_dir
 from experiments.errors import ConfigError, DataError, VocabularyError, cannot_write
 from experiments.task import Model, Task
 from experiments.text import classification, question_answering
-from experiments.text.config import TextConfig
+from experiments.text.config import BertModelConfig, TextConfig
 from experiments.text.data import (
     QuestionSet,
     TextDataset,
@@ -86,6 +86,28 @@ def network(
     return _family(config).network(config).module(params)
 
 
+def make_task(config: TextConfig, data: TextDataset) -> Task:
+    """See `Kind`."""
+    del data
+    return text_task(config)
+
+
+def smaller_model(
+    config: TextConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> BertModelConfig:
+    """See `Kind`."""
+    model = config.model
+    layers = [f"bert/layer{i}" for i in range(model.num_hidden_layers)]
+    features = [shapes[f"{layer}/attention/query/kernel"][1] for layer in layers]
+    return dataclasses.replace(
+        model,
+        layer_heads=tuple(width // model.head_size for width in features),
+        layer_units=tuple(
+            shapes[f"{layer}/intermediate/kernel"][1] for layer in layers
+        ),
+    )
+
+
 def load_text(config: TextConfig, data_dir: Path | None = None) -> TextDataset:
     """Reads the text of a run, and divides it into tokens.
 
@@ -144,6 +166,18 @@ def resolve(config: TextConfig) -> TextConfig:
     if len(labels) < 2:
         raise DataError(f"{config.train_file} must hold at least two labels")
     return dataclasses.replace(config, data=dataclasses.replace(data, labels=labels))
+
+
+def check_teacher(config: TextConfig, theirs: TextConfig, run: Path) -> None:
+    """See `Kind`; both read the same tokens."""
+    ours, others = (
+        load_wordpiece(vocabulary_of(c), c.model.vocab_size).tokenizer.get_vocab()
+        for c in (config, kept_sources(theirs, run))
+    )
+    if ours != others:
+        raise ConfigError(
+            f"teacher must have the same vocabulary, got another in {run}"
+        )
 
 
 def load_weights(config: TextConfig, file: Path, classes: int | None) -> Model:

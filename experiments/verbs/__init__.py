@@ -13,6 +13,7 @@ from experiments.verbs.evaluate import Evaluate
 from experiments.verbs.export import Export
 from experiments.verbs.recipes import Recipes
 from experiments.verbs.report import Report
+from experiments.verbs.shrink import Shrink
 from experiments.verbs.train import Train
 
 
@@ -29,6 +30,7 @@ class Verb(Protocol):
 VERBS: dict[str, type[Verb]] = {
     "train": Train,
     "compress": Compress,
+    "shrink": Shrink,
     "evaluate": Evaluate,
     "report": Report,
     "export": Export,
