@@ -3,15 +3,19 @@
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from experiments.deployment.engines import ENGINES, Deployment, Loaded
-from experiments.deployment.network import Inputs, Network, Subject
+from experiments.deployment.network import Inputs, Network, Run, Subject
 from experiments.deployment.peers import OnnxFiles
 from experiments.deployment.timing import Times, measure
+
+Pair: TypeAlias = tuple[str, str]
+"""An engine and a target."""
 
 
 @dataclass(frozen=True)
@@ -90,52 +94,38 @@ def run_benchmark(
       conduct: which engines, and how.
       say: told what is missing, and how far it is.
     """
-    samples = subject.samples
-    calibration = samples.calibration(conduct.calibration)
+    calibration = subject.samples.calibration(conduct.calibration)
+    deployments: dict[str, Deployment] = {}
     with tempfile.TemporaryDirectory() as folder:
-        deployments = {}
         for target in dict.fromkeys(("dense", *conduct.targets)):
-            place = Path(folder) / target.replace("+", "-").replace(":", "-")
+            place = Path(folder) / str(len(deployments))
             place.mkdir()
-            network = subject.compress(target)
-            deployments[target] = Deployment(
-                network,
-                calibration,
-                conduct.method,
-                OnnxFiles(network.graph, calibration, place),
-                place,
-                samples.inputs(conduct.batches[0]) if conduct.tune else None,
-            )
-        is_text = len(calibration[0]) > 1
-        pairs = list(_pairs(conduct, is_text))
-        loaded = _load(pairs, deployments, conduct.threads, say)
-    times = _times(loaded, conduct, subject, say)
-    exact: dict[str, float | None] = {}
-    rows = []
-    for pair in loaded:
-        engine, target = pair
-        network, first = deployments[target].network, loaded[pair][conduct.threads[0]]
-        if target not in exact:
-            exact[target] = _score(subject, lambda x, n=network: _exact(n, x), conduct)
-        is_exact = engine == "jit"
-        rows.append(
-            Row(
-                engine,
-                target,
-                first.nbytes,
-                _difference(first, network, samples.inputs(conduct.batches[0])),
-                exact[target] if is_exact else _score(subject, first, conduct),
-                times[pair],
-            )
-        )
-        say(f"{ENGINES[engine].label}, {target}: judged")
-    return Outcome(subject.name, samples.metric, exact, rows)
+            deployments[target] = _deploy(subject, target, conduct, calibration, place)
+        pairs = _pairs(conduct, is_text=len(calibration[0]) > 1)
+        loaded = _load(list(pairs), deployments, conduct, say)
+        times = _times(loaded, conduct, subject, say)
+        return _judge(subject, conduct, deployments, loaded, times)
 
 
-Pair = tuple[str, str]
+def _deploy(
+    subject: Subject,
+    target: str,
+    conduct: Conduct,
+    calibration: list[Inputs],
+    folder: Path,
+) -> Deployment:
+    network = subject.compress(target)
+    return Deployment(
+        network,
+        calibration,
+        conduct.method,
+        OnnxFiles(network.graph, calibration, folder),
+        folder,
+        subject.samples.inputs(conduct.batches[0]) if conduct.tune else None,
+    )
 
 
-def _pairs(conduct: Conduct, is_text: bool) -> Iterator[Pair]:
+def _pairs(conduct: Conduct, *, is_text: bool) -> Iterator[Pair]:
     """Engine and target; the dense INT8 ones stand beside ours."""
     engines = list(dict.fromkeys(conduct.engines))
     if any(ENGINES[name].skips_zeros for name in engines):
@@ -152,18 +142,20 @@ def _pairs(conduct: Conduct, is_text: bool) -> Iterator[Pair]:
 def _load(
     pairs: Sequence[Pair],
     deployments: dict[str, Deployment],
-    threads: Sequence[int],
+    conduct: Conduct,
     say: Callable[[str], Any],
 ) -> dict[Pair, dict[int, Loaded]]:
     loaded: dict[Pair, dict[int, Loaded]] = {}
     missing: set[str] = set()
     for name, target in pairs:
-        load = ENGINES[name].load
+        info, deployment = ENGINES[name], deployments[target]
         try:
-            loaded[name, target] = {t: load(deployments[target], t) for t in threads}
+            loaded[name, target] = {
+                threads: info.load(deployment, threads) for threads in conduct.threads
+            }
         except ImportError as error:
             if name not in missing:
-                say(f"{ENGINES[name].label} is left out: {error}")
+                say(f"{info.label} is left out: {error}")
             missing.add(name)
     return loaded
 
@@ -178,18 +170,45 @@ def _times(
     for batch in conduct.batches:
         inputs = subject.samples.inputs(batch)
         for threads in conduct.threads:
-            say(f"batch {batch}, threads {threads}: {conduct.rounds} rounds ...")
-            runs = {
-                "\t".join(pair): each[threads].bind(inputs)
-                for pair, each in loaded.items()
-            }
-            for key, measured in measure(runs, conduct.rounds).items():
-                name, target = key.split("\t")
-                times[name, target][batch, threads] = measured
+            say(
+                f"{subject.name}: {conduct.rounds} rounds of batch {batch}, "
+                f"{threads} thread{'s' * (threads > 1)} ..."
+            )
+            runs = {pair: each[threads].bind(inputs) for pair, each in loaded.items()}
+            for pair, measured in measure(runs, conduct.rounds).items():
+                times[pair][batch, threads] = measured
     return times
 
 
-def _score(subject: Subject, run: Any, conduct: Conduct) -> float | None:
+def _judge(
+    subject: Subject,
+    conduct: Conduct,
+    deployments: dict[str, Deployment],
+    loaded: dict[Pair, dict[int, Loaded]],
+    times: dict[Pair, dict[tuple[int, int], Times]],
+) -> Outcome:
+    inputs = subject.samples.inputs(conduct.batches[0])
+    exact: dict[str, float | None] = {}
+    rows: list[Row] = []
+    for (name, target), by_threads in loaded.items():
+        run = by_threads[conduct.threads[0]]
+        forward = partial(_exact, deployments[target].network)
+        if target not in exact:
+            exact[target] = _score(subject, forward, conduct)
+        rows.append(
+            Row(
+                name,
+                target,
+                run.nbytes,
+                _difference(run(inputs), forward(inputs)),
+                exact[target] if name == "jit" else _score(subject, run, conduct),
+                times[name, target],
+            )
+        )
+    return Outcome(subject.name, subject.samples.metric, exact, rows)
+
+
+def _score(subject: Subject, run: Run, conduct: Conduct) -> float | None:
     score = subject.samples.score
     return score(run) if conduct.judge and score is not None else None
 
@@ -198,6 +217,5 @@ def _exact(network: Network, inputs: Inputs) -> np.ndarray:
     return np.asarray(network.forward(*inputs))
 
 
-def _difference(loaded: Loaded, network: Network, inputs: Inputs) -> float:
-    exact = _exact(network, inputs)
-    return float(np.abs(loaded(inputs) - exact).max() / np.abs(exact).max())
+def _difference(found: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.abs(found - exact).max() / np.abs(exact).max())

@@ -13,7 +13,8 @@ from experiments.deployment.network import Inputs, Network
 from experiments.deployment.peers import OnnxFiles, load_onnxruntime, load_openvino
 
 
-class Loaded(NamedTuple):
+@dataclass(frozen=True)
+class Loaded:
     """A network, loaded by an engine.
 
     Attributes:
@@ -79,9 +80,7 @@ def _load_jit(deployment: Deployment, threads: int) -> Loaded:
     return Loaded(bind, network.nbytes)
 
 
-def _load_onnx(
-    deployment: Deployment, threads: int, *, kind: Any, load: Any
-) -> Loaded:
+def _load_onnx(deployment: Deployment, threads: int, *, kind: Any, load: Any) -> Loaded:
     path = deployment.files.path(kind)
     run = load(path, threads)
 

@@ -10,7 +10,7 @@ from experiments.batches import Batch, Source
 
 Inputs: TypeAlias = tuple[np.ndarray, ...]
 """One array for each input of a graph, with a leading batch axis."""
-Run: TypeAlias = Callable[[Inputs], np.ndarray]
+Run: TypeAlias = Callable[[Inputs], np.ndarray[Any, Any]]
 """From inputs to the network's output."""
 
 

@@ -1,6 +1,7 @@
 """Networks in ONNX Runtime and OpenVINO, in float32 and INT8."""
 
 import contextlib
+import importlib
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from cram_jax.engine import Graph
+from cram_jax.engine.targets import choose_target
 from experiments.deployment.network import Inputs
 
 Feed: TypeAlias = dict[str, np.ndarray]
@@ -54,32 +56,30 @@ class OnnxFiles:
         return path
 
     def _write_float32(self, path: Path) -> None:
-        import onnx
-
         from benchmarks.engine_peers import OnnxWriter
 
         first = self._calibration[0][0]
         length = first.shape[1] if self._is_text else 1
-        onnx.save(OnnxWriter(self._graph, length).model, path)
+        _import("onnx").save(OnnxWriter(self._graph, length).model, path)
 
     def _write_int8(self, path: Path) -> None:
-        from onnxruntime import quantization
-
+        quantization = _import("onnxruntime.quantization")
         feeds = iter([self.feed(inputs) for inputs in self._calibration])
 
-        class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-            """The calibration batches, once."""
-
-            def get_next(self) -> Feed | None:
-                return next(feeds, None)
-
+        reader: Any = type(
+            "Reader",
+            (quantization.CalibrationDataReader,),
+            {"get_next": lambda self: next(feeds, None)},
+        )
         with _quiet():
             quantization.quantize_static(
                 self.path("float32"),
                 path,
-                Reader(),
+                reader(),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
+                # Without VNNI its sums of two products of 8 bits would overflow.
+                reduce_range="vnni" not in choose_target().name,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 op_types_to_quantize=["MatMul"] if self._is_text else None,
@@ -87,8 +87,7 @@ class OnnxFiles:
             )
 
     def _write_dynamic(self, path: Path) -> None:
-        from onnxruntime import quantization
-
+        quantization = _import("onnxruntime.quantization")
         with _quiet():
             quantization.quantize_dynamic(
                 self.path("float32"),
@@ -101,8 +100,7 @@ class OnnxFiles:
 
 def load_onnxruntime(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
     """A session of ONNX Runtime on the processor."""
-    import onnxruntime
-
+    onnxruntime = _import("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
@@ -116,8 +114,7 @@ def load_onnxruntime(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
 
 def load_openvino(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
     """A request of OpenVINO on the processor."""
-    import openvino
-
+    openvino = _import("openvino")
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
@@ -128,6 +125,11 @@ def load_openvino(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
     compiled = openvino.Core().compile_model(path, "CPU", settings)
     request = compiled.create_infer_request()
     return lambda feed: next(iter(request.infer(feed).values()))
+
+
+def _import(name: str) -> Any:
+    """A module that need not be installed, and has no types."""
+    return importlib.import_module(name)
 
 
 @contextlib.contextmanager

@@ -9,12 +9,11 @@ import numpy as np
 from flax import nnx
 
 import cram_jax
-from experiments.commands.train import check_targets
 from experiments.deployment.network import Inputs, Network, Samples, Subject
 from experiments.errors import ConfigError
-from experiments.evaluation import make_evaluation
+from experiments.evaluation import check_targets, make_evaluation
 from experiments.images import deployment as images
-from experiments.images.config import ImageConfig, ModelConfig
+from experiments.images.config import ModelConfig
 from experiments.images.models import CIFAR_RESNETS, IMAGENET_RESNETS, make_model
 from experiments.images.task import FILTERS
 from experiments.kinds import kind_of
@@ -108,10 +107,10 @@ def _random_text(name: str, shape: BertConfig) -> Subject:
     data = TextDataConfig(name="sst2", max_length=LENGTH)
     fields = {key: getattr(shape, key) for key in shape.__dataclass_fields__}
     config = TextConfig(name=name, data=data, model=BertModelConfig(**fields))
-    params, batch_stats = make_network(config).init(0)
+    params, _ = make_network(config).init(0)
 
     def deploy(params: Any) -> Network:
-        return texts.deploy(config, None, params, batch_stats)
+        return texts.text_network(config, params)
 
     def inputs(count: int) -> Inputs:
         rng = np.random.default_rng(0)
@@ -137,5 +136,3 @@ def _random(
     # Random inputs have one distribution: few of them calibrate.
     samples = Samples(inputs, lambda count: [inputs(min(count, 4))], None)
     return Subject(name, compress, samples, ("dense", "b90"))
-
-

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -34,7 +34,12 @@ Times: TypeAlias = tuple[Spread, Spread]
 """CPU time of all threads, and wall time, of one call."""
 
 
-def measure(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
+Key = TypeVar("Key")
+
+
+def measure(
+    functions: Mapping[Key, Callable[[], Any]], rounds: int
+) -> dict[Key, Times]:
     """Times functions in turn, so that a slow moment of the machine hits them all.
 
     Args:
@@ -45,7 +50,7 @@ def measure(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
       CPU and wall time of a call, by name.
     """
     calls = {name: _calls(function) for name, function in functions.items()}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
+    seconds: dict[Key, list[tuple[float, float]]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
             function()  # the one before has filled the caches with its own

@@ -74,9 +74,7 @@ def samples(config: ImageConfig, data: Dataset) -> Samples:
         return (np.ascontiguousarray(images, np.float32),)
 
     def accuracy(scored: Scored) -> float:
-        correct = [
-            logits.argmax(axis=-1) == batch["label"] for logits, batch in scored
-        ]
+        correct = [logits.argmax(axis=-1) == batch["label"] for logits, batch in scored]
         return 100 * float(np.mean(np.concatenate(correct)))
 
     size = config.data.evaluation_batch

@@ -6,9 +6,12 @@ from typing import Any
 from experiments.errors import ConfigError
 from experiments.images.config import ImageConfig
 from experiments.images.data import Dataset, load
+from experiments.images.deployment import deploy, samples
 from experiments.images.task import classification
 from experiments.images.torchvision import load_torchvision
 from experiments.task import Model, Task
+
+__all__ = ["deploy", "samples"]
 
 SOURCES = "a run's directory or a file of torchvision's weights"
 WEIGHT_FILES: tuple[str, ...] = (".safetensors", ".pth", ".pt")

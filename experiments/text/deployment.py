@@ -31,6 +31,11 @@ def deploy(
 ) -> Network:
     """The network of a run with these parameters; its inputs are three of integers."""
     del data, batch_stats
+    return text_network(config, params)
+
+
+def text_network(config: TextConfig, params: Any) -> Network:
+    """A BERT with the head of its task."""
     model = dataclasses.replace(config.model, dtype="float32")
     exact = dataclasses.replace(config, model=model)
     asks = config.data.name == "squad"

@@ -7,6 +7,7 @@ does the work, mostly by `experiments.commands`, and imports what needs jax.
 
 from typing import Protocol
 
+from experiments.verbs.benchmark import Benchmark
 from experiments.verbs.compress import Compress
 from experiments.verbs.demo import Demo
 from experiments.verbs.evaluate import Evaluate
@@ -31,6 +32,7 @@ VERBS: dict[str, type[Verb]] = {
     "compress": Compress,
     "evaluate": Evaluate,
     "report": Report,
+    "benchmark": Benchmark,
     "export": Export,
     "recipes": Recipes,
     "demo": Demo,
