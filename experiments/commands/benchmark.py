@@ -1,5 +1,6 @@
 """What ``benchmark`` and ``tradeoff`` do."""
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -8,9 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from experiments.deployment.benchmark import Conduct, run_benchmark
+from experiments.deployment.network import Subject
 from experiments.deployment.subjects import subject_of
 from experiments.deployment.tables import console_table, write_outcomes
+from experiments.deployment.tradeoff import drawn_targets, plot_tradeoff
 from experiments.errors import ConfigError
 from experiments.metrics import make_console
 from experiments.second_order import SecondOrder
@@ -29,7 +34,10 @@ def benchmark(
     check_llvmlite()
     console = make_console()
     say = partial(console.print, soft_wrap=True, highlight=False)
-    subjects = [subject_of(what, data_dir, second_order, say) for what in networks]
+    subjects = [
+        subject_of(what, conduct.targets, data_dir, second_order, say)
+        for what in networks
+    ]
     outcomes = []
     for subject in subjects:
         outcome = run_benchmark(subject, conduct, say)
@@ -40,6 +48,40 @@ def benchmark(
     if out is not None:
         for file in write_outcomes(outcomes, out, about(conduct)):
             say(str(file))
+
+
+def tradeoff(
+    run: Path,
+    conduct: Conduct,
+    out: Path | None,
+    data_dir: Path | None,
+    second_order: SecondOrder,
+) -> None:
+    """Draws accuracy against time and size, and stores the numbers beside."""
+    check_llvmlite()
+    console = make_console()
+    say = partial(console.print, soft_wrap=True, highlight=False)
+    subject = subject_of(str(run), conduct.targets, data_dir, second_order, say)
+    if not conduct.targets:
+        names = drawn_targets(subject.eval_targets)
+        conduct = dataclasses.replace(conduct, targets=names)
+    files = draw_tradeoff(subject, conduct, out or run / "tradeoff.png", console)
+    for file in files:
+        say(str(file))
+
+
+def draw_tradeoff(
+    subject: Subject, conduct: Conduct, picture: Path, console: Console
+) -> list[Path]:
+    """Measures, prints the table, and writes the picture and its numbers."""
+    say = partial(console.print, soft_wrap=True, highlight=False)
+    outcome = run_benchmark(subject, conduct, say)
+    setting = conduct.batches[0], conduct.threads[0]
+    console.print(console_table(outcome, *setting))
+    title = f"{outcome.name}: one model, compressed in one shot"
+    plot_tradeoff(outcome, setting, picture, title)
+    written = write_outcomes([outcome], picture.with_suffix(".json"), about(conduct))
+    return [picture, *written]
 
 
 def about(conduct: Conduct) -> dict[str, Any]:

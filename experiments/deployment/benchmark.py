@@ -39,7 +39,7 @@ class Conduct:
     batches: tuple[int, ...] = (1,)
     threads: tuple[int, ...] = (1,)
     rounds: int = 9
-    calibration: int = 256
+    calibration: int = 1000
     method: str = "minmax"
     judge: bool = True
     tune: bool = False

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -114,6 +115,8 @@ def load_onnxruntime(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
 
 def load_openvino(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
     """A request of OpenVINO on the processor."""
+    # Its telemetry would fork this process to send usage data; it does without.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     openvino = _import("openvino")
     settings = {
         "INFERENCE_NUM_THREADS": threads,

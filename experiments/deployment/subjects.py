@@ -9,9 +9,10 @@ import numpy as np
 from flax import nnx
 
 import cram_jax
+from experiments.config import RunConfig
 from experiments.deployment.network import Inputs, Network, Samples, Subject
 from experiments.errors import ConfigError
-from experiments.evaluation import check_targets, make_evaluation
+from experiments.evaluation import Evaluation, check_targets, make_evaluation
 from experiments.images import deployment as images
 from experiments.images.config import ModelConfig
 from experiments.images.models import CIFAR_RESNETS, IMAGENET_RESNETS, make_model
@@ -40,6 +41,7 @@ LENGTH = 128
 
 def subject_of(
     what: str,
+    targets: tuple[str, ...],
     data_dir: Path | None,
     second_order: SecondOrder,
     say: Callable[[str], Any],
@@ -48,16 +50,21 @@ def subject_of(
 
     Args:
       what: the directory of a run, or the name of a network.
+      targets: what it will be compressed to.
       data_dir: where tensorflow-datasets keeps its data; None: where the run found it.
       second_order: how the target ``o90`` goes about it.
       say: told what is worth knowing of a run.
 
     Raises:
-      ConfigError: it is neither.
+      ConfigError: it is neither, or a target fits no layer of it.
       RunError: the run cannot be read.
     """
     if (Path(what) / "config.json").exists():
-        return _of_run(Path(what), data_dir, second_order, say)
+        config, data, task, *model = open_run(Path(what), data_dir, say)
+        check_targets(targets, config, task)
+        evaluation = make_evaluation(config, data, task, second_order)
+        name = Path(what).name
+        return subject_of_model(name, config, data, evaluation, *model)
     if what in SIDES:
         return _random_images(what)
     if what in BERTS:
@@ -66,31 +73,39 @@ def subject_of(
     raise ConfigError(f"{what} is neither the directory of a run nor one of {names}")
 
 
-def _of_run(
-    run: Path, data_dir: Path | None, second_order: SecondOrder, say: Any
+def subject_of_model(
+    name: str,
+    config: RunConfig,
+    data: Any,
+    evaluation: Evaluation,
+    params: Any,
+    batch_stats: Any,
 ) -> Subject:
-    config, data, task, params, batch_stats = open_run(run, data_dir, say)
-    evaluation = make_evaluation(config, data, task, second_order)
+    """The subject of a trained model; batch norm is recalibrated for every target."""
     kind = kind_of(config)
 
     def compress(target: str) -> Network:
-        check_targets((target,), config, task)
+        if target == "dense":
+            return kind.deploy(config, data, params, batch_stats)
         compressed = evaluation.compress(params, target, batch_stats).params
-        statistics = batch_stats
-        if target != "dense":
-            statistics = evaluation.recalibrate(compressed, batch_stats)
+        statistics = evaluation.recalibrate(compressed, batch_stats)
         return kind.deploy(config, data, compressed, statistics)
 
-    samples = kind.samples(config, data)
-    return Subject(run.name, compress, samples, config.eval_targets)
+    return Subject(name, compress, kind.samples(config, data), config.eval_targets)
 
 
 def _random_images(name: str) -> Subject:
     config: Any = ModelConfig(name=name)  # type: ignore[arg-type]
     side, classes = SIDES[name], 1000 if name in IMAGENET_RESNETS else 10
-    model = make_model(config, 3, classes, nnx.Rngs(0))
-    _, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
-    params, batch_stats = map(nnx.to_pure_dict, states)
+
+    @jax.jit
+    def init() -> tuple[Any, Any]:
+        model = make_model(config, 3, classes, nnx.Rngs(0))
+        _, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+        params, batch_stats = map(nnx.to_pure_dict, states)
+        return params, batch_stats
+
+    params, batch_stats = init()
 
     def deploy(params: Any) -> Network:
         shape = (side, side, 3)

@@ -14,6 +14,7 @@ from experiments.verbs.evaluate import Evaluate
 from experiments.verbs.export import Export
 from experiments.verbs.recipes import Recipes
 from experiments.verbs.report import Report
+from experiments.verbs.tradeoff import Tradeoff
 from experiments.verbs.train import Train
 
 
@@ -33,6 +34,7 @@ VERBS: dict[str, type[Verb]] = {
     "evaluate": Evaluate,
     "report": Report,
     "benchmark": Benchmark,
+    "tradeoff": Tradeoff,
     "export": Export,
     "recipes": Recipes,
     "demo": Demo,

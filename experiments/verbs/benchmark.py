@@ -55,7 +55,7 @@ class Benchmark:
     """Numbers of threads."""
     rounds: int = 9
     """Measurements of each engine."""
-    calibration: int = 256
+    calibration: int = 1000
     """Training examples that INT8 is calibrated with."""
     method: Literal["minmax", "percentile", "least_squares"] = "minmax"
     """How our engine chooses the ranges of INT8 activations."""
