@@ -146,7 +146,7 @@ def _load(
     say: Callable[[str], Any],
 ) -> dict[Pair, dict[int, Loaded]]:
     loaded: dict[Pair, dict[int, Loaded]] = {}
-    missing: set[str] = set()
+    missing: dict[str, list[str]] = {}
     for name, target in pairs:
         info, deployment = ENGINES[name], deployments[target]
         try:
@@ -154,9 +154,9 @@ def _load(
                 threads: info.load(deployment, threads) for threads in conduct.threads
             }
         except ImportError as error:
-            if name not in missing:
-                say(f"{info.label} is left out: {error}")
-            missing.add(name)
+            missing.setdefault(str(error), []).append(info.label)
+    for reason, labels in missing.items():
+        say(f"left out: {', '.join(dict.fromkeys(labels))} ({reason})")
     return loaded
 
 
