@@ -10,10 +10,13 @@ from flax import nnx
 from experiments.errors import ConfigError
 from experiments.images.config import ImageConfig, ModelConfig
 from experiments.images.data import Dataset, load
+from experiments.images.deployment import deploy, samples
 from experiments.images.models import read_layer_widths
 from experiments.images.task import classification, make_network
 from experiments.images.torchvision import load_torchvision
 from experiments.task import Model, Task
+
+__all__ = ["deploy", "samples"]
 
 SOURCES = "a run's directory or a file of torchvision's weights"
 WEIGHT_FILES: tuple[str, ...] = (".safetensors", ".pth", ".pt")

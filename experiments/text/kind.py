@@ -21,6 +21,7 @@ from experiments.text.data import (
     read_questions,
     vocabulary_of,
 )
+from experiments.text.deployment import deploy, samples
 from experiments.text.files import read_labelled
 from experiments.text.huggingface import save_bert
 from experiments.text.network import Network, check_weights
@@ -31,7 +32,7 @@ from experiments.text.tokenization import (
     vocabulary_files,
 )
 
-__all__ = ["check_weights"]
+__all__ = ["check_weights", "deploy", "samples"]
 
 SOURCES = "a run's directory"
 WEIGHT_FILES: tuple[str, ...] = ()

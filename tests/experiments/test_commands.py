@@ -1,6 +1,7 @@
 """The command line, from end to end, in this process."""
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -178,6 +179,12 @@ def test_a_tiny_demo_compares_the_methods(data_dir, tmp_path, capsys, monkeypatc
     model = ModelConfig(widths=(4,), blocks=(1,))
     small = dataclasses.replace(digits.config, model=model, optimizer=optimizer)
     monkeypatch.setattr(digits, "config", small)
+    blocks = dataclasses.replace(
+        digits.blocks,
+        optimizer=dataclasses.replace(optimizer, train_targets=("b50",)),
+        eval_targets=("dense", "b50"),
+    )
+    monkeypatch.setattr(digits, "blocks", blocks)
     out = tmp_path / "demo"
     command = f"demo --seeds 1 --epochs 1 --run {out} --data-dir {data_dir}"
     assert main(command.split()) == 0
@@ -185,6 +192,8 @@ def test_a_tiny_demo_compares_the_methods(data_dir, tmp_path, capsys, monkeypatc
     results = load_results(out / "results.json")
     assert list(results["methods"]) == ["SGD", "SGD*", "SAM", "CrAM+"]
     assert (out / "accuracy_vs_sparsity.png").exists()
+    if importlib.util.find_spec("llvmlite"):
+        assert (out / "tradeoff.png").exists()
     sgd = results["methods"]["SGD"]["runs"][0]["config"]
     assert (sgd["epochs"], sgd["optimizer"]["rule"]) == (2, "none")
     assert load_config(out / "sgd-seed0") == from_dict(sgd)
