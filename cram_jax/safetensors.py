@@ -123,6 +123,7 @@ class Writer:
         self.path, self.metadata = Path(path), dict[str, str]()
         self._arrays: dict[int, dict[str, Any]] = {size: {} for size in _SIZES}
         self._spools: dict[int, IO[bytes]] = {}
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -140,7 +141,9 @@ class Writer:
             raise ValueError(f"two arrays are called {name!r}")
         size = array.itemsize
         if size not in self._spools:
-            self._spools[size] = tempfile.TemporaryFile(dir=self.path.parent)
+            self._spools[size] = self._open.enter_context(
+                tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115
+            )
         self._arrays[size][name] = array.dtype, array.shape
         self._spools[size].write(np.ascontiguousarray(array).tobytes())
 
@@ -150,12 +153,9 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
+        with self._open:
             if kind is None:
                 self._finish()
-        finally:
-            for spool in self._spools.values():
-                spool.close()
 
     def _finish(self) -> None:
         arrays = {n: a for size in _SIZES for n, a in self._arrays[size].items()}
@@ -248,9 +248,7 @@ def _header_size(content: bytes, length: int) -> int:
     return int(size)
 
 
-def _parse_header(
-    text: bytes, length: int
-) -> tuple[dict[str, Entry], dict[str, str]]:
+def _parse_header(text: bytes, length: int) -> tuple[dict[str, Entry], dict[str, str]]:
     header = parse_json(text)
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")

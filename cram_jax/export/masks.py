@@ -72,8 +72,12 @@ def _encode_gaps(mask: np.ndarray) -> np.ndarray:
     unary = np.zeros(int(ends[-1]) + 1 if len(ends) else 0, np.uint8)
     unary[ends] = 1
     low = (gaps[:, None] >> np.arange(shift)[::-1]) & 1
-    parts = [[shift], np.packbits(unary), np.packbits(low.astype(np.uint8))]
-    return np.concatenate(parts).astype(np.uint8)
+    parts = [
+        np.array([shift], np.uint8),
+        np.packbits(unary),
+        np.packbits(low.astype(np.uint8)),
+    ]
+    return np.concatenate(parts)
 
 
 def _size_of_gaps(gaps: np.ndarray, shift: int) -> int:

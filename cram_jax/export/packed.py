@@ -105,11 +105,14 @@ def save_packed(
       True
     """
     check_choice("values", values, get_args(Values))
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.float32), params
+    )
     layout: dict[str, dict[str, Any]] = {}
     dense_bytes, exact = 0, True
     with safetensors.Writer(path) as file:
         for (name, leaf), own in zip(
-            named_leaves(params), axes_of(params, axes), strict=True
+            named_leaves(params), axes_of(shapes, axes), strict=True
         ):
             _check_name(name, name)
             array = np.asarray(leaf)
@@ -150,7 +153,7 @@ def load_packed(path: str | os.PathLike[str], *, like: Params | None = None) -> 
     if like is None:
         return dict(file)
     wanted = named_leaves(like)
-    shapes = {name: tuple(jnp.shape(leaf)) for name, leaf in wanted}
+    shapes = {name: tuple(np.shape(leaf)) for name, leaf in wanted}
     if shapes != file.shapes:
         name = min(
             n for n in {*shapes, *file.shapes} if shapes.get(n) != file.shapes.get(n)
@@ -341,9 +344,11 @@ def _read_layout(file: safetensors.File) -> dict[str, _Layout]:
 
 
 def _check_layout(name: str, entry: Any) -> _Layout:
-    fields = set(_Layout.__dataclass_fields__)
-    if not isinstance(entry, dict) or set(entry) != fields:
-        raise ValueError(f"leaf {name!r} must have {sorted(fields)}, got {entry!r:.100}")
+    fields = list(_Layout.__dataclass_fields__)
+    if not isinstance(entry, dict) or sorted(entry) != sorted(fields):
+        raise ValueError(
+            f"leaf {name!r} must have {sorted(fields)}, got {entry!r:.100}"
+        )
     shape, kept = entry["shape"], entry["kept"]
     numbers = shape if isinstance(shape, list) and len(shape) <= 8 else [None]
     if any(type(n) is not int or n < 0 or n >> 48 for n in [*numbers, kept]):
@@ -396,7 +401,11 @@ def _unpack(name: str, layout: _Layout, file: safetensors.File) -> np.ndarray:
 def _check_name(name: str, what: str) -> None:
     """Raises unless a name is a path below a root, with nothing that leaves it."""
     parts = name.split("/")
-    if not name.isprintable() or {"", ".", ".."} & set(parts) or set(name) & {":", "\\"}:
+    if (
+        not name.isprintable()
+        or {"", ".", ".."} & set(parts)
+        or set(name) & {":", "\\"}
+    ):
         raise ValueError(
             f"{what} must be named by a path such as 'dense/kernel', without ':', "
             f"'\\\\' and '..', got {name!r:.100}"
