@@ -55,8 +55,8 @@ def sparse_gpt(
       bits: width of the integers to round the weights to, as `cram_jax.fake_quant`
         does by default; the scale of an output is that of its dense weights. None: the
         weights are not rounded. With a sparsity of 0 this is GPTQ.
-      block: how many inputs have their masks chosen together; of (n, m) a multiple
-        of m, and only a matter of speed.
+      block: how many inputs have their masks chosen together. With (n, m) it matters
+        only for speed.
       damping: :math:`\lambda` as a share of the mean of the diagonal, above 0.
       where: which leaves, see `cram_jax.prunable`.
       axes: what is known of the axes, see `cram_jax.axes_of`.
@@ -84,10 +84,6 @@ def sparse_gpt(
     if bits is not None:
         check_integer("bits", bits, 2, 16)
     check_integer("block", block, 1)
-    if isinstance(sparsity, tuple) and block % sparsity[1]:
-        raise ValueError(
-            f"block must be a multiple of m={sparsity[1]} for {sparsity}, got {block}"
-        )
     check_positive("damping", damping)
     return SparseGPT(
         layer_inputs(grams),
@@ -132,9 +128,11 @@ class SparseGPT(LeafProjector):
         weights, gram = self.inputs.matrices(leaf)
         _, inputs, outputs = weights.shape
         block = min(self.block, inputs)
+        group, share = None, self.sparsity
+        if isinstance(share, tuple):
+            group, share = share, 0.0
+            block = max(block // group[1], 1) * group[1]  # groups lie within blocks
         sizes = [min(block, inputs - i) * outputs for i in range(0, inputs, block)]
-        group = self.sparsity if isinstance(self.sparsity, tuple) else None
-        share = 0.0 if isinstance(self.sparsity, tuple) else self.sparsity
         pruned, masks = _prune(
             weights,
             gram,
