@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import commands
 from experiments.__main__ import main
+from experiments.commands import evaluate as evaluation_command
 from experiments.images.config import ModelConfig
 from experiments.recipes import digits
 from experiments.results import load_results
@@ -70,7 +70,7 @@ def test_evaluate_prints_a_table(run, data_dir, capsys):
 
 def test_a_stopped_evaluation_goes_on(run, data_dir, monkeypatch, capsys):
     command = f"evaluate {run} --targets k60 2:4 --data-dir {data_dir}".split()
-    evaluate = commands.evaluate_target
+    evaluate = evaluation_command.evaluate_target
     seen = []
 
     def stopped(*args, **kwargs):
@@ -79,7 +79,7 @@ def test_a_stopped_evaluation_goes_on(run, data_dir, monkeypatch, capsys):
             raise KeyboardInterrupt
         return evaluate(*args, **kwargs)
 
-    monkeypatch.setattr(commands, "evaluate_target", stopped)
+    monkeypatch.setattr(evaluation_command, "evaluate_target", stopped)
     assert main(command) == 130
     assert (run / "evaluation.part.json").exists()
     assert main(command) == 0
