@@ -5,6 +5,7 @@ offer. A folder is imported when a run of its kind is at hand: jax, its networks
 data take seconds.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -50,12 +51,36 @@ class Kind(Protocol):
         """
         ...
 
+    def network(self, config: Any, data: Any, params: Any, batch_stats: Any) -> Any:
+        """The network of a run with its weights, as an NNX module."""
+        ...
+
+    def make_task(self, config: Any, data: Any) -> "Task":
+        """The task of a configuration on data that were read before."""
+        ...
+
+    def smaller_model(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """The model configuration of a network whose parameters became smaller.
+
+        Args:
+          config: the run before.
+          shapes: of the parameters, by path.
+
+        Raises:
+          ConfigError: the configuration cannot say it.
+        """
+        ...
+
     def resolve(self, config: Any) -> Any:
         """Completes a configuration by what its data say, such as their labels."""
         ...
 
     def check_weights(self, config: Any) -> None:
         """Raises if the published weights that a run starts from do not fit it."""
+        ...
+
+    def check_teacher(self, config: Any, theirs: Any, run: Path) -> None:
+        """Raises if another run cannot teach one, such as with other tokens."""
         ...
 
     def load_weights(self, config: Any, file: Path, classes: int | None) -> "Model":
