@@ -14,6 +14,7 @@ from experiments.images.config import ImageConfig
 from experiments.text.config import TextConfig
 
 if TYPE_CHECKING:
+    from experiments.deployment.network import Network, Samples
     from experiments.task import Model, Task
 
 CONFIGS: dict[str, type[RunConfig]] = {
@@ -48,6 +49,10 @@ class Kind(Protocol):
           The data, whose ``train`` and ``evaluation`` the task understands, and the
           task.
         """
+        ...
+
+    def network(self, config: Any, data: Any, params: Any, batch_stats: Any) -> Any:
+        """The network of a run with its weights, as an NNX module."""
         ...
 
     def make_task(self, config: Any, data: Any) -> "Task":
@@ -94,6 +99,16 @@ class Kind(Protocol):
         self, config: Any, params: Any, run: Path, out: Path, vocabulary: Path | None
     ) -> None:
         """Writes a model as others store it, with the vocabulary of the run or this."""
+        ...
+
+    def deploy(
+        self, config: Any, data: Any, params: Any, batch_stats: Any
+    ) -> "Network":
+        """The network of a run, with these parameters, as engines take it."""
+        ...
+
+    def samples(self, config: Any, data: Any) -> "Samples":
+        """The examples of a run, as engines take them."""
         ...
 
 

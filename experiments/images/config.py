@@ -131,3 +131,10 @@ class ImageConfig(RunConfig):
     name: str = "digits"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+
+    def check_inputs(self) -> None:
+        """See `RunConfig.check_inputs`; a folder of images, if that is the data."""
+        if self.data.name == "folder":
+            from experiments.images.folder import read_folder
+
+            read_folder(self.data.folder)

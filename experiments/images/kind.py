@@ -5,13 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
+
 from experiments.errors import ConfigError
 from experiments.images.config import ImageConfig, ModelConfig
 from experiments.images.data import Dataset, load
+from experiments.images.deployment import deploy, samples
 from experiments.images.models import read_layer_widths
-from experiments.images.task import classification
+from experiments.images.task import classification, make_network
 from experiments.images.torchvision import load_torchvision
 from experiments.task import Model, Task
+
+__all__ = ["deploy", "samples"]
 
 SOURCES = "a run's directory or a file of torchvision's weights"
 WEIGHT_FILES: tuple[str, ...] = (".safetensors", ".pth", ".pt")
@@ -40,6 +45,14 @@ def smaller_model(
             f"knows: shrink its arrays with cram_jax.structure"
         )
     return dataclasses.replace(config.model, layer_widths=read_layer_widths(shapes))
+
+
+def network(
+    config: ImageConfig, data: Dataset, params: Any, batch_stats: Any
+) -> nnx.Module:
+    """See `Kind`."""
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make_network(config, data, 0)))
+    return nnx.merge(graph, params, batch_stats)
 
 
 def check_weights(config: ImageConfig) -> None:

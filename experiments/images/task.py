@@ -39,11 +39,13 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
       ConfigError: the model does not suit the size of the images.
     """
     check_images(config.model, data.shape[:2])
-    graph = nnx.graphdef(nnx.eval_shape(lambda: _network(config, data, 0)))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make_network(config, data, 0)))
 
     @jax.jit
     def init(seed: int) -> tuple[Any, Any]:
-        _, *states = nnx.split(_network(config, data, seed), nnx.Param, nnx.BatchStat)
+        _, *states = nnx.split(
+            make_network(config, data, seed), nnx.Param, nnx.BatchStat
+        )
         params, batch_stats = map(nnx.to_pure_dict, states)
         return params, batch_stats
 
@@ -51,8 +53,7 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
         params: Any, batch_stats: Any, images: jax.Array, training: bool
     ) -> tuple[jax.Array, Any]:
         model = nnx.merge(graph, params, batch_stats, copy=True)
-        images = (images.astype(jnp.float32) - data.mean) / data.std
-        logits = model(images, training=training)
+        logits = model(data.normalize(images), training=training)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     def loss_fn(
@@ -115,7 +116,8 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
     )
 
 
-def _network(config: ImageConfig, data: Dataset, seed: int) -> nnx.Module:
+def make_network(config: ImageConfig, data: Dataset, seed: int) -> nnx.Module:
+    """The network of a run, for the images and classes of its data."""
     return make_model(
         config.model,
         channels=data.shape[-1],

@@ -3,10 +3,11 @@
 import dataclasses
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from experiments.config import Dtype, RunConfig, check, check_at_least, check_numbers
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,3 +232,22 @@ class TextConfig(RunConfig):
         for name in ("train_file", "eval_file"):
             fits = getattr(self, name) is None or self.data.name in FROM_FILES
             check(self, name, fits, f"left out for {self.data.name}")
+
+    def check_inputs(self) -> None:
+        """See `RunConfig.check_inputs`; files of texts, and weights to start from."""
+        for name in ("train_file", "eval_file"):
+            file = getattr(self, name)
+            if file is None and self.data.name == "file":
+                flag = name.replace("_", "-")
+                raise ConfigError(
+                    f"{self.name} reads labelled texts of your own: name a CSV or "
+                    f"JSONL file with --{flag}"
+                )
+            if file is not None and not Path(file).exists():
+                form = "; it should be SQuAD v1.1 JSON" * (self.data.name == "squad")
+                raise DataError(f"{file} is missing{form}")
+        if self.weights == "" and self.init_from is None:
+            raise ConfigError(
+                f"{self.name} starts from trained weights: name their directory with "
+                f"--weights, or a run's with --init-from"
+            )

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flax import nnx
+
 from experiments.batches import Arrays
 from experiments.datasets import default_data_dir
 from experiments.errors import ConfigError, DataError, VocabularyError, cannot_write
@@ -19,6 +21,7 @@ from experiments.text.data import (
     read_questions,
     vocabulary_of,
 )
+from experiments.text.deployment import deploy, samples
 from experiments.text.files import read_labelled
 from experiments.text.huggingface import save_bert
 from experiments.text.network import Network, check_weights
@@ -29,7 +32,7 @@ from experiments.text.tokenization import (
     vocabulary_files,
 )
 
-__all__ = ["check_weights"]
+__all__ = ["check_weights", "deploy", "samples"]
 
 SOURCES = "a run's directory"
 WEIGHT_FILES: tuple[str, ...] = ()
@@ -74,6 +77,14 @@ def prepare(
     """See `Kind`."""
     del workers
     return load_text(config, data_dir), text_task(config)
+
+
+def network(
+    config: TextConfig, data: TextDataset, params: Any, batch_stats: Any
+) -> nnx.Module:
+    """See `Kind`."""
+    del data, batch_stats
+    return _family(config).network(config).module(params)
 
 
 def make_task(config: TextConfig, data: TextDataset) -> Task:
@@ -149,13 +160,7 @@ def resolve(config: TextConfig) -> TextConfig:
     """Names the labels of the training file in the configuration."""
     if config.data.name != "file" or config.data.labels:
         return config
-    for name in ("train_file", "eval_file"):
-        if not getattr(config, name):
-            flag = name.replace("_", "-")
-            raise ConfigError(
-                f"{config.name} reads labelled texts of your own: name a CSV or JSONL "
-                f"file with --{flag}"
-            )
+    config.check_inputs()
     data = config.data
     rows = read_labelled(str(config.train_file), data.text_columns, data.label_column)
     labels = tuple(sorted({row.label for row in rows}))

@@ -16,7 +16,7 @@ from cram_jax.structure import Structure, trace_structure
 from experiments.batches import Batch, Source
 from experiments.channels import CoupledChannels
 from experiments.distillation import distilled
-from experiments.errors import ConfigError, WeightsError
+from experiments.errors import WeightsError
 from experiments.targets import LeafFilters
 from experiments.text.config import BertConfig, TextConfig
 from experiments.text.huggingface import HEADS, Model, load_bert, read_config
@@ -173,11 +173,7 @@ def check_weights(config: TextConfig) -> None:
     """
     if config.weights is None:
         return
-    if not config.weights:
-        raise ConfigError(
-            f"{config.name} starts from trained weights: name their directory with "
-            f"--weights, or a run's with --init-from"
-        )
+    config.check_inputs()
     theirs, ours = read_config(config.weights), config.model
     names = [field.name for field in dataclasses.fields(BertConfig)]
     wrong = {

@@ -1,6 +1,7 @@
 """The command line, from end to end, in this process."""
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -178,6 +179,12 @@ def test_a_tiny_demo_compares_the_methods(data_dir, tmp_path, capsys, monkeypatc
     model = ModelConfig(widths=(4,), blocks=(1,))
     small = dataclasses.replace(digits.config, model=model, optimizer=optimizer)
     monkeypatch.setattr(digits, "config", small)
+    blocks = dataclasses.replace(
+        digits.blocks,
+        optimizer=dataclasses.replace(optimizer, train_targets=("b50",)),
+        eval_targets=("dense", "b50"),
+    )
+    monkeypatch.setattr(digits, "blocks", blocks)
     out = tmp_path / "demo"
     command = f"demo --seeds 1 --epochs 1 --run {out} --data-dir {data_dir}"
     assert main(command.split()) == 0
@@ -185,6 +192,8 @@ def test_a_tiny_demo_compares_the_methods(data_dir, tmp_path, capsys, monkeypatc
     results = load_results(out / "results.json")
     assert list(results["methods"]) == ["SGD", "SGD*", "SAM", "CrAM+"]
     assert (out / "accuracy_vs_sparsity.png").exists()
+    if importlib.util.find_spec("llvmlite"):
+        assert (out / "tradeoff.png").exists()
     sgd = results["methods"]["SGD"]["runs"][0]["config"]
     assert (sgd["epochs"], sgd["optimizer"]["rule"]) == (2, "none")
     assert load_config(out / "sgd-seed0") == from_dict(sgd)
@@ -200,3 +209,33 @@ def test_the_package_is_a_program():
     )
     assert finished.returncode == 1
     assert finished.stderr == "error: nowhere is not a run: it has no config.json\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train own_images", "images of your own need --data.folder"),
+        ("train own_images --data.folder nowhere", "there is no folder nowhere"),
+        (
+            "train own_texts --weights BERT",
+            "JSONL file with --train-file",
+        ),
+        (
+            "train own_texts --weights BERT --train-file no.csv --eval-file no.csv",
+            "no.csv is missing",
+        ),
+        ("train sst2", "name their directory with --weights"),
+        (
+            "train squad --weights B --train-file no.json",
+            "it should be SQuAD v1.1 JSON",
+        ),
+    ],
+)
+def test_what_is_not_named_or_not_there_is_said_before_jax_starts(
+    command, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
