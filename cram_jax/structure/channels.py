@@ -1,8 +1,7 @@
 """A projector that removes whole channels, heads and units."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
-from fractions import Fraction
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,9 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax import Projection, Projector
+from cram_jax.sparsity import (
+    Drawn,
+    Number,
+    Traced,
+    check_sparsity,
+    kept_count,
+    sparsity_now,
+    sparsity_value,
+)
 from cram_jax.structure.choosing import WhereFamily, choose
 from cram_jax.structure.costs import share, total
-from cram_jax.structure.groups import group_masks, leaves_like
+from cram_jax.structure.groups import group_masks, has_groups, leaves_like
 from cram_jax.structure.ranking import Rank, producer_norm
 from cram_jax.structure.stacks import one_layer, stacked_leaves
 from cram_jax.structure.structure import Structure
@@ -20,7 +28,7 @@ from cram_jax.validation import check_choice, check_integer
 
 
 def channels(
-    sparsity: float,
+    sparsity: Number,
     structure: Structure,
     *,
     scope: Literal["global", "family"] = "global",
@@ -47,7 +55,7 @@ def channels(
     groups stay as fit, in the order of their rank, to the precision of float32.
 
     Args:
-      sparsity: 0 <= sparsity < 1.
+      sparsity: 0 <= sparsity < 1; a number or a scalar array, which may be traced.
       structure: of the parameters that are projected: see `trace_structure` and, if
         that also saw batch statistics, `Structure.part`.
       scope: "global" or "family".
@@ -83,12 +91,7 @@ def channels(
       >>> compress(params, channels(1 / 3, structure)).params["b"]
       Array([0., 1., 1.], dtype=float32)
     """
-    if isinstance(sparsity, bool) or not isinstance(
-        sparsity, int | float | np.integer | np.floating
-    ):
-        raise TypeError(f"sparsity must be a number, got {sparsity!r}")
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must be at least 0 and below 1, got {sparsity!r}")
+    check_sparsity(sparsity)
     if not isinstance(structure, Structure):
         raise TypeError(f"structure must be a Structure, got {structure!r}")
     check_choice("scope", scope, ("global", "family"))
@@ -100,7 +103,7 @@ def channels(
     if where is not None and not callable(where) and not isinstance(where, str):
         where = tuple(where)
     projector = Channels(
-        float(sparsity),
+        sparsity_value(sparsity),
         structure,
         scope=scope,
         of=of,
@@ -134,7 +137,7 @@ class Block(NamedTuple):
 class Channels(Projector):
     """See `channels`."""
 
-    sparsity: float
+    sparsity: Any
     structure: Structure
     _: KW_ONLY
     scope: Literal["global", "family"] = "global"
@@ -157,6 +160,23 @@ class Channels(Projector):
     def draws(self) -> bool:
         """It does not."""
         return False
+
+    @property
+    def shared(self) -> Hashable:
+        """Itself with another sparsity."""
+        return None if isinstance(self.sparsity, Traced) else replace(self, sparsity=0)
+
+    def drawn(self, members: Sequence["Channels"], index: jax.Array) -> "Channels":
+        """Itself with the sparsity of ``members[index]``."""
+        return replace(self, sparsity=Drawn(tuple(m.sparsity for m in members), index))
+
+    def changes(self, params: Any) -> list[bool]:
+        """Those that channels can be removed from."""
+        del params
+        return [
+            any(has_groups(leaf, axis) for axis in range(len(leaf.shape)))
+            for leaf in self.structure.leaves
+        ]
 
     def project(
         self, params: Any, state: Any, key: jax.Array | None
@@ -242,6 +262,8 @@ class Channels(Projector):
         families = self._families()
         if self.by_layer:
             self._layers()
+        if isinstance(self.sparsity, Traced):
+            return
         scopes = [families] if self.scope == "global" else [[f] for f in families]
         for members in scopes:
             stays = sum(b.size for b in self._blocks(members) if b.stays)
@@ -325,11 +347,14 @@ class Channels(Projector):
     ) -> jax.Array:
         """How many blocks stay, from the best on."""
         sizes = np.array([block.size for block in blocks])
+        fixed = sum(block.stays for block in blocks)
         if self.of == "groups":
             may_stay = kept_count(int(sizes.sum()), self.sparsity)
-            return jnp.sum(jnp.cumsum(jnp.asarray(sizes)[order]) <= may_stay)
+            fits = jnp.cumsum(jnp.asarray(sizes)[order]) <= may_stay
+            # A traced sparsity could not be checked before.
+            return jnp.maximum(jnp.sum(fits), fixed)
         costs = self.structure.costs
-        terms, limit = getattr(costs, self.of), 1 - self.sparsity
+        terms, limit = getattr(costs, self.of), 1 - sparsity_now(self.sparsity)
 
         def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> Any:
             low, high = bounds  # low blocks fit, high ones do not
@@ -337,7 +362,6 @@ class Channels(Projector):
             fits = share(terms, costs.parts, keep_first(middle)) <= limit
             return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
 
-        fixed = sum(block.stays for block in blocks)
         bounds = jnp.array(fixed), jnp.array(len(blocks) + 1)
         turns = (len(blocks) + 1).bit_length()
         return jax.lax.fori_loop(0, turns, halve, bounds)[0]
@@ -346,13 +370,3 @@ class Channels(Projector):
         masks = jax.tree.leaves(group_masks(self.structure, kept))
         treedef: Any = jax.tree.structure(params)
         return treedef.unflatten(masks)
-
-
-def kept_count(size: int, sparsity: float) -> int:
-    """``size - floor(sparsity * size)``, the sparsity read as it prints."""
-    exact = Fraction(str(sparsity)) * size
-    nearest = round(exact)
-    # A share such as 1/3 is not exact as a decimal: forgive it its rounding.
-    if abs(exact - nearest) <= Fraction(size, 2**52):
-        return size - min(nearest, size - 1)
-    return size - int(exact)
