@@ -13,6 +13,8 @@ from cram_jax.losses import loss_scaled, subsampled
 # Projectors: what the model is trained for, and compressed with.
 from cram_jax.sparsity import n_m, top_k
 from cram_jax.quantization import fake_quant
+from cram_jax.microscaling import mxfp4, nvfp4
+from cram_jax.nested import nested
 from cram_jax.combinators import compose, identity, one_of
 from cram_jax.caching import CachedState, cached
 from cram_jax.projector import Projection, Projector, stateless
@@ -53,7 +55,10 @@ __all__ = [
     "keep_pruned",
     "loss_scaled",
     "matching",
+    "mxfp4",
     "n_m",
+    "nested",
+    "nvfp4",
     "one_of",
     "prunable",
     "recalibrate",
