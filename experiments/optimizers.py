@@ -1,6 +1,5 @@
 """From a configuration to an optax chain: the only place that spells one."""
 
-import operator
 import re
 from collections.abc import Callable
 from typing import Any
@@ -45,10 +44,10 @@ def make_optimizer(
         base = [optax.clip_by_global_norm(config.clip_norm), *base]
     if config.frozen:
         frozen = _matching(config.frozen)
-        freeze = optax.masked(optax.set_to_zero(), frozen)
-        trained = optax.masked(optax.chain(*base), _negated(frozen))
+        kinds = {True: optax.set_to_zero(), False: optax.chain(*base)}
         # Before the rule too: a frozen leaf takes no part in the ascent.
-        chain = [freeze, rule, trained, freeze]
+        freeze = optax.masked(optax.set_to_zero(), frozen)
+        chain = [freeze, rule, optax.partition(kinds, frozen)]
     else:
         chain = [rule, *base]
     if config.keep_pruned:
@@ -114,10 +113,6 @@ def _matching(pattern: str) -> Callable[[Any], Any]:
         return found
 
     return mask
-
-
-def _negated(mask: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda tree: jax.tree.map(operator.not_, mask(tree))
 
 
 def _update_rule(

@@ -7,12 +7,15 @@ does the work, mostly by `experiments.commands`, and imports what needs jax.
 
 from typing import Protocol
 
+from experiments.verbs.benchmark import Benchmark
 from experiments.verbs.compress import Compress
 from experiments.verbs.demo import Demo
 from experiments.verbs.evaluate import Evaluate
 from experiments.verbs.export import Export
 from experiments.verbs.recipes import Recipes
 from experiments.verbs.report import Report
+from experiments.verbs.shrink import Shrink
+from experiments.verbs.tradeoff import Tradeoff
 from experiments.verbs.train import Train
 
 
@@ -29,8 +32,11 @@ class Verb(Protocol):
 VERBS: dict[str, type[Verb]] = {
     "train": Train,
     "compress": Compress,
+    "shrink": Shrink,
     "evaluate": Evaluate,
     "report": Report,
+    "benchmark": Benchmark,
+    "tradeoff": Tradeoff,
     "export": Export,
     "recipes": Recipes,
     "demo": Demo,
