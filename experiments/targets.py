@@ -21,6 +21,9 @@ Form = Literal[
     "blocks",
     "n of m",
     "quantised",
+    "nested",
+    "mxfp4",
+    "nvfp4",
 ]
 Scope = Literal["global", "layer", "blocks", "channels"]
 
@@ -33,7 +36,10 @@ FORMS: dict[Form, str] = {
     "second order": f"o{NUMBER}",
     "blocks": rf"b{NUMBER}(?:@(\d{{1,4}})x(\d{{1,4}}))?",
     "n of m": r"(\d{1,4}):(\d{1,4})",
-    "quantised": r"(\d{1,4})bit",
+    "quantised": r"(\d{1,4})bit(?:@(\d{1,4}))?",
+    "nested": r"nested(\d)",
+    "mxfp4": "mxfp4",
+    "nvfp4": "nvfp4",
 }
 BLOCK = (4, 2)
 """Inputs and outputs of a block, the shape that the engine computes fastest."""
@@ -41,7 +47,8 @@ BLOCK = (4, 2)
 EXPECTED = (
     "expected dense, k90 (90 % zeros), u90 (in every layer), b90 (in blocks of 4 "
     "inputs x 2 outputs; b90@8x1 for others), c50 (50 % of the channels), 2:4 (n of "
-    "m), 4bit, or several joined by +, such as k90+4bit; or o90 (second order, when "
+    "m), 4bit (4bit@32 in blocks of 32 inputs), nested4 (leading bits of 8), mxfp4, "
+    "nvfp4, or several joined by +, such as k90+4bit; or o90 (second order, when "
     "evaluated)"
 )
 
@@ -83,8 +90,10 @@ def parse(target: str) -> tuple[Part, ...]:
         ``b90`` (90 % of the blocks of every layer, blocks of 4 inputs and 2 outputs, or
         of another shape as in ``b90@8x1``); ``c50`` (50 % of the channels of all layers
         together; of a BERT, of the heads and of the hidden units); ``2:4`` (n of every
-        m); ``4bit`` (fake quantisation); ``o90`` (second-order pruning); or several
-        applied in order, such as ``k90+4bit``.
+        m); ``4bit`` (fake quantisation; ``4bit@32`` with a float16 scale for each 32
+        inputs, as ``MatMulNBits`` has); ``nested4`` (the leading 4 of 8 bits);
+        ``mxfp4``; ``nvfp4``; ``o90`` (second-order pruning); or several applied in
+        order, such as ``k90+4bit``.
 
     Returns:
       Its parts, in order.
@@ -151,7 +160,23 @@ def projector(
                 made.append(cram_jax.identity())
                 continue
             case "quantised":
-                made.append(cram_jax.fake_quant(*part.numbers, where=where))
+                bits, *block = part.numbers
+                made.append(
+                    cram_jax.fake_quant(
+                        bits, block=block[0], scale="float16", where=where
+                    )
+                    if block
+                    else cram_jax.fake_quant(bits, where=where)
+                )
+                continue
+            case "nested":
+                made.append(cram_jax.nested(*part.numbers, where=where))
+                continue
+            case "mxfp4":
+                made.append(cram_jax.mxfp4(where=where))
+                continue
+            case "nvfp4":
+                made.append(cram_jax.nvfp4(where=where))
                 continue
             case "global":
                 pruner = cram_jax.top_k(part.share, where=where)
@@ -201,7 +226,12 @@ def label(target: str) -> str:
             case "blocks":
                 words.append(f"{percent} in {part.numbers[0]}x{part.numbers[1]} blocks")
             case "quantised":
-                words.append(f"{part.numbers[0]}-bit")
+                bits, *block = part.numbers
+                words.append(f"{bits}-bit" + "".join(f" by {b}" for b in block))
+            case "nested":
+                words.append(f"{part.numbers[0]} of 8 bits")
+            case "mxfp4" | "nvfp4":
+                words.append(name.upper())
             case _:
                 words.append(name)
     return " + ".join(words)
@@ -240,4 +270,8 @@ def _part(part: str, target: str) -> Part:
         raise ConfigError(f"target {target!r}: n must be between 1 and m={sizes[1]}")
     if form == "quantised" and not 2 <= sizes[0] <= 16:
         raise ConfigError(f"target {target!r}: bits must be between 2 and 16")
+    if form == "quantised" and 0 in sizes:
+        raise ConfigError(f"target {target!r}: a block must be at least 1")
+    if form == "nested" and not 2 <= sizes[0] <= 8:
+        raise ConfigError(f"target {target!r}: bits must be between 2 and 8")
     return Part(form, share, sizes)
