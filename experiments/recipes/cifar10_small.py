@@ -7,6 +7,8 @@
 - `cifar10_small_nm`: CrAM+-N:M, 2:4 or 4:8 with equal chance.
 - `cifar10_small_blocks`: blocks of 4 inputs and 2 outputs, the shape that an engine on
   CPUs computes fastest, 50 to 90 % of every layer.
+- `cifar10_small_gradual`, `cifar10_small_acdc`, for twice as many epochs: one network
+  for 90 %.
 - `cifar10_small_sgd`, for twice as many epochs.
 - `cifar10_small_sam`.
 
@@ -42,4 +44,18 @@ configs = (
     ),
     variant(config, "cifar10_small_sgd", epochs=2 * config.epochs, rule="none"),
     variant(config, "cifar10_small_sam", rule="sam", rho=0.1),
+    variant(
+        config,
+        "cifar10_small_gradual",
+        epochs=2 * config.epochs,
+        rule="gradual",
+        train_targets=("k90",),
+    ),
+    variant(
+        config,
+        "cifar10_small_acdc",
+        epochs=2 * config.epochs,
+        rule="acdc",
+        train_targets=("k90",),
+    ),
 )
