@@ -16,7 +16,7 @@ from experiments.methods.frank_wolfe import frank_wolfe
 from experiments.methods.platon import platon
 from experiments.targets import LeafFilters
 
-RENEWING = ("gradual", "acdc", "platon")
+RENEWING = ("gradual", "acdc")
 """Methods whose last sparsity begins with a renewal of masks."""
 
 Sparsifier = tuple[Callable[[Any], Projector], float]
