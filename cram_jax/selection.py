@@ -128,8 +128,8 @@ def _keep_largest(
         """Candidates start at 0, and the keys of values at the smallest integer."""
         if not signed:
             return candidate
-        smallest = jnp.array(1 << (8 * dtype.itemsize - 1), candidate.dtype)
-        return jax.lax.bitcast_convert_type(candidate ^ smallest, bits)
+        smallest = jnp.iinfo(bits).min
+        return jax.lax.bitcast_convert_type(candidate, bits) ^ smallest
 
     def is_smaller(stack: jax.Array, candidate: jax.Array, group: int) -> jax.Array:
         del group
@@ -295,7 +295,7 @@ def _radix_select(
         # The last digit may reach above the bits that are open: too many entries lie
         # below those candidates to choose them. They must not wrap around, though.
         bits = jnp.maximum(bits - digit, 0)
-        room = jnp.iinfo(zero.dtype).max - found.value
+        room = jnp.array(jnp.iinfo(zero.dtype).max, zero.dtype) - found.value
         candidates = found.value + jnp.minimum(steps << bits.astype(zero.dtype), room)
         # Tied to the step, or XLA would compute the keys before the loop and keep them.
         here, candidates = jax.lax.optimization_barrier((arrays, candidates))
