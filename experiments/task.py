@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from experiments.batches import Batch
 from experiments.targets import LeafFilters
@@ -29,6 +30,8 @@ class Task(NamedTuple):
       metric: the metric that models are chosen by; more is better.
       filters: the leaves that targets are about.
       head: the modules of the last layer.
+      logits: ``(params, batch_stats, examples) -> (examples, classes)``, what the
+        network says of every example; None if the task is no classification.
       pretrained: ``seed -> (params, batch_stats)`` of the weights that the
         configuration names, or None; what they lack is drawn.
     """
@@ -41,6 +44,7 @@ class Task(NamedTuple):
     metric: str = "accuracy"
     filters: LeafFilters = LeafFilters()
     head: tuple[str, ...] = ("head",)
+    logits: Callable[[Any, Any, Any], np.ndarray] | None = None
     pretrained: Callable[[int], Model | None] = lambda seed: None
 
 

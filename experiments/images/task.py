@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -85,6 +86,16 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
             name: float(sum(s[name] for s in sums)) / images.size for name in sums[0]
         }
 
+    compiled_predict = jax.jit(predict)
+
+    def logits(params: Any, batch_stats: Any, images: Source) -> np.ndarray:
+        batches = images.evaluation_batches(config.data.evaluation_batch)
+        found = [
+            np.asarray(compiled_predict(params, batch_stats, batch)[0])
+            for batch in batches
+        ]
+        return np.concatenate(found)[: images.size]
+
     def augment_batch(key: jax.Array, batch: Batch) -> Batch:
         images = augment(
             key, batch["image"], shift=config.data.shift, flip=config.data.flip
@@ -92,7 +103,13 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
         return batch | {"image": images}
 
     return Task(
-        init, augment_batch, loss_fn, evaluate, evaluation_loss, filters=FILTERS
+        init,
+        augment_batch,
+        loss_fn,
+        evaluate,
+        evaluation_loss,
+        filters=FILTERS,
+        logits=logits,
     )
 
 

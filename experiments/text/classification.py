@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments.batches import Batch, Examples
@@ -60,18 +61,22 @@ def text_classification(config: TextConfig) -> Task:
     loss_fn, evaluation_loss = losses(model, row_losses, config.label_smoothing)
 
     @jax.jit
-    def predict(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def predict(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
         logits = model.forward(params, batch, False)
         found = logits[:, 0] if glue.is_regression else jnp.argmax(logits, axis=-1)
-        return found, row_losses(logits, batch, 0.0)
+        return found, row_losses(logits, batch, 0.0), logits
 
     def evaluate(params: Any, batch_stats: Any, texts: Examples) -> dict[str, float]:
         del batch_stats
-        found, row_loss = predict_all(
+        found, row_loss, _ = predict_all(
             predict, params, texts, config.data.evaluation_batch
         )
         scores = label_scores(glue.metrics, found, texts.arrays["label"])
         return scores | {"loss": float(row_loss.mean())}
+
+    def logits(params: Any, batch_stats: Any, texts: Examples) -> np.ndarray:
+        del batch_stats
+        return predict_all(predict, params, texts, config.data.evaluation_batch)[2]
 
     return Task(
         init=model.init,
@@ -82,5 +87,6 @@ def text_classification(config: TextConfig) -> Task:
         metric=glue.metrics[0],
         filters=ENCODER,
         head=("classifier",),
+        logits=None if glue.is_regression else logits,
         pretrained=model.pretrained,
     )

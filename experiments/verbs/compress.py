@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from experiments import targets
+from experiments.layerwise import Layerwise
 from experiments.run_directory import load_config
 from experiments.second_order import SecondOrder
 from experiments.verbs.common import check_named, start_jax
@@ -19,8 +20,9 @@ class Compress:
     """Directory of the run."""
     target: str
     """k90 (90 % zeros), u90 (in every layer), b90 (in blocks of 4 inputs x 2 outputs;
-    b90@8x1 for others), 2:4, 4bit, several, such as k90+4bit, or o90 (second order:
-    oBERT, WoodFisher)."""
+    b90@8x1 for others), 2:4, 4bit, several, such as k90+4bit; o90 (second order: oBERT,
+    WoodFisher), w90 or w2:4 (Wanda), g90, g2:4 or g90@4bit (SparseGPT); rk90, rg2:4:
+    what is kept refitted by least squares."""
     out: Path | None = None
     """Directory of the compressed model; by default RUN/compressed/TARGET."""
     overwrite: bool = False
@@ -31,6 +33,8 @@ class Compress:
     """The model.module of a run with a network of your own, to allow its import."""
     second_order: SecondOrder = field(default_factory=SecondOrder)
     """How o90 goes about it."""
+    layerwise: Layerwise = field(default_factory=Layerwise)
+    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
 
     def check(self) -> None:
         """The target has a name that is known, and the run can be read."""
@@ -41,6 +45,7 @@ class Compress:
         """Compresses, and stores the model."""
         start_jax()
         from experiments.commands.compress import compress
+        from experiments.pruners import PrunerOptions
 
         compress(
             self.run,
@@ -48,5 +53,5 @@ class Compress:
             self.out,
             self.overwrite,
             self.data_dir,
-            self.second_order,
+            PrunerOptions(self.second_order, self.layerwise),
         )
