@@ -9,17 +9,33 @@ targets.
 from cram_jax.transforms import CramState, cram, cram_plus
 from cram_jax.baselines import compressed_sam, sam
 from cram_jax.losses import loss_scaled, subsampled
+from cram_jax.pulling import PulledState, pulled
+
+# Training under masks, around an optimiser.
+from cram_jax.masking import MaskRule, PrunedState, Step, pruned, renew_by
+
+# Inside the loss.
+from cram_jax.reparameterizations import (
+    gated,
+    open_share,
+    scored,
+    scores_like,
+    soft_threshold,
+    straight_through,
+    thresholded,
+)
 
 # Projectors: what the model is trained for, and compressed with.
 from cram_jax.sparsity import n_m, top_k
 from cram_jax.quantization import fake_quant
 from cram_jax.combinators import compose, identity, one_of
 from cram_jax.caching import CachedState, cached
+from cram_jax.scheduling import ScheduledState, scheduled
 from cram_jax.projector import Projection, Projector, stateless
 
 # After training.
 from cram_jax.compress import KeepPrunedState, compress, keep_pruned
-from cram_jax.curvature import second_order, second_order_prune
+from cram_jax.curvature import second_order
 from cram_jax.batch_norm import recalibrate
 from cram_jax.report import SparsityReport, sparsity_report
 
@@ -35,9 +51,14 @@ __all__ = [
     "CachedState",
     "CramState",
     "KeepPrunedState",
+    "MaskRule",
     "Projection",
     "Projector",
+    "PrunedState",
+    "PulledState",
+    "ScheduledState",
     "SparsityReport",
+    "Step",
     "Where",
     "all_but",
     "axes_of",
@@ -48,6 +69,7 @@ __all__ = [
     "cram",
     "cram_plus",
     "fake_quant",
+    "gated",
     "identity",
     "keep_largest",
     "keep_pruned",
@@ -55,14 +77,23 @@ __all__ = [
     "matching",
     "n_m",
     "one_of",
+    "open_share",
     "prunable",
+    "pruned",
+    "pulled",
     "recalibrate",
+    "renew_by",
     "sam",
+    "scheduled",
+    "scored",
+    "scores_like",
     "second_order",
-    "second_order_prune",
+    "soft_threshold",
     "sparsity_report",
     "stacked",
     "stateless",
+    "straight_through",
     "subsampled",
+    "thresholded",
     "top_k",
 ]

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from cram_jax import fisher
 from cram_jax.axes import Axes, AxesLike, axes_value
-from cram_jax.compress import compress
 from cram_jax.examples import check_names, count_examples, scalar_loss
 from cram_jax.finite import Finite, all_finite, check_finite
 from cram_jax.gradients import Caller, Gradient, gradient_of
@@ -359,65 +358,6 @@ def _largest_of_layers(
     for axis in stack:  # the last becomes the outermost, so that the others stay
         largest = jax.vmap(largest, in_axes=axis, out_axes=axis)
     return largest(ranks)
-
-
-def second_order_prune(
-    loss_fn: Callable[..., Any],
-    params: Params,
-    examples: Mapping[str, Any],
-    sparsity: Number,
-    *,
-    scope: Literal["global", "layer"] = "global",
-    where: Where | None = None,
-    axes: AxesLike | None = None,
-    block_size: int = 50,
-    damping: float = 1e-7,
-    recomputations: int = 4,
-    examples_per_gradient: int = 1,
-    micro_batch: int = 16,
-    masks: Params | None = None,
-    constants: Mapping[str, Any] | None = None,
-    has_aux: bool = False,
-) -> Projection:
-    """Prunes trained parameters in one shot by the curvature of the loss.
-
-    The same as ``compress(params, second_order(sparsity, loss_fn, examples, ...))``.
-
-    Args: those of `second_order`, and ``params``, a pytree of trained floating-point
-    arrays.
-
-    Returns:
-      The pruned parameters and the masks of the kept entries, both like ``params``.
-
-    Raises:
-      TypeError, ValueError: see `second_order`.
-
-    Example:
-      >>> def loss_fn(params, x):
-      ...     return jnp.mean(x @ params["kernel"])
-      >>> params = {"kernel": jnp.array([[2.0], [3.0]])}
-      >>> examples = {"x": jnp.array([[1.0, 0.0], [0.0, 0.1]])}
-      >>> second_order_prune(loss_fn, params, examples, 0.5).params["kernel"].round(2)
-      Array([[2.],
-             [0.]], dtype=float32)
-    """
-    projector = second_order(
-        sparsity,
-        loss_fn,
-        examples,
-        scope=scope,
-        where=where,
-        axes=axes,
-        block_size=block_size,
-        damping=damping,
-        recomputations=recomputations,
-        examples_per_gradient=examples_per_gradient,
-        micro_batch=micro_batch,
-        masks=masks,
-        constants=constants,
-        has_aux=has_aux,
-    )
-    return compress(params, projector)
 
 
 def _ranks(saliencies: jax.Array, kept: jax.Array, order: tuple[int, ...]) -> jax.Array:

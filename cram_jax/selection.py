@@ -33,9 +33,11 @@ Predicate: TypeAlias = Callable[[Arrays, jax.Array], list[jax.Array]]
 
 
 def keep_largest(
-    arrays: Sequence[jax.Array], k: int | jax.Array
+    arrays: Sequence[jax.Array], k: int | jax.Array, *, signed: bool = False
 ) -> tuple[jax.Array, ...]:
     """Marks the k entries of largest magnitude over all arrays together.
+
+    With ``signed`` it is the largest values, so that -3 is less than 1.
 
     Exactly ``k`` are marked, whatever the dtype. Equal magnitudes: the entry that comes
     first is marked, in the order of the arrays and then row by row. NaN counts as
@@ -50,6 +52,7 @@ def keep_largest(
       arrays: floating-point arrays of any shapes.
       k: how many to mark, an integer scalar; below 0 counts as 0, above the number of
         entries as all of them.
+      signed: whether to compare values instead of magnitudes.
 
     Returns:
       One bool array for each array, of its shape.
@@ -63,6 +66,8 @@ def keep_largest(
       (Array([False,  True], dtype=bool), Array([ True, False], dtype=bool))
       >>> keep_largest([jnp.array([1.0, -3.0]), jnp.array([3.0, 3.0])], 2)
       (Array([False,  True], dtype=bool), Array([ True, False], dtype=bool))
+      >>> keep_largest([jnp.array([1.0, -3.0, 2.0])], 2, signed=True)
+      (Array([ True, False,  True], dtype=bool),)
     """
     for index, array in enumerate(arrays):
         if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
@@ -76,7 +81,7 @@ def keep_largest(
             f"arrays hold {total} entries, expected at most {_INT32_ENTRIES} unless "
             f"64-bit integers are enabled: jax.config.update('jax_enable_x64', True)"
         )
-    return _keep_largest(tuple(map(jnp.asarray, arrays)), k)
+    return _keep_largest(tuple(map(jnp.asarray, arrays)), k, signed=bool(signed))
 
 
 def magnitude_key(array: jax.Array) -> jax.Array:
@@ -88,12 +93,25 @@ def magnitude_key(array: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(array, bits) & jnp.iinfo(bits).max
 
 
-@jax.jit
+def value_key(array: jax.Array) -> jax.Array:
+    """Signed integers in the order of the values of a floating-point array.
+
+    Both zeros give 0, and every NaN the same number above infinity's. None is the
+    smallest integer.
+    """
+    array = jnp.where(array == 0, jnp.zeros_like(array), array)
+    array = jnp.where(jnp.isnan(array), jnp.full_like(array, jnp.nan), array)
+    bits = jax.lax.bitcast_convert_type(array, f"int{8 * array.dtype.itemsize}")
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
+
+
+@partial(jax.jit, static_argnames="signed")
 def _keep_largest(
-    arrays: tuple[jax.Array, ...], k: int | jax.Array
+    arrays: tuple[jax.Array, ...], k: int | jax.Array, *, signed: bool
 ) -> tuple[jax.Array, ...]:
     if not arrays:
         return ()
+    key = value_key if signed else magnitude_key
     total = sum(array.size for array in arrays)
     integer = jnp.int64 if total > _INT32_ENTRIES else jnp.int32
     k = jnp.clip(k, 0, total).astype(integer)
@@ -103,18 +121,22 @@ def _keep_largest(
     stacks = [_split_axes(jnp.stack([arrays[i] for i in group])) for group in groups]
 
     def is_smaller(stacks: Arrays, candidate: jax.Array) -> list[jax.Array]:
-        return [magnitude_key(stack) < candidate for stack in stacks]
+        return [key(stack) < candidate for stack in stacks]
 
     width = 8 * dtype.itemsize - 1
-    zero = jnp.zeros([], f"int{width + 1}")
-    threshold = _radix_select(is_smaller, stacks, total - k, zero, width)
+    start = jnp.zeros([], f"int{width + 1}")
+    if signed:  # the first bit: whether the threshold is negative
+        (negative,) = _count(is_smaller, stacks, [start], integer)
+        lowest = -jnp.iinfo(start.dtype).max
+        start = jnp.where(negative <= total - k, start, lowest)
+    threshold = _radix_select(is_smaller, stacks, total - k, start, width)
 
     # Of the entries that equal the threshold the first ones are kept, as many as are
     # missing: all of some arrays, the first ones of one at most, none of the others.
     counts = _count_true(
         [
-            [magnitude_key(stack) > threshold for stack in stacks],
-            [magnitude_key(stack) == threshold for stack in stacks],
+            [key(stack) > threshold for stack in stacks],
+            [key(stack) == threshold for stack in stacks],
         ],
         integer,
     )
@@ -126,7 +148,7 @@ def _keep_largest(
 
     def is_earlier_tie(arrays: Arrays, place: jax.Array) -> list[jax.Array]:
         return [
-            (magnitude_key(array) == threshold)
+            (key(array) == threshold)
             & jnp.any(is_cut[np.array(group)])
             & (_places(array, -place) < 0)
             for array, group in zip(arrays, groups, strict=True)
@@ -135,14 +157,14 @@ def _keep_largest(
     def first_ties(arrays: Arrays) -> list[jax.Array]:
         width = max(array.size for array in arrays).bit_length()
         number = jnp.sum(jnp.where(is_cut, missing, 0), dtype=integer)
-        zero = jnp.zeros([], integer)
-        end = _radix_select(is_earlier_tie, arrays, number, zero, width)
+        start = jnp.zeros([], integer)
+        end = _radix_select(is_earlier_tie, arrays, number, start, width)
         return is_earlier_tie(arrays, end)
 
     ties = jax.lax.cond(
         jnp.any(is_cut),
         first_ties,
-        lambda arrays: [magnitude_key(array) > threshold for array in arrays],
+        lambda arrays: [key(array) > threshold for array in arrays],
         [
             jax.lax.dynamic_index_in_dim(stack, jnp.argmax(is_cut[np.array(group)]))
             for stack, group in zip(stacks, groups, strict=True)
@@ -152,7 +174,7 @@ def _keep_largest(
     bars = _unstack(threshold - (missing >= equal).astype(threshold.dtype))
     cuts = _unstack(is_cut.astype(threshold.dtype))
     return tuple(
-        (magnitude_key(array) > bars[index])
+        (key(array) > bars[index])
         | (join_axes(ties_of[index], array) & (cuts[index] > 0))
         for index, array in enumerate(arrays)
     )
@@ -209,21 +231,23 @@ def _radix_select(
     predicate: Predicate,
     arrays: Arrays,
     limit: jax.Array,
-    zero: jax.Array,
+    start: jax.Array,
     width: int,
 ) -> jax.Array:
-    """Finds the largest value below ``2**width`` with at most ``limit`` entries below.
+    """Finds the largest value with at most ``limit`` entries below.
+
+    Of the ``2**width`` values from ``start`` on, which itself has so few below.
 
     Stops early at one with exactly ``limit`` entries below.
 
     Args:
-      predicate: which entries lie below a candidate; below ``zero`` none do.
+      predicate: which entries lie below a candidate.
       arrays: what the predicate is called with.
       limit: an integer scalar, at least 0.
-      zero: of the dtype of the candidates.
-      width: bits of the value.
+      start: the smallest candidate, of the dtype of all.
+      width: bits of what may be added to it.
     """
-    digits = jnp.arange(1, 2**_DIGIT, dtype=zero.dtype)
+    digits = jnp.arange(1, 2**_DIGIT, dtype=start.dtype)
 
     def cond(state: tuple[_Bound, jax.Array]) -> jax.Array:
         bound, bits = state
@@ -234,13 +258,12 @@ def _radix_select(
         # The last digit may reach above the bits that are open: too many entries lie
         # below those candidates to choose them. They must not wrap around, though.
         bits = jnp.maximum(bits - _DIGIT, 0)
-        room = jnp.iinfo(zero.dtype).max - bound.value
-        steps = jnp.minimum(digits << bits.astype(zero.dtype), room)
+        room = start + jnp.iinfo(start.dtype).max - bound.value
+        steps = jnp.minimum(digits << bits.astype(start.dtype), room)
         candidates = bound.value + steps
         # Tied to the step, or XLA would compute the keys before the loop and keep them.
         here, candidates = jax.lax.optimization_barrier((arrays, candidates))
-        by_array = _count_true([predicate(here, c) for c in candidates], limit.dtype)
-        counts = jnp.sum(jnp.concatenate(by_array, 1), axis=1, dtype=limit.dtype)
+        counts = _count(predicate, here, candidates, limit.dtype)
         fitting = jnp.sum(counts <= limit)
         best = _Bound(candidates[fitting - 1], counts[fitting - 1])
         return jax.tree.map(partial(jnp.where, fitting > 0), best, bound), bits
@@ -249,9 +272,20 @@ def _radix_select(
     nothing = jnp.zeros_like(limit)
     for array in arrays:
         nothing += jnp.zeros_like(array, limit.dtype, shape=())
-    start = _Bound(zero + nothing.astype(zero.dtype), nothing)
-    bound, _ = jax.lax.while_loop(cond, body, (start, jnp.array(width)))
+    first = _Bound(start + nothing.astype(start.dtype), nothing)
+    bound, _ = jax.lax.while_loop(cond, body, (first, jnp.array(width)))
     return bound.value
+
+
+def _count(
+    predicate: Predicate,
+    arrays: Arrays,
+    candidates: Sequence[jax.Array] | jax.Array,
+    dtype: jnp.dtype,
+) -> jax.Array:
+    """How many entries of all arrays lie below each candidate."""
+    by_array = _count_true([predicate(arrays, c) for c in candidates], dtype)
+    return jnp.sum(jnp.concatenate(by_array, 1), axis=1, dtype=dtype)
 
 
 def _count_true(sets: Sequence[Arrays], dtype: jnp.dtype) -> list[jax.Array]:

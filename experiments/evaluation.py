@@ -12,7 +12,8 @@ from experiments.batches import Batch, Source
 from experiments.config import RunConfig
 from experiments.errors import ConfigError
 from experiments.images.data import Dataset
-from experiments.pruners import AbstractPruners, PrunerOptions, TrainedPruners
+from experiments.pruners import AbstractPruners, TrainedPruners
+from experiments.pruning_options import PrunerOptions
 from experiments.targets import needs_data, parse, projector, sparsity
 from experiments.task import Task
 
@@ -169,10 +170,10 @@ def check_targets(names: tuple[str, ...], config: RunConfig, task: Task) -> None
     """
     params = jax.eval_shape(task.init, 0)[0]
     for name in dict.fromkeys(names):
-        if not any(part.numbers for part in parse(name)):
+        if not any(part.numbers or part.form == "channels" for part in parse(name)):
             continue
-        pruner = projector(name, filters=task.filters, pruners=AbstractPruners())
         try:
+            pruner = projector(name, filters=task.filters, pruners=AbstractPruners())
             jax.eval_shape(partial(cram_jax.compress, projector=pruner), params)
         except ValueError as error:
             reason = str(error).split(", got shapes")[0]

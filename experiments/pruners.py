@@ -1,6 +1,5 @@
 """Pruning that looks at a trained network and its training data."""
 
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -10,8 +9,8 @@ import cram_jax
 from cram_jax import layerwise
 from cram_jax.structure import input_grams
 from experiments.batches import Source
-from experiments.layerwise import Layerwise
-from experiments.second_order import SecondOrder, second_order
+from experiments.pruning_options import PrunerOptions
+from experiments.second_order import second_order
 from experiments.task import Task
 
 Pattern = float | tuple[int, int]
@@ -38,19 +37,6 @@ class Pruners(Protocol):
     def refit(self, projector: cram_jax.Projector, where: Any) -> cram_jax.Projector:
         """Of ``rk90`` from that of ``k90``."""
         ...
-
-
-@dataclass(frozen=True)
-class PrunerOptions:
-    """How pruning goes about it that needs data.
-
-    Attributes:
-      second_order: of ``o90``.
-      layerwise: of ``w90``, ``g90`` and ``rk90``.
-    """
-
-    second_order: SecondOrder = field(default_factory=SecondOrder)
-    layerwise: Layerwise = field(default_factory=Layerwise)
 
 
 class TrainedPruners:

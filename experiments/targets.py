@@ -9,12 +9,14 @@ from experiments.errors import ConfigError
 if TYPE_CHECKING:  # jax takes seconds to import, and names need none of it
     from cram_jax import Projector
     from cram_jax.leaves import Where
+    from experiments.channels import CoupledChannels
     from experiments.pruners import Pruners
 
 Form = Literal[
     "dense",
     "global",
     "layer",
+    "channels",
     "second order",
     "blocks",
     "n of m",
@@ -22,6 +24,7 @@ Form = Literal[
     "sparse gpt",
     "quantised",
 ]
+Scope = Literal["global", "layer", "blocks", "channels"]
 
 NUMBER = r"(\d{1,3}(?:\.\d{1,6})?)"
 GROUP = r"(\d{1,4}):(\d{1,4})"
@@ -29,6 +32,7 @@ FORMS: dict[Form, str] = {
     "dense": "dense",
     "global": f"k{NUMBER}",
     "layer": f"u{NUMBER}",
+    "channels": f"c{NUMBER}",
     "second order": f"o{NUMBER}",
     "blocks": rf"b{NUMBER}(?:@(\d{{1,4}})x(\d{{1,4}}))?",
     "n of m": GROUP,
@@ -43,10 +47,10 @@ BLOCK = (4, 2)
 
 EXPECTED = (
     "expected dense, k90 (90 % zeros), u90 (in every layer), b90 (in blocks of 4 "
-    "inputs x 2 outputs; b90@8x1 for others), 2:4 (n of m), 4bit, or several joined by "
-    "+, such as k90+4bit; or, of trained networks, o90 (second order), w90 or w2:4 "
-    "(Wanda), g90, g2:4 or g90@4bit (SparseGPT), and with r before, as rk90, what is "
-    "kept refitted"
+    "inputs x 2 outputs; b90@8x1 for others), c50 (50 % of the channels), 2:4 (n of "
+    "m), 4bit, or several joined by +, such as k90+4bit; or, of trained networks, o90 "
+    "(second order), w90 or w2:4 (Wanda), g90, g2:4 or g90@4bit (SparseGPT), and with "
+    "r before, as rk90, what is kept refitted"
 )
 
 
@@ -56,10 +60,12 @@ class LeafFilters(NamedTuple):
     Attributes:
       prunable: those that may be compressed at all; None: of two or more dimensions.
       uniform: those of them that are pruned layer by layer.
+      channels: the channels that can be removed as a whole; None: unknown.
     """
 
     prunable: "Where | None" = None
     uniform: "Where | None" = None
+    channels: "CoupledChannels | None" = None
 
 
 class Part(NamedTuple):
@@ -92,12 +98,13 @@ def parse(target: str) -> tuple[Part, ...]:
       target: ``dense``; ``k90`` (90 % of the weights are zero, global magnitude);
         ``u90`` (90 % of every layer; image networks keep the first and the last dense);
         ``b90`` (90 % of the blocks of every layer, blocks of 4 inputs and 2 outputs, or
-        of another shape as in ``b90@8x1``); ``2:4`` (n of every m); ``4bit`` (fake
-        quantisation); ``o90`` (second-order pruning); ``w90``, ``w2:4`` (Wanda, the
-        same share of every layer); ``g90``, ``g2:4`` (SparseGPT, likewise; with
-        ``@4bit`` it rounds as it prunes); any of those that prune with ``r`` before, as
-        ``rk90`` (refitted: least squares on what is kept); or several applied in order,
-        such as ``k90+4bit``.
+        of another shape as in ``b90@8x1``); ``c50`` (50 % of the channels of all layers
+        together; of a BERT, of the heads and of the hidden units); ``2:4`` (n of every
+        m); ``4bit`` (fake quantisation); ``o90`` (second-order pruning); ``w90``,
+        ``w2:4`` (Wanda, the same share of every layer); ``g90``, ``g2:4`` (SparseGPT,
+        likewise; with ``@4bit`` it rounds as it prunes); any of those that prune with
+        ``r`` before, as ``rk90`` (refitted: least squares on what is kept); or several
+        applied in order, such as ``k90+4bit``.
 
     Returns:
       Its parts, in order.
@@ -149,7 +156,8 @@ def projector(
       The projector.
 
     Raises:
-      ConfigError: see `parse`; or the target needs ``pruners``, and got None.
+      ConfigError: see `parse`; or the target needs ``pruners`` or the channels of
+        ``filters``, and got None.
     """
     import cram_jax
 
@@ -173,7 +181,7 @@ def projector(
 def _without_data(part: Part, filters: LeafFilters) -> "Projector":
     import cram_jax
 
-    where, uniform = filters
+    where, uniform, coupled = filters
     match part.form:
         case "quantised":
             return cram_jax.fake_quant(*part.numbers, where=where)
@@ -185,6 +193,13 @@ def _without_data(part: Part, filters: LeafFilters) -> "Projector":
             return cram_jax.top_k(
                 part.share, scope="layer", block=part.numbers, where=uniform
             )
+        case "channels":
+            if coupled is None:
+                raise ConfigError(
+                    "channels are to be removed, and which of them belong together is "
+                    "not known of this network"
+                )
+            return coupled.projector(part.share)
         case "n of m":
             return cram_jax.n_m(*part.numbers, where=where)
         case _:
@@ -221,6 +236,8 @@ def label(target: str) -> str:
                 word = percent
             case "layer":
                 word = f"{percent} uniform"
+            case "channels":
+                word = f"{percent} of channels"
             case "second order":
                 word = f"{percent} second order"
             case "blocks":
@@ -238,15 +255,13 @@ def label(target: str) -> str:
     return " + ".join(words)
 
 
-def sparsity(
-    target: str, scope: Literal["global", "layer", "blocks"] = "global"
-) -> float | None:
+def sparsity(target: str, scope: Scope = "global") -> float | None:
     """The share of zeros if a target is nothing but sparsity, else None.
 
     Args:
       target: its name.
       scope: which targets count beside dense: ``k90``, with "layer" ``u90``, with
-        "blocks" ``b90``.
+        "blocks" ``b90``, with "channels" ``c90``.
     """
     part, *others = parse(target)
     if not others and part.form == "dense":

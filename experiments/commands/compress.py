@@ -12,7 +12,7 @@ from experiments.evaluation import check_targets, has_statistics, make_evaluatio
 from experiments.kinds import kind_of
 from experiments.metrics import make_console
 from experiments.open_run import open_run, stored_data_dir
-from experiments.pruners import PrunerOptions
+from experiments.pruning_options import PrunerOptions
 from experiments.run_directory import (
     check_free,
     check_path,

@@ -15,7 +15,7 @@ from experiments.evaluation import (
 )
 from experiments.metrics import make_console, progress_bar
 from experiments.open_run import open_run
-from experiments.pruners import PrunerOptions
+from experiments.pruning_options import PrunerOptions
 from experiments.results import (
     Results,
     add_run,

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from experiments.batches import Batch, Examples
@@ -12,7 +11,7 @@ from experiments.errors import ConfigError
 from experiments.task import Task
 from experiments.text.config import TextConfig
 from experiments.text.glue import GlueTask, glue_task
-from experiments.text.network import ENCODER, Network, losses, network, predict_all
+from experiments.text.network import Network, losses, network, predict_all
 from experiments.text.scores import label_scores
 
 
@@ -58,35 +57,31 @@ def text_classification(config: TextConfig) -> Task:
         labels = optax.smooth_labels(labels, smoothing)
         return optax.softmax_cross_entropy(logits, labels)
 
-    loss_fn, evaluation_loss = losses(model, row_losses, config.label_smoothing)
+    loss_fn, evaluation_loss = losses(config, model, row_losses)
 
     @jax.jit
-    def predict(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
+    def predict(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         logits = model.forward(params, batch, False)
         found = logits[:, 0] if glue.is_regression else jnp.argmax(logits, axis=-1)
-        return found, row_losses(logits, batch, 0.0), logits
+        return found, row_losses(logits, batch, 0.0)
 
     def evaluate(params: Any, batch_stats: Any, texts: Examples) -> dict[str, float]:
         del batch_stats
-        found, row_loss, _ = predict_all(
+        found, row_loss = predict_all(
             predict, params, texts, config.data.evaluation_batch
         )
         scores = label_scores(glue.metrics, found, texts.arrays["label"])
         return scores | {"loss": float(row_loss.mean())}
-
-    def logits(params: Any, batch_stats: Any, texts: Examples) -> np.ndarray:
-        del batch_stats
-        return predict_all(predict, params, texts, config.data.evaluation_batch)[2]
 
     return Task(
         init=model.init,
         augment=lambda key, batch: batch,
         loss_fn=loss_fn,
         evaluate=evaluate,
+        predict=model.predict,
         evaluation_loss=evaluation_loss,
         metric=glue.metrics[0],
-        filters=ENCODER,
+        filters=model.filters,
         head=("classifier",),
-        logits=None if glue.is_regression else logits,
         pretrained=model.pretrained,
     )

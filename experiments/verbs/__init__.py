@@ -7,12 +7,16 @@ does the work, mostly by `experiments.commands`, and imports what needs jax.
 
 from typing import Protocol
 
+from experiments.verbs.benchmark import Benchmark
+from experiments.verbs.compare import Compare
 from experiments.verbs.compress import Compress
 from experiments.verbs.demo import Demo
 from experiments.verbs.evaluate import Evaluate
 from experiments.verbs.export import Export
 from experiments.verbs.recipes import Recipes
 from experiments.verbs.report import Report
+from experiments.verbs.shrink import Shrink
+from experiments.verbs.tradeoff import Tradeoff
 from experiments.verbs.train import Train
 
 
@@ -29,10 +33,14 @@ class Verb(Protocol):
 VERBS: dict[str, type[Verb]] = {
     "train": Train,
     "compress": Compress,
+    "shrink": Shrink,
     "evaluate": Evaluate,
     "report": Report,
+    "benchmark": Benchmark,
+    "tradeoff": Tradeoff,
     "export": Export,
     "recipes": Recipes,
+    "compare": Compare,
     "demo": Demo,
 }
 """In the order of the help."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from experiments import targets
-from experiments.layerwise import Layerwise
+from experiments.pruning_options import Layerwise, PrunerOptions
 from experiments.run_directory import load_config
 from experiments.second_order import SecondOrder
 from experiments.verbs.common import check_named, start_jax
@@ -20,9 +20,9 @@ class Compress:
     """Directory of the run."""
     target: str
     """k90 (90 % zeros), u90 (in every layer), b90 (in blocks of 4 inputs x 2 outputs;
-    b90@8x1 for others), 2:4, 4bit, several, such as k90+4bit; o90 (second order: oBERT,
-    WoodFisher), w90 or w2:4 (Wanda), g90, g2:4 or g90@4bit (SparseGPT); rk90, rg2:4:
-    what is kept refitted by least squares."""
+    b90@8x1 for others), c50 (50 % of the channels), 2:4, 4bit, several, such as
+    k90+4bit; o90 (second order: oBERT, WoodFisher), w90 or w2:4 (Wanda), g90, g2:4 or
+    g90@4bit (SparseGPT); rk90, rg2:4: what is kept refitted by least squares."""
     out: Path | None = None
     """Directory of the compressed model; by default RUN/compressed/TARGET."""
     overwrite: bool = False
@@ -45,7 +45,6 @@ class Compress:
         """Compresses, and stores the model."""
         start_jax()
         from experiments.commands.compress import compress
-        from experiments.pruners import PrunerOptions
 
         compress(
             self.run,

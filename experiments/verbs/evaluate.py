@@ -8,7 +8,7 @@ import tyro
 
 from experiments import targets
 from experiments.errors import ConfigError
-from experiments.layerwise import Layerwise
+from experiments.pruning_options import Layerwise, PrunerOptions
 from experiments.run_directory import load_config
 from experiments.second_order import SecondOrder
 from experiments.verbs.common import check_named, start_jax
@@ -54,7 +54,6 @@ class Evaluate:
         """Compresses and measures, target by target."""
         start_jax()
         from experiments.commands.evaluate import evaluate
-        from experiments.pruners import PrunerOptions
 
         evaluate(
             self.run,

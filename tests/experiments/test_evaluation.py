@@ -7,8 +7,7 @@ import pytest
 
 from experiments.batches import Examples
 from experiments.evaluation import evaluate_target, make_evaluation
-from experiments.layerwise import Layerwise
-from experiments.pruners import PrunerOptions
+from experiments.pruning_options import Layerwise, PrunerOptions
 from experiments.second_order import SecondOrder
 from experiments.targets import projector
 
@@ -116,7 +115,7 @@ def test_draws_of_calibration_images_are_random_and_repeatable(config, data, tas
     assert row.recalibrated == np.mean(row.draws)
 
 
-@pytest.mark.parametrize("target", ["w50", "g2:4", "ru50", "g50@4bit"])
+@pytest.mark.parametrize("target", ["w50", "rg2:4"])
 def test_layerwise_pruning_serves_images(target, config, data, task):
     """It prunes what its plain twin does, and what it leaves is nearer to dense."""
     params, batch_stats = task.init(0)
@@ -130,9 +129,11 @@ def test_layerwise_pruning_serves_images(target, config, data, task):
     ]
     assert kept[0] == kept[1]
     if target != "w50":
-        before = task.logits(params, batch_stats, data.train)
+        images = data.train.take(range(40))
+        logits = jax.jit(task.predict)
+        before = logits(params, batch_stats, images)
 
         def distance(model):
-            return np.linalg.norm(task.logits(model, batch_stats, data.train) - before)
+            return np.linalg.norm(logits(model, batch_stats, images) - before)
 
         assert distance(ours) < distance(plain)

@@ -9,8 +9,7 @@ import pytest
 
 from cram_jax import keep_pruned
 from experiments.evaluation import make_evaluation
-from experiments.layerwise import Layerwise
-from experiments.pruners import PrunerOptions
+from experiments.pruning_options import Layerwise, PrunerOptions
 from experiments.second_order import SecondOrder
 from experiments.text.network import ENCODER
 

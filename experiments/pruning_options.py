@@ -1,8 +1,9 @@
-"""How targets such as w90, g90 and rk90 look at the inputs of each layer."""
+"""How pruning goes about it that looks at a trained network and its data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from experiments.config import check, check_at_least, check_numbers
+from experiments.second_order import SecondOrder
 
 
 @dataclass(frozen=True)
@@ -23,3 +24,16 @@ class Layerwise:
         check_numbers(self)
         check_at_least(self, 1, "examples", "batch")
         check(self, "damping", self.damping > 0, "above 0")
+
+
+@dataclass(frozen=True)
+class PrunerOptions:
+    """How such pruning goes about it.
+
+    Attributes:
+      second_order: of ``o90``.
+      layerwise: of ``w90``, ``g90`` and ``rk90``.
+    """
+
+    second_order: SecondOrder = field(default_factory=SecondOrder)
+    layerwise: Layerwise = field(default_factory=Layerwise)
