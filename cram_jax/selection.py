@@ -117,7 +117,9 @@ def _keep_largest(
     dtype = jnp.result_type(*arrays)
     arrays = tuple(array.astype(dtype) for array in arrays)
     groups = _group_alike(arrays)
-    stacks = [_cut(_stack([arrays[i] for i in group])) for group in groups]
+    stacks = [
+        _cut(_stack([arrays[i] for i in group], signed=signed)) for group in groups
+    ]
     in_order = np.argsort(np.concatenate(groups))
     sizes = np.array([array.size for array in arrays], integer)
 
@@ -140,7 +142,8 @@ def _keep_largest(
     else:
         zero, width = jnp.zeros([], bits), width - 1
     found = _radix_select(is_smaller, stacks, total - k, zero, width, _DIGIT)
-    threshold = as_key(found.value)
+    # A bar may lie one lower, and must not wrap around.
+    threshold = jnp.maximum(as_key(found.value), -jnp.iinfo(bits).max)
 
     # Of the entries that equal the threshold the first ones are kept, as many as are
     # missing: all of some arrays, the first ones of one at most, none of the others.
@@ -196,9 +199,9 @@ def _group_alike(arrays: Sequence[jax.Array]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _stack(arrays: Sequence[jax.Array]) -> jax.Array:
-    if len(arrays) == 1:
-        return jnp.stack(arrays)  # no copy
+def _stack(arrays: Sequence[jax.Array], *, signed: bool) -> jax.Array:
+    if signed or len(arrays) == 1:
+        return jnp.stack(arrays)  # no copy of one
     # The sign makes no difference, but a plain copy takes XLA on CPU longer to compile.
     return jnp.abs(jnp.stack(arrays))
 
