@@ -122,7 +122,9 @@ def in_own_process(name: str, rule: str) -> dict[str, float]:
 def measure(name: str, repeats: int) -> None:
     """Prints the table of one workload: medians, and the spread of the totals."""
     print(f"\n{name}: CPU seconds, lines of programs; times SGD")
-    rounds = [{rule: in_own_process(name, rule) for rule in RULES} for _ in range(repeats)]
+    rounds = [
+        {rule: in_own_process(name, rule) for rule in RULES} for _ in range(repeats)
+    ]
     sgd_total = np.array([found["SGD"]["total"] for found in rounds])
     ratios = {}
     for rule in RULES:

@@ -241,9 +241,7 @@ def test_dtypes_stay_and_statistics_are_single_precision(dtype, x64):
             x = jax.tree.map(lambda a: a.astype(dtype), x)
             return linear(params, x)
 
-        prune = partial(
-            prune_at_once, sparsity=0.5, damping=0.01, recomputations=1
-        )
+        prune = partial(prune_at_once, sparsity=0.5, damping=0.01, recomputations=1)
         pruned, masks = prune(loss_fn, params, examples)
         expected = prune(linear, wide, examples)
         # The gradients are rounded to the dtype, the statistics are not: a few units
@@ -382,9 +380,7 @@ def test_it_is_a_projector_that_composes():
 def test_leaves_of_no_entries_change_nothing(scope):
     params = {"w": small_params()["one"].astype("float32")}
     empty = {"none": jnp.zeros((0, 3))}
-    prune = partial(
-        prune_at_once, linear, sparsity=0.5, scope=scope, recomputations=1
-    )
+    prune = partial(prune_at_once, linear, sparsity=0.5, scope=scope, recomputations=1)
     result = prune(params | empty, examples_for(params | empty, 8))
     assert result.params["none"].shape == result.masks["none"].shape == (0, 3)
     assert int(result.masks["w"].sum()) == 8

@@ -130,9 +130,7 @@ def test_a_gradient_that_is_not_finite_names_its_example_and_leaf(value, group, 
 
 def test_a_gradient_of_what_is_pruned_already_need_not_be_finite():
     masks = {"w": jnp.ones((2, 3), bool).at[1, 2].set(False)}
-    result = prune_at_once(
-        linear, PARAMS, examples_with(4, np.nan), 0.5, masks=masks
-    )
+    result = prune_at_once(linear, PARAMS, examples_with(4, np.nan), 0.5, masks=masks)
     assert int(result.masks["w"].sum()) == 3
     assert jnp.isfinite(result.params["w"]).all()
 

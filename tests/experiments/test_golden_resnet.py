@@ -191,7 +191,7 @@ def load(path):
     return arrays, json.loads(str(arrays.pop("meta")))
 
 
-@pytest.mark.parametrize("size, stride", [(3, 1), (3, 2), (1, 2)])
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2)])
 def test_a_convolution_is_a_product_of_matrices(size, stride):
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
