@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cram_jax import fisher
 from cram_jax.axes import Axes, AxesLike, axes_value
@@ -33,7 +32,7 @@ from cram_jax.projector import (
 )
 from cram_jax.selection import keep_largest
 from cram_jax.sparsity import Number, check_sparsity, kept_count
-from cram_jax.validation import check_choice, check_integer
+from cram_jax.validation import check_choice, check_integer, check_positive
 
 _CALLER = Caller("examples and constants", "examples={{{!r}: ...}}")
 
@@ -153,7 +152,7 @@ def second_order(
         ("micro_batch", micro_batch),
     ):
         check_integer(name, value, minimum=1)
-    _check_damping(damping)
+    check_positive("damping", damping)
     constants = {} if constants is None else constants
     check_names(examples, constants)
     size = count_examples(examples)
@@ -390,10 +389,3 @@ def _already_pruned(params: Params, masks: Params | None) -> Projection:
                 f"{jnp.shape(mask)}"
             )
     return Projection(apply_masks(masks, params), masks)
-
-
-def _check_damping(damping: float) -> None:
-    if isinstance(damping, bool) or not isinstance(damping, float | int | np.number):
-        raise TypeError(f"damping must be a number above 0, got {damping!r}")
-    if not 0 < damping < np.inf:
-        raise ValueError(f"damping must be finite and above 0, got {damping!r}")

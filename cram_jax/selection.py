@@ -32,9 +32,11 @@ Predicate: TypeAlias = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 
 def keep_largest(
-    arrays: Sequence[jax.Array], k: int | jax.Array
+    arrays: Sequence[jax.Array], k: int | jax.Array, *, signed: bool = False
 ) -> tuple[jax.Array, ...]:
     """Marks the k entries of largest magnitude over all arrays together.
+
+    With ``signed`` it is the largest values, so that -3 is less than 1.
 
     Exactly ``k`` are marked, whatever the dtype. Equal magnitudes: the entry that comes
     first is marked, in the order of the arrays and then row by row. NaN counts as
@@ -49,6 +51,7 @@ def keep_largest(
       arrays: floating-point arrays of any shapes.
       k: how many to mark, an integer scalar; below 0 counts as 0, above the number of
         entries as all of them.
+      signed: whether to compare values instead of magnitudes.
 
     Returns:
       One bool array for each array, of its shape.
@@ -62,6 +65,8 @@ def keep_largest(
       (Array([False,  True], dtype=bool), Array([ True, False], dtype=bool))
       >>> keep_largest([jnp.array([1.0, -3.0]), jnp.array([3.0, 3.0])], 2)
       (Array([False,  True], dtype=bool), Array([ True, False], dtype=bool))
+      >>> keep_largest([jnp.array([1.0, -3.0, 2.0])], 2, signed=True)
+      (Array([ True, False,  True], dtype=bool),)
     """
     for index, array in enumerate(arrays):
         if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
@@ -75,7 +80,7 @@ def keep_largest(
             f"arrays hold {total} entries, expected at most {_INT32_ENTRIES} unless "
             f"64-bit integers are enabled: jax.config.update('jax_enable_x64', True)"
         )
-    return _keep_largest(tuple(map(jnp.asarray, arrays)), k)
+    return _keep_largest(tuple(map(jnp.asarray, arrays)), k, signed=bool(signed))
 
 
 def magnitude_key(array: jax.Array) -> jax.Array:
@@ -87,30 +92,57 @@ def magnitude_key(array: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(array, bits) & jnp.iinfo(bits).max
 
 
-@jax.jit
+def value_key(array: jax.Array) -> jax.Array:
+    """Signed integers in the order of the values of a floating-point array.
+
+    Both zeros give 0, and every NaN the same number above infinity's. None is the
+    smallest integer.
+    """
+    array = jnp.where(array == 0, jnp.zeros_like(array), array)
+    array = jnp.where(jnp.isnan(array), jnp.full_like(array, jnp.nan), array)
+    bits = jax.lax.bitcast_convert_type(array, f"int{8 * array.dtype.itemsize}")
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
+
+
+@partial(jax.jit, static_argnames="signed")
 def _keep_largest(
-    arrays: tuple[jax.Array, ...], k: int | jax.Array
+    arrays: tuple[jax.Array, ...], k: int | jax.Array, *, signed: bool
 ) -> tuple[jax.Array, ...]:
     if not arrays:
         return ()
+    key = value_key if signed else magnitude_key
     total = sum(array.size for array in arrays)
     integer = jnp.int64 if total > _INT32_ENTRIES else jnp.int32
     k = jnp.clip(k, 0, total).astype(integer)
     dtype = jnp.result_type(*arrays)
     arrays = tuple(array.astype(dtype) for array in arrays)
     groups = _group_alike(arrays)
-    stacks = [_cut(_stack([arrays[i] for i in group])) for group in groups]
+    stacks = [
+        _cut(_stack([arrays[i] for i in group], signed=signed)) for group in groups
+    ]
     in_order = np.argsort(np.concatenate(groups))
     sizes = np.array([array.size for array in arrays], integer)
 
+    width = 8 * dtype.itemsize
+    bits = f"int{width}"
+
+    def as_key(candidate: jax.Array) -> jax.Array:
+        """Candidates start at 0, and the keys of values at the smallest integer."""
+        if not signed:
+            return candidate
+        smallest = jnp.array(1 << (8 * dtype.itemsize - 1), candidate.dtype)
+        return jax.lax.bitcast_convert_type(candidate ^ smallest, bits)
+
     def is_smaller(stack: jax.Array, candidate: jax.Array, group: int) -> jax.Array:
         del group
-        return magnitude_key(stack) < candidate
+        return key(stack) < as_key(candidate)
 
-    width = 8 * dtype.itemsize - 1
-    zero = jnp.zeros([], f"int{width + 1}")
+    if signed:
+        zero = jnp.zeros([], f"u{bits}")
+    else:
+        zero, width = jnp.zeros([], bits), width - 1
     found = _radix_select(is_smaller, stacks, total - k, zero, width, _DIGIT)
-    threshold = found.value
+    threshold = as_key(found.value)
 
     # Of the entries that equal the threshold the first ones are kept, as many as are
     # missing: all of some arrays, the first ones of one at most, none of the others.
@@ -130,7 +162,7 @@ def _keep_largest(
         cut_group, index = jnp.asarray(group_of)[cut], jnp.asarray(index_of)[cut]
 
         def is_earlier_tie(layer: jax.Array, place: jax.Array, group: int) -> jax.Array:
-            tied = (magnitude_key(layer) == threshold) & (cut_group == group)
+            tied = (key(layer) == threshold) & (cut_group == group)
             return tied & (_places(layer, -place) < 0)
 
         layers = [
@@ -143,10 +175,10 @@ def _keep_largest(
             for array, inner in stacks
         ]
         number = jnp.sum(jnp.where(is_cut, missing, 0), dtype=integer)
-        width = max(array.size for array in arrays).bit_length()
+        length = max(array.size for array in arrays).bit_length()
         zero = jnp.zeros([], integer)
         # Ties are rare and of one array: a smaller program matters more than passes.
-        return _radix_select(is_earlier_tie, layers, number, zero, width, 1).value
+        return _radix_select(is_earlier_tie, layers, number, zero, length, 1).value
 
     end = jax.lax.cond(
         jnp.any(is_cut), end_of_ties, lambda: jnp.zeros_like(missing, shape=())
@@ -154,8 +186,7 @@ def _keep_largest(
     bars = _unstack(threshold - (missing >= equal).astype(threshold.dtype))
     ends = _unstack(jnp.where(is_cut, end, 0))
     return tuple(
-        (magnitude_key(array) > bar)
-        | ((magnitude_key(array) == threshold) & (_places(array, -end) < 0))
+        (key(array) > bar) | ((key(array) == threshold) & (_places(array, -end) < 0))
         for array, bar, end in zip(arrays, bars, ends, strict=True)
     )
 
@@ -169,11 +200,10 @@ def _group_alike(arrays: Sequence[jax.Array]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _stack(arrays: Sequence[jax.Array]) -> jax.Array:
-    if len(arrays) == 1:
-        return jnp.stack(arrays)  # no copy
-    # The sign makes no difference, but a plain copy takes XLA on CPU longer to compile.
-    return jnp.abs(jnp.stack(arrays))
+def _stack(arrays: Sequence[jax.Array], *, signed: bool) -> jax.Array:
+    stack = jnp.stack(arrays)  # of one array no copy
+    # A plain copy takes XLA on CPU longer to compile, and signs make no difference.
+    return stack if signed or len(arrays) == 1 else jnp.abs(stack)
 
 
 class _Cut(NamedTuple):

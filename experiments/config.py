@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from experiments import targets
 from experiments.errors import ConfigError
+from experiments.methods.config import SEVERAL_TARGETS, Method, PruningConfig
 
-Rule = Literal["none", "sam", "cram", "cram_plus", "topk_plus"]
+Rule = Literal["none", "sam", "cram", "cram_plus", "topk_plus", Method]
 Base = Literal["sgd", "adam"]
 Schedule = Literal["cosine", "linear", "constant"]
 Dtype = Literal["float32", "bfloat16"]
@@ -22,8 +23,10 @@ class OptimizerConfig:
 
     Attributes:
       rule: none (only the base optimiser), sam, cram (equation 2), cram_plus (equation
-        4), topk_plus (rho 0).
-      train_targets: what to compress to; of several, one is drawn at every step.
+        4), topk_plus (rho 0); or a method that prunes during training, see
+        `experiments.methods`.
+      train_targets: what to compress to; of several, one is drawn at every step. Most
+        methods that prune during training take exactly one.
       masks_every: steps for which the masks of a target serve (appendix C.6).
       rho: radius of the ascent step.
       subsample: the compressed gradient on every n-th example of the batch (1 = all).
@@ -50,6 +53,7 @@ class OptimizerConfig:
         in the ascent too, such as ``^bert/embeddings/``. Empty: none.
       keep_pruned: weights that are zero at the start stay zero, as those of a
         compressed model that ``init_from`` names.
+      pruning: how a method that prunes during training goes about it.
     """
 
     rule: Rule = "cram_plus"
@@ -72,6 +76,7 @@ class OptimizerConfig:
     ema: float = 0.0
     frozen: str = ""
     keep_pruned: bool = False
+    pruning: PruningConfig = field(default_factory=PruningConfig)
 
     def __post_init__(self) -> None:
         for name, kind in (("rule", Rule), ("base", Base), ("schedule", Schedule)):
@@ -88,6 +93,11 @@ class OptimizerConfig:
         check(self, "train_targets", self.train_targets, "at least one")
         for target in self.train_targets:
             targets.check(target, training=True)
+        if self.rule in typing.get_args(Method) and self.rule not in SEVERAL_TARGETS:
+            is_one = len(self.train_targets) == 1
+            check(self, "train_targets", is_one, f"one target for rule {self.rule}")
+            check(self, "ema", not self.ema, f"0 for rule {self.rule}")
+        check_pruning(self.pruning)
         try:
             re.compile(self.frozen)
         except re.error as error:
@@ -99,6 +109,26 @@ class OptimizerConfig:
     def rule_name(self) -> str:
         """The rule; the name of the base optimiser if there is none."""
         return self.base if self.rule == "none" else self.rule
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """How a run learns from its teacher.
+
+    Attributes:
+      weight: of the divergence from the teacher's outputs; that of the labels is the
+        rest.
+      temperature: what logits are divided by first; above 1 it shows more of what the
+        teacher thinks of the wrong classes.
+    """
+
+    weight: float = 0.5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        check(self, "weight", 0 < self.weight <= 1, "above 0 and at most 1")
+        check(self, "temperature", self.temperature > 0, "above 0")
 
 
 @dataclass(frozen=True)
@@ -114,6 +144,9 @@ class RunConfig:
       init_from: the directory of a run to start from; None: the initial weights of the
         seed; empty: has to be named to train.
       new_head: a new last layer in place of the one of ``init_from``.
+      teacher: the directory of a run whose outputs are learnt beside the labels, such
+        as the dense network of one that was made smaller; None: only the labels.
+      distillation: how they are.
       eval_targets: what the trained network is compressed to when it is evaluated.
       evaluate_every: epochs, or a part of one, between evaluations of the dense
         network, the best of which is stored in the run's ``best``; 0: at the end.
@@ -134,6 +167,8 @@ class RunConfig:
     seed: int = 0
     init_from: str | None = None
     new_head: bool = False
+    teacher: str | None = None
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     eval_targets: tuple[str, ...] = ("dense", "k50", "k70", "k80", "k90", "k95")
     evaluate_every: float = 5
     checkpoint_every: int = 5
@@ -158,6 +193,9 @@ class RunConfig:
         check(self, "eval_targets", self.eval_targets, "at least one")
         for target in self.eval_targets:
             targets.check(target)
+
+    def check_inputs(self) -> None:
+        """Raises unless what a run reads is named, and there; needs no jax."""
 
 
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
@@ -190,6 +228,17 @@ def variant(
         eval_targets=eval_targets or config.eval_targets,
         optimizer=dataclasses.replace(config.optimizer, **optimizer),
     )
+
+
+def check_pruning(config: PruningConfig) -> None:
+    """Raises unless the numbers of a method are in range, see `check`."""
+    check_numbers(config)
+    check_at_least(config, 1, "every")
+    check_at_least(config, 0, "begin", "strength")
+    check(config, "end", config.begin <= config.end <= 1, "from begin to 1")
+    check(config, "replaced", 0 <= config.replaced <= 1, "from 0 to 1")
+    for name in ("score_rate", "radius"):
+        check(config, name, getattr(config, name) > 0, "above 0")
 
 
 def check(config: Any, name: str, holds: Any, expected: str) -> None:

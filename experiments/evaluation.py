@@ -10,10 +10,11 @@ import numpy as np
 import cram_jax
 from experiments.batches import Batch, Source
 from experiments.config import RunConfig
+from experiments.errors import ConfigError
 from experiments.images.data import Dataset
 from experiments.second_order import SecondOrder
 from experiments.second_order import second_order as second_order_projector
-from experiments.targets import is_second_order, projector, sparsity
+from experiments.targets import is_second_order, parse, projector, sparsity
 from experiments.task import Task
 
 
@@ -155,6 +156,28 @@ def evaluate_target(
         for draw in range(calibrations)
     )
     return Accuracy(target, pruned, float(np.mean(draws)), draws, metrics)
+
+
+def check_targets(names: tuple[str, ...], config: RunConfig, task: Task) -> None:
+    """Raises if a target fits no layer of a network; nothing is computed.
+
+    Raises:
+      ConfigError: it names the target.
+    """
+    params = jax.eval_shape(task.init, 0)[0]
+    for name in dict.fromkeys(names):
+        if not {part.form for part in parse(name)} & {"n of m", "blocks", "channels"}:
+            continue
+        try:
+            pruner = projector(
+                name, filters=task.filters, second_order=lambda _: cram_jax.identity()
+            )
+            jax.eval_shape(partial(cram_jax.compress, projector=pruner), params)
+        except ValueError as error:
+            reason = str(error).split(", got shapes")[0]
+            raise ConfigError(
+                f"target {name!r} fits no layer of {config.model.title}: {reason}"
+            ) from error
 
 
 def has_statistics(batch_stats: Any) -> bool:

@@ -1,6 +1,5 @@
 """From a configuration to an optax chain: the only place that spells one."""
 
-import operator
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from cram_jax import Projector
 from experiments import targets
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigError
+from experiments.methods.build import front_rule, wrapped
 from experiments.targets import LeafFilters
 
 
@@ -37,22 +37,33 @@ def make_optimizer(
       The chain; its ``update`` takes the arguments of ``loss_fn`` by name, and where
       there are plain steps ``dropout_key``, a new one at every step.
     """
-    rule = _update_rule(config, loss_fn, seed, filters)
+    filters = filters or LeafFilters()
+    rule = _update_rule(config, loss_fn, steps, seed, filters)
     if config.plain_steps:
         rule = _at_some_steps(rule, 1 - config.plain_steps)
-    base = _base_optimizer(config, steps)
-    if config.clip_norm:
-        base = [optax.clip_by_global_norm(config.clip_norm), *base]
+
+    def base() -> optax.GradientTransformation:
+        members = _base_optimizer(config, steps)
+        if config.clip_norm:
+            members = [optax.clip_by_global_norm(config.clip_norm), *members]
+        return optax.chain(*members)
+
+    schedule = learning_rate(config, steps)
+    whole = wrapped(config, loss_fn, base, schedule, steps, seed, filters)
     if config.frozen:
         frozen = _matching(config.frozen)
-        freeze = optax.masked(optax.set_to_zero(), frozen)
-        trained = optax.masked(optax.chain(*base), _negated(frozen))
         # Before the rule too: a frozen leaf takes no part in the ascent.
-        chain = [freeze, rule, trained, freeze]
+        freeze = optax.masked(optax.set_to_zero(), frozen)
+        if whole is None:
+            kinds = {True: optax.set_to_zero(), False: base()}
+            trained = optax.partition(kinds, frozen)
+        else:  # it wraps the optimiser, and has to see all leaves
+            trained = optax.chain(whole, freeze)
+        chain = [freeze, rule, trained]
     else:
-        chain = [rule, *base]
+        chain = [rule, whole or base()]
     if config.keep_pruned:
-        chain.append(cram_jax.keep_pruned(where=(filters or LeafFilters()).prunable))
+        chain.append(cram_jax.keep_pruned(where=filters.prunable))
     return optax.with_extra_args_support(optax.chain(*chain))
 
 
@@ -116,15 +127,12 @@ def _matching(pattern: str) -> Callable[[Any], Any]:
     return mask
 
 
-def _negated(mask: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda tree: jax.tree.map(operator.not_, mask(tree))
-
-
 def _update_rule(
     config: OptimizerConfig,
     loss_fn: Callable[..., Any],
+    steps: int,
     seed: int,
-    filters: LeafFilters | None,
+    filters: LeafFilters,
 ) -> optax.GradientTransformation:
     options: dict[str, Any] = {
         "sparse_gradients": config.sparse_gradients,
@@ -148,10 +156,12 @@ def _update_rule(
         case "topk_plus":
             projector = _projector(config, filters)
             return cram_jax.cram_plus(loss_fn, projector, 0.0, **options)
-    raise ValueError(f"rule must be a known one, got {config.rule!r}")
+    projector = _projector(config, filters)
+    made = front_rule(config, loss_fn, projector, steps, seed, filters)
+    return optax.identity() if made is None else made  # it wraps the optimiser
 
 
-def _projector(config: OptimizerConfig, filters: LeafFilters | None) -> Projector:
+def _projector(config: OptimizerConfig, filters: LeafFilters) -> Projector:
     projectors = [
         targets.projector(target, masks_every=config.masks_every, filters=filters)
         for target in config.train_targets

@@ -10,28 +10,46 @@ from experiments.errors import ConfigError
 if TYPE_CHECKING:  # jax takes seconds to import, and names need none of it
     from cram_jax import Projector
     from cram_jax.leaves import Where
+    from experiments.channels import CoupledChannels
 
 Form = Literal[
-    "dense", "global", "layer", "second order", "blocks", "n of m", "quantised"
+    "dense",
+    "global",
+    "layer",
+    "channels",
+    "second order",
+    "blocks",
+    "n of m",
+    "quantised",
+    "nested",
+    "mxfp4",
+    "nvfp4",
 ]
+Scope = Literal["global", "layer", "blocks", "channels"]
 
 NUMBER = r"(\d{1,3}(?:\.\d{1,6})?)"
 FORMS: dict[Form, str] = {
     "dense": "dense",
     "global": f"k{NUMBER}",
     "layer": f"u{NUMBER}",
+    "channels": f"c{NUMBER}",
     "second order": f"o{NUMBER}",
     "blocks": rf"b{NUMBER}(?:@(\d{{1,4}})x(\d{{1,4}}))?",
     "n of m": r"(\d{1,4}):(\d{1,4})",
-    "quantised": r"(\d{1,4})bit",
+    "quantised": r"(\d{1,4})bit(?:@(\d{1,4}))?",
+    "nested": r"nested(\d)",
+    "mxfp4": "mxfp4",
+    "nvfp4": "nvfp4",
 }
 BLOCK = (4, 2)
 """Inputs and outputs of a block, the shape that the engine computes fastest."""
 
 EXPECTED = (
     "expected dense, k90 (90 % zeros), u90 (in every layer), b90 (in blocks of 4 "
-    "inputs x 2 outputs; b90@8x1 for others), 2:4 (n of m), 4bit, or several joined by "
-    "+, such as k90+4bit; or o90 (second order, when evaluated)"
+    "inputs x 2 outputs; b90@8x1 for others), c50 (50 % of the channels), 2:4 (n of "
+    "m), 4bit (4bit@32 in blocks of 32 inputs), nested4 (leading bits of 8), mxfp4, "
+    "nvfp4, or several joined by +, such as k90+4bit; or o90 (second order, when "
+    "evaluated)"
 )
 
 
@@ -41,10 +59,12 @@ class LeafFilters(NamedTuple):
     Attributes:
       prunable: those that may be compressed at all; None: of two or more dimensions.
       uniform: those of them that are pruned layer by layer.
+      channels: the channels that can be removed as a whole; None: unknown.
     """
 
     prunable: "Where | None" = None
     uniform: "Where | None" = None
+    channels: "CoupledChannels | None" = None
 
 
 class Part(NamedTuple):
@@ -68,9 +88,12 @@ def parse(target: str) -> tuple[Part, ...]:
       target: ``dense``; ``k90`` (90 % of the weights are zero, global magnitude);
         ``u90`` (90 % of every layer; image networks keep the first and the last dense);
         ``b90`` (90 % of the blocks of every layer, blocks of 4 inputs and 2 outputs, or
-        of another shape as in ``b90@8x1``); ``2:4`` (n of every m); ``4bit`` (fake
-        quantisation); ``o90`` (second-order pruning); or several applied in order, such
-        as ``k90+4bit``.
+        of another shape as in ``b90@8x1``); ``c50`` (50 % of the channels of all layers
+        together; of a BERT, of the heads and of the hidden units); ``2:4`` (n of every
+        m); ``4bit`` (fake quantisation; ``4bit@32`` with a float16 scale for each 32
+        inputs, as ``MatMulNBits`` has); ``nested4`` (the leading 4 of 8 bits);
+        ``mxfp4``; ``nvfp4``; ``o90`` (second-order pruning); or several applied in
+        order, such as ``k90+4bit``.
 
     Returns:
       Its parts, in order.
@@ -122,7 +145,8 @@ def projector(
       The projector.
 
     Raises:
-      ConfigError: see `parse`; or the target needs ``second_order``, and got None.
+      ConfigError: see `parse`; or the target needs ``second_order`` or the channels of
+        ``filters``, and got None.
     """
     import cram_jax
 
@@ -130,13 +154,29 @@ def projector(
     made: list[Projector] = []
     pruner: Projector
     for part in parse(target):
-        where, uniform = filters
+        where, uniform, coupled = filters
         match part.form:
             case "dense":
                 made.append(cram_jax.identity())
                 continue
             case "quantised":
-                made.append(cram_jax.fake_quant(*part.numbers, where=where))
+                bits, *block = part.numbers
+                made.append(
+                    cram_jax.fake_quant(
+                        bits, block=block[0], scale="float16", where=where
+                    )
+                    if block
+                    else cram_jax.fake_quant(bits, where=where)
+                )
+                continue
+            case "nested":
+                made.append(cram_jax.nested(*part.numbers, where=where))
+                continue
+            case "mxfp4":
+                made.append(cram_jax.mxfp4(where=where))
+                continue
+            case "nvfp4":
+                made.append(cram_jax.nvfp4(where=where))
                 continue
             case "global":
                 pruner = cram_jax.top_k(part.share, where=where)
@@ -146,6 +186,13 @@ def projector(
                 pruner = cram_jax.top_k(
                     part.share, scope="layer", block=part.numbers, where=uniform
                 )
+            case "channels":
+                if coupled is None:
+                    raise ConfigError(
+                        f"target {target!r} removes channels, and which of them belong "
+                        f"together is not known of this network"
+                    )
+                pruner = coupled.projector(part.share)
             case "n of m":
                 pruner = cram_jax.n_m(*part.numbers, where=where)
             case "second order":
@@ -172,26 +219,31 @@ def label(target: str) -> str:
                 words.append(percent)
             case "layer":
                 words.append(f"{percent} uniform")
+            case "channels":
+                words.append(f"{percent} of channels")
             case "second order":
                 words.append(f"{percent} second order")
             case "blocks":
                 words.append(f"{percent} in {part.numbers[0]}x{part.numbers[1]} blocks")
             case "quantised":
-                words.append(f"{part.numbers[0]}-bit")
+                bits, *block = part.numbers
+                words.append(f"{bits}-bit" + "".join(f" by {b}" for b in block))
+            case "nested":
+                words.append(f"{part.numbers[0]} of 8 bits")
+            case "mxfp4" | "nvfp4":
+                words.append(name.upper())
             case _:
                 words.append(name)
     return " + ".join(words)
 
 
-def sparsity(
-    target: str, scope: Literal["global", "layer", "blocks"] = "global"
-) -> float | None:
+def sparsity(target: str, scope: Scope = "global") -> float | None:
     """The share of zeros if a target is nothing but sparsity, else None.
 
     Args:
       target: its name.
       scope: which targets count beside dense: ``k90``, with "layer" ``u90``, with
-        "blocks" ``b90``.
+        "blocks" ``b90``, with "channels" ``c90``.
     """
     part, *others = parse(target)
     if not others and part.form == "dense":
@@ -205,7 +257,7 @@ def _part(part: str, target: str) -> Part:
         raise ConfigError(f"target {target!r} is unknown; {EXPECTED}")
     form, match = found[0]
     share, numbers = 0.0, match.groups()
-    if form in ("global", "layer", "second order", "blocks"):
+    if form in ("global", "layer", "channels", "second order", "blocks"):
         share, numbers = float(Decimal(numbers[0]) / 100), numbers[1:]
         if share >= 1:
             raise ConfigError(f"target {target!r}: sparsity must be below 100 %")
@@ -218,4 +270,8 @@ def _part(part: str, target: str) -> Part:
         raise ConfigError(f"target {target!r}: n must be between 1 and m={sizes[1]}")
     if form == "quantised" and not 2 <= sizes[0] <= 16:
         raise ConfigError(f"target {target!r}: bits must be between 2 and 16")
+    if form == "quantised" and 0 in sizes:
+        raise ConfigError(f"target {target!r}: a block must be at least 1")
+    if form == "nested" and not 2 <= sizes[0] <= 8:
+        raise ConfigError(f"target {target!r}: bits must be between 2 and 8")
     return Part(form, share, sizes)

@@ -128,11 +128,12 @@ MUTANTS = {
         ],
     ),
     "selection": (
-        ["selection"],
+        ["selection", "reparameterizations"],
         [
-            Mutant(
-                "magnitude_key(stack) < candidate", "magnitude_key(stack) <= candidate"
-            ),
+            Mutant("key(stack) < as_key(candidate)", "key(stack) <= as_key(candidate)"),
+            Mutant("signed or len(arrays) == 1", "len(arrays) == 1"),
+            Mutant("bits ^ jnp.iinfo(bits.dtype).max, bits", "bits, bits"),
+            Mutant("jnp.where(array == 0, jnp.zeros_like(array), array)", "array"),
             Mutant("(_places(layer, -place) < 0)", "(_places(layer, -place) <= 0)"),
             Mutant("(_places(array, -end) < 0)", "(_places(array, -end) <= 0)"),
             Mutant("(missing >= equal)", "(missing > equal)"),
@@ -146,7 +147,7 @@ MUTANTS = {
             Mutant("bounds[fitting], ", "bounds[0], "),
             Mutant("& jnp.iinfo(bits).max", ""),
             Mutant("jnp.clip(k, 0, total)", "k"),
-            Mutant("width = 8 * dtype.itemsize - 1", "width = 8 * dtype.itemsize - 2"),
+            Mutant("jnp.zeros([], bits), width - 1", "jnp.zeros([], bits), width - 2"),
             Mutant("for array in arrays).bit_length()", "for array in arrays) // 2"),
             Mutant(
                 "jnp.minimum(steps << bits.astype(zero.dtype), room)",

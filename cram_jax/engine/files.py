@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from cram_jax.engine import operations, safetensors
+from cram_jax import safetensors
+from cram_jax.engine import operations
 from cram_jax.engine.arrays import as_pads, as_pair
 from cram_jax.engine.engine import Engine
 from cram_jax.engine.fusion import Lookup
 from cram_jax.engine.graph import Graph, Node
 from cram_jax.engine.kernels import UNIT
 from cram_jax.engine.model import (
+    IntegerAttention,
     Model,
     PackedProduct,
     Range,
@@ -41,6 +43,7 @@ _KINDS = {
         *(operations.AddPositions, operations.Attention, operations.MaxPool),
         *(operations.AvgPool, operations.Mean, operations.Flatten),
         *(operations.SpaceToDepth, operations.Token, Lookup, PackedProduct),
+        IntegerAttention,
     )
 }
 _LARGEST_CHANNELS = 2**24

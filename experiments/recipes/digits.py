@@ -2,11 +2,14 @@
 
     python -m experiments train digits
     python -m experiments train digits_blocks
+    python -m experiments train digits_channels
     python -m experiments demo             # against SGD and SAM
 
 - `digits`: single weights, 50 to 95 %.
 - `digits_blocks`: blocks of 4 inputs and 2 outputs, the shape that an engine on CPUs
   computes fastest, the same share of every layer.
+- `digits_channels`: whole channels, 25 to 75 % of those of all layers, of a network
+  with two blocks a stage (43,418 parameters). `shrink` then cuts them out.
 
 The network is small on purpose (19,706 parameters): a larger one survives pruning
 without help.
@@ -56,7 +59,19 @@ blocks = variant(
     train_targets=("b50", "b70", "b80", "b90"),
 )
 
-configs = (config, blocks)
+channels = dataclasses.replace(
+    variant(
+        config,
+        "digits_channels",
+        eval_targets=("dense", "c25", "c50", "c75"),
+        train_targets=("c25", "c50", "c75"),
+        rho=0.1,
+        weight_decay=5e-3,
+    ),
+    model=ModelConfig(widths=(16, 32), blocks=(2, 2)),
+)
+
+configs = (config, blocks, channels)
 
 
 def methods(epochs: int | None = None) -> dict[str, ImageConfig]:

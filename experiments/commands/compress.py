@@ -1,0 +1,62 @@
+"""Compresses a trained model in one shot and stores it."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import cram_jax
+from experiments import checkpoints, targets
+from experiments.datasets import default_data_dir
+from experiments.errors import ConfigError
+from experiments.evaluation import check_targets, has_statistics, make_evaluation
+from experiments.kinds import kind_of
+from experiments.metrics import make_console
+from experiments.open_run import open_run, stored_data_dir
+from experiments.run_directory import (
+    check_free,
+    check_path,
+    load_config,
+    write_status,
+    write_text,
+)
+from experiments.second_order import SecondOrder
+
+
+def compress(
+    run: Path,
+    target: str,
+    out: Path | None,
+    overwrite: bool,
+    data_dir: Path | None,
+    second_order: SecondOrder,
+) -> None:
+    """Compresses, recalibrates batch norm, stores the model, prints what is left."""
+    out = out or run / "compressed" / target
+    check_path(out)
+    if out.exists() and out.resolve() in (run.resolve(), *run.resolve().parents):
+        raise ConfigError(f"out must be a directory of its own, got {out}, the run's")
+    if not (out / "compression.json").exists():  # one of ours is made anew
+        check_free(out, overwrite=overwrite)
+    console = make_console()
+    say = partial(console.print, soft_wrap=True)
+    config, data, task, params, batch_stats = open_run(run, data_dir, say)
+    check_targets((target,), config, task)
+    evaluation = make_evaluation(config, data, task, second_order)
+    before = evaluation.accuracy(params, batch_stats)
+    compressed, masks = evaluation.compress(params, target, batch_stats)
+    statistics = evaluation.recalibrate(compressed, batch_stats)
+    after = evaluation.accuracy(compressed, statistics)
+
+    stored = load_config(run)
+    checkpoints.save_model(out, stored, compressed, statistics)
+    kind_of(config).keep_sources(config, out)
+    facts = {"source": str(run), "target": target, task.metric: after}
+    write_text(out / "compression.json", json.dumps(facts, indent=2) + "\n")
+    found = data_dir or stored_data_dir(run) or default_data_dir()
+    write_status(out, data_dir=str(found.absolute()))
+    say(str(cram_jax.sparsity_report(compressed, masks)))
+    recalibrated = " with batch norm recalibrated" if has_statistics(statistics) else ""
+    say(
+        f"\n{task.metric.capitalize()} {before:.2f} % dense, {after:.2f} % as "
+        f"{targets.label(target)}{recalibrated}. Stored in {out}"
+    )

@@ -1,0 +1,107 @@
+"""Compresses a trained model to many targets and stores how accurate it stays."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.display import accuracy_table
+from experiments.errors import ConfigError
+from experiments.evaluation import (
+    check_targets,
+    evaluate_target,
+    has_statistics,
+    make_evaluation,
+)
+from experiments.metrics import make_console, progress_bar
+from experiments.open_run import open_run
+from experiments.results import (
+    Results,
+    add_run,
+    digest,
+    load_results,
+    merged,
+    new_results,
+    save_results,
+)
+from experiments.run_directory import load_config
+from experiments.second_order import SecondOrder
+from experiments.unfinished import resumable
+
+
+def evaluate(
+    run: Path,
+    names: tuple[str, ...],
+    calibrations: int,
+    out: Path | None,
+    data_dir: Path | None,
+    second_order: SecondOrder,
+) -> None:
+    """Prints the accuracy on every target and stores it in evaluation.json."""
+    out = out or run / "evaluation.json"
+    if out.suffix != ".json":
+        raise ConfigError(f"out must be a file ending in .json, got {out}")
+    if out.exists():
+        load_results(out)  # says what is wrong with it before hours are spent
+    console = make_console()
+    say = partial(console.print, soft_wrap=True)
+    config, data, task, params, batch_stats = open_run(run, data_dir, say)
+    compressed = (run / "compression.json").exists()
+    names = tuple(dict.fromkeys(names))
+    names = names or (("dense",) if compressed else config.eval_targets)
+    check_targets(names, config, task)
+    results = new_results(names, task.metric)
+    evaluation = make_evaluation(config, data, task, second_order)
+    unfinished = out.with_name(f"{out.stem}.part.json")
+    model = digest((params, batch_stats))
+    depends_on = {
+        "model": model,
+        "data_dir": str(data_dir),
+        "calibrations": calibrations,
+        "second_order": dataclasses.asdict(second_order),
+        "versions": results["versions"],
+    }
+    accuracies, seconds = [], 0.0
+    with progress_bar(console) as progress:
+        bar = progress.add_task("targets", total=len(names), note="")
+        for accuracy, duration in resumable(
+            unfinished,
+            depends_on,
+            names,
+            partial(
+                evaluate_target,
+                evaluation,
+                params,
+                batch_stats,
+                calibrations=calibrations,
+            ),
+        ):
+            accuracies.append(accuracy)
+            seconds += duration
+            progress.update(bar, advance=1, note=accuracy.target)
+            if not console.is_terminal:
+                say(f"{accuracy.target}: {accuracy.pruned:.2f} % ({duration:.1f} s)")
+    rule = config.optimizer.rule_name
+    add_run(results, rule, load_config(run), accuracies, seconds, model)
+    save_results(_with_earlier(results, out, say), out)
+    unfinished.unlink(missing_ok=True)
+    drawn = calibrations > 1 and has_statistics(batch_stats)
+    draws = f", {calibrations} calibrations" if drawn else ""
+    say(f"{run}:")
+    console.print(accuracy_table(results, f"{task.metric} (%){draws}"))
+
+
+def _with_earlier(results: Results, out: Path, say: Any) -> Results:
+    """Results with those that lie there, or these apart if of another model."""
+    if not out.exists():
+        return results
+    earlier = load_results(out)
+    both = merged(earlier, results)
+    if both is not None:
+        return both
+    number = 1
+    while (aside := out.with_name(f"{out.stem}.{number}.json")).exists():
+        number += 1
+    out.rename(aside)
+    say(f"{out} was of another model; it is now {aside}")
+    return results

@@ -1,0 +1,148 @@
+"""Trains a run from a configuration, or goes on with one."""
+
+import math
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import checkpoints
+from experiments.config import RunConfig
+from experiments.datasets import default_data_dir
+from experiments.distillation import check_teacher, load_teacher
+from experiments.errors import ConfigError, NonFiniteLoss, command_line
+from experiments.evaluation import check_targets
+from experiments.kinds import kind_of, prepare
+from experiments.loggers import LoggerName, check_loggers
+from experiments.metrics import make_console, progress_bar
+from experiments.open_run import stored_data_dir
+from experiments.run_directory import check_free, check_path, state_of
+from experiments.sharding import is_first_process, make_mesh
+from experiments.step import init_state, make_train_step, total_steps
+from experiments.task import Task, format_metrics
+from experiments.training import Cadence
+from experiments.training import train as run_training
+from experiments.warm_start import check_source, initial_model
+
+
+class Conduct(NamedTuple):
+    """How a run is carried out; none of it changes a number of the result.
+
+    Attributes:
+      run: its directory; None: runs/NAME-RULE-seedSEED.
+      data_dir: where tensorflow-datasets keeps its data; None: the user's cache, or
+        that of the run that goes on.
+      mesh: devices, see `make_mesh`.
+      workers: processes that decode large images; 0: threads.
+      resume: go on from the last checkpoint.
+      overwrite: remove an earlier run in the directory.
+      cadence: of checkpoints.
+      max_steps: stop here, with a checkpoint.
+      dry_run: build everything, take one step, write nothing.
+      loggers: where figures go beside metrics.jsonl.
+    """
+
+    run: Path | None = None
+    data_dir: Path | None = None
+    mesh: str | None = None
+    workers: int = 0
+    resume: bool = False
+    overwrite: bool = False
+    cadence: Cadence = Cadence()
+    max_steps: int | None = None
+    dry_run: bool = False
+    loggers: tuple[LoggerName, ...] = ()
+
+
+def train(config: RunConfig, conduct: Conduct) -> None:
+    """Trains, and says what the directory holds."""
+    _check(conduct)
+    console = make_console(quiet=not is_first_process())
+    say = partial(console.print, soft_wrap=True)
+    name = f"{config.name}-{config.optimizer.rule_name}-seed{config.seed}"
+    run = conduct.run or Path("runs") / name
+    # All that can be known beforehand, before anything takes time.
+    check_path(run)
+    if not conduct.resume and not conduct.dry_run:
+        check_free(run, overwrite=conduct.overwrite)
+    check_loggers(conduct.loggers)
+    if not conduct.resume:
+        config = kind_of(config).resolve(config)
+        check_source(config)
+    if config.teacher is not None:
+        check_teacher(config)
+    devices = make_mesh(conduct.mesh, config.data.batch_size)
+    data_dir = conduct.data_dir or stored_data_dir(run)
+    sources = kind_of(config).kept_sources(config, run) if conduct.resume else config
+    data, task = prepare(sources, data_dir, workers=conduct.workers)
+    used = config.optimizer.train_targets if _compresses(config) else ()
+    check_targets((*used, *config.eval_targets), config, task)
+    if conduct.dry_run:
+        _dry_run(config, data, task, say)
+        return
+    with progress_bar(console) as progress:
+        state = run_training(
+            config,
+            run,
+            data,
+            task,
+            progress,
+            mesh=devices,
+            resume=conduct.resume,
+            overwrite=conduct.overwrite,
+            cadence=conduct.cadence,
+            max_steps=conduct.max_steps,
+            loggers=conduct.loggers,
+            notes={"data_dir": str((data_dir or default_data_dir()).absolute())},
+            quiet=False,
+        )
+    if unfinished := state_of(run):
+        command = command_line("train", "--resume", run)
+        say(f"{unfinished}. Go on with\n  {command}")
+        return
+    model, best = (state.judged, state.batch_stats), ", "
+    if config.patience:
+        model, best = checkpoints.load_model(run, state), "; the best model: "
+    result = task.evaluate(*model, data.evaluation)
+    say(f"{run}: {int(state.step)} steps{best}{format_metrics(result)}")
+    say(f"Next:\n  {command_line('evaluate', run)}")
+
+
+def _check(conduct: Conduct) -> None:
+    for name, value, least in (
+        ("workers", conduct.workers, 0),
+        ("save_steps", conduct.cadence.steps, 0),
+        ("save_minutes", conduct.cadence.minutes, 0),
+        ("keep", conduct.cadence.keep, 1),
+        ("max_steps", 1 if conduct.max_steps is None else conduct.max_steps, 1),
+    ):
+        if not least <= value < math.inf:
+            raise ConfigError(f"{name} must be at least {least}, got {value}")
+
+
+def _compresses(config: RunConfig) -> bool:
+    return config.optimizer.rule not in ("none", "sam")
+
+
+def _dry_run(config: RunConfig, data: Any, task: Task, say: Any) -> None:
+    """One step of a run, of which nothing is stored."""
+    state = init_state(config, data, task, initial_model(config, task))
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    say(
+        f"{config.name}: {config.model.title}, {count:,} parameters; "
+        f"{data.train.size:,} examples, {total_steps(config, data):,} steps"
+    )
+    say("compiling the training step ...")
+    teacher = load_teacher(config, data, task)
+    step = make_train_step(config, data, task, teacher=teacher)
+    batches = data.train.training_batches(config.data.batch_size, config.seed, 0, 1)
+    start = time.perf_counter()
+    _, values = step(state, next(iter(batches)))
+    loss = float(values["loss"])
+    if not math.isfinite(loss):
+        raise NonFiniteLoss(f"the loss of the first step is {loss}")
+    say(
+        f"one step: loss {loss:.4f}, {time.perf_counter() - start:.1f} s with compiling"
+    )

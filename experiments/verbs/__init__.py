@@ -1,0 +1,46 @@
+"""The verbs of the command line: what each may be told, one file each.
+
+A verb is a frozen dataclass whose fields are its options and whose docstrings are its
+help. `check` says what is wrong before jax is imported, which takes seconds; `execute`
+does the work, mostly by `experiments.commands`, and imports what needs jax.
+"""
+
+from typing import Protocol
+
+from experiments.verbs.benchmark import Benchmark
+from experiments.verbs.compare import Compare
+from experiments.verbs.compress import Compress
+from experiments.verbs.demo import Demo
+from experiments.verbs.evaluate import Evaluate
+from experiments.verbs.export import Export
+from experiments.verbs.recipes import Recipes
+from experiments.verbs.report import Report
+from experiments.verbs.shrink import Shrink
+from experiments.verbs.tradeoff import Tradeoff
+from experiments.verbs.train import Train
+
+
+class Verb(Protocol):
+    """One command, with its options."""
+
+    def check(self) -> None:
+        """Raises a UserError if an option is wrong; needs no jax."""
+
+    def execute(self) -> None:
+        """Carries the command out."""
+
+
+VERBS: dict[str, type[Verb]] = {
+    "train": Train,
+    "compress": Compress,
+    "shrink": Shrink,
+    "evaluate": Evaluate,
+    "report": Report,
+    "benchmark": Benchmark,
+    "tradeoff": Tradeoff,
+    "export": Export,
+    "recipes": Recipes,
+    "compare": Compare,
+    "demo": Demo,
+}
+"""In the order of the help."""

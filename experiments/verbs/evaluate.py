@@ -1,0 +1,62 @@
+"""``evaluate``: many targets, measured."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments import targets
+from experiments.errors import ConfigError
+from experiments.run_directory import load_config
+from experiments.second_order import SecondOrder
+from experiments.verbs.common import check_named, start_jax
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Compress a trained model to many targets; print accuracies.
+
+    Stopped, the same command goes on with the target it was at. What is stored of other
+    targets stays.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Directory of the run, or of a compressed model."""
+    target: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--targets"])] = ()
+    """What to compress to; by default the targets of the run's configuration."""
+    calibrations: int = 3
+    """Random draws of the images that recalibrate batch norm, of which the table gives
+    mean and standard deviation."""
+    out: Path | None = None
+    """The JSON file of the results; by default RUN/evaluation.json."""
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps its data; by default where the run found it."""
+    module: str | None = None
+    """The model.module of a run with a network of your own, to allow its import."""
+    second_order: SecondOrder = field(default_factory=SecondOrder)
+    """How targets such as o90 go about it."""
+
+    def check(self) -> None:
+        """The targets have names that are known, and the run can be read."""
+        for name in self.target:
+            targets.check(name)
+        if self.calibrations < 1:
+            raise ConfigError(
+                f"calibrations must be at least 1, got {self.calibrations}"
+            )
+        check_named(self.run, load_config(self.run), self.module)
+
+    def execute(self) -> None:
+        """Compresses and measures, target by target."""
+        start_jax()
+        from experiments.commands.evaluate import evaluate
+
+        evaluate(
+            self.run,
+            self.target,
+            self.calibrations,
+            self.out,
+            self.data_dir,
+            self.second_order,
+        )
