@@ -143,6 +143,8 @@ def _keep_largest(
         zero, width = jnp.zeros([], bits), width - 1
     found = _radix_select(is_smaller, stacks, total - k, zero, width, _DIGIT)
     threshold = as_key(found.value)
+    if signed:  # no key is less, and the bars below may not wrap around
+        threshold = jnp.maximum(threshold, -jnp.iinfo(bits).max)
 
     # Of the entries that equal the threshold the first ones are kept, as many as are
     # missing: all of some arrays, the first ones of one at most, none of the others.
@@ -298,7 +300,7 @@ def _radix_select(
         # The last digit may reach above the bits that are open: too many entries lie
         # below those candidates to choose them. They must not wrap around, though.
         bits = jnp.maximum(bits - digit, 0)
-        room = jnp.iinfo(zero.dtype).max - found.value
+        room = jnp.array(jnp.iinfo(zero.dtype).max, zero.dtype) - found.value
         candidates = found.value + jnp.minimum(steps << bits.astype(zero.dtype), room)
         # Tied to the step, or XLA would compute the keys before the loop and keep them.
         here, candidates = jax.lax.optimization_barrier((arrays, candidates))

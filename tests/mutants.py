@@ -190,26 +190,21 @@ MUTANTS = {
     "quantization": (
         ["quantization", "axes"],
         [
-            Mutant(
-                "2 ** (self.bits - 1) - 1 if self.symmetric",
-                "2 ** (self.bits - 1) if self.symmetric",
-            ),
+            Mutant("highest = 2 ** (bits - 1) - 1", "highest = 2 ** (bits - 1)"),
             Mutant("jnp.round(leaf / grid.scale)", "jnp.floor(leaf / grid.scale)"),
             Mutant(" + (leaf - jax.lax.stop_gradient(leaf))", ""),
             Mutant(
                 "jnp.maximum(-smallest, largest) / highest",
                 "(largest - smallest) / highest",
             ),
-            Mutant("2 * highest if symmetric else highest", "highest"),
+            Mutant("low + 2**bits - 1)", "low + 2**bits)"),
+            Mutant("jnp.clip(low, -steps, 0)", "low"),
             Mutant("low = jnp.round(smallest", "low = (smallest"),
             Mutant("challenger.error < best.error", "challenger.error > best.error"),
             Mutant("_REFINEMENTS = 3", "_REFINEMENTS = 0"),
+            Mutant("jnp.clip(rounded, -limit, limit)", "rounded"),
             Mutant(
-                "jnp.clip(_rounded(wide, grid), -limit, limit)", "_rounded(wide, grid)"
-            ),
-            Mutant(
-                "largest / highest - smallest / highest",
-                "(largest - smallest) / highest",
+                "largest / steps - smallest / steps", "(largest - smallest) / steps"
             ),
             Mutant("axes.lookup or axes.outputs", "axes.outputs"),
             Mutant("return axes.stack + (", "return ("),
