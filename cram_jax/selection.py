@@ -130,8 +130,8 @@ def _keep_largest(
         """Candidates start at 0, and the keys of values at the smallest integer."""
         if not signed:
             return candidate
-        smallest = jnp.array(1 << (8 * dtype.itemsize - 1), candidate.dtype)
-        return jax.lax.bitcast_convert_type(candidate ^ smallest, bits)
+        smallest = jnp.iinfo(bits).min
+        return jax.lax.bitcast_convert_type(candidate, bits) ^ smallest
 
     def is_smaller(stack: jax.Array, candidate: jax.Array, group: int) -> jax.Array:
         del group

@@ -42,26 +42,18 @@ def make_optimizer(
     if config.plain_steps:
         rule = _at_some_steps(rule, 1 - config.plain_steps)
 
-    def base() -> optax.GradientTransformation:
-        members = _base_optimizer(config, steps)
-        if config.clip_norm:
-            members = [optax.clip_by_global_norm(config.clip_norm), *members]
-        return optax.chain(*members)
-
-    schedule = learning_rate(config, steps)
-    whole = wrapped(config, loss_fn, base, schedule, steps, seed, filters)
+    plain = _base_optimizer(config, steps)
+    if config.clip_norm:
+        plain = optax.chain(optax.clip_by_global_norm(config.clip_norm), plain)
+    base, freeze = plain, None
     if config.frozen:
         frozen = _matching(config.frozen)
-        # Before the rule too: a frozen leaf takes no part in the ascent.
+        base = optax.partition({True: optax.set_to_zero(), False: plain}, frozen)
         freeze = optax.masked(optax.set_to_zero(), frozen)
-        if whole is None:
-            kinds = {True: optax.set_to_zero(), False: base()}
-            trained = optax.partition(kinds, frozen)
-        else:  # it wraps the optimiser, and has to see all leaves
-            trained = optax.chain(whole, freeze)
-        chain = [freeze, rule, trained]
-    else:
-        chain = [rule, whole or base()]
+    schedule = learning_rate(config, steps)
+    base = wrapped(config, loss_fn, base, plain, schedule, steps, seed, filters) or base
+    # Before the rule too: a frozen leaf takes no part in the ascent.
+    chain = [rule, base] if freeze is None else [freeze, rule, base, freeze]
     if config.keep_pruned:
         chain.append(cram_jax.keep_pruned(where=filters.prunable))
     return optax.with_extra_args_support(optax.chain(*chain))
@@ -82,16 +74,16 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def _base_optimizer(
     config: OptimizerConfig, steps: int
-) -> list[optax.GradientTransformation]:
+) -> optax.GradientTransformation:
     """Weight decay and the base optimiser."""
     decay = optax.add_decayed_weights(config.weight_decay)
     schedule = learning_rate(config, steps)
     if config.base == "sgd":
-        return [
-            decay,
-            optax.sgd(schedule, config.momentum, nesterov=config.nesterov),
-        ]
-    return [optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule)]
+        descend = optax.sgd(schedule, config.momentum, nesterov=config.nesterov)
+        return optax.chain(decay, descend)
+    return optax.chain(
+        optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule)
+    )
 
 
 def _at_some_steps(
