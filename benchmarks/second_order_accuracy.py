@@ -97,9 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"seed {seed}, {sparsity:.0%}".ljust(16), end="")
             print("".join(f"{100 * value:12.1f}" for value in row), end="")
             for form in FORMS.values():
-                pruned, _ = cram_jax.second_order_prune(
-                    loss_fn, params, examples, sparsity, **form
-                )
+                projector = cram_jax.second_order(sparsity, loss_fn, examples, **form)
+                pruned = cram_jax.compress(params, projector).params
                 print(f"{100 * accuracy(pruned, *test):18.1f}", end="", flush=True)
             print()
 

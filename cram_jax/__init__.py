@@ -35,7 +35,7 @@ from cram_jax.projector import Projection, Projector, stateless
 
 # After training.
 from cram_jax.compress import KeepPrunedState, compress, keep_pruned
-from cram_jax.curvature import second_order, second_order_prune
+from cram_jax.curvature import second_order
 from cram_jax.batch_norm import recalibrate
 from cram_jax.report import SparsityReport, sparsity_report
 
@@ -88,7 +88,6 @@ __all__ = [
     "scored",
     "scores_like",
     "second_order",
-    "second_order_prune",
     "soft_threshold",
     "sparsity_report",
     "stacked",

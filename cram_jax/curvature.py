@@ -8,11 +8,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cram_jax import fisher
 from cram_jax.axes import Axes, AxesLike, axes_value
-from cram_jax.compress import compress
 from cram_jax.examples import check_names, count_examples, scalar_loss
 from cram_jax.finite import Finite, all_finite, check_finite
 from cram_jax.gradients import Caller, Gradient, gradient_of
@@ -34,7 +32,7 @@ from cram_jax.projector import (
 )
 from cram_jax.selection import keep_largest
 from cram_jax.sparsity import Number, check_sparsity, kept_count
-from cram_jax.validation import check_choice, check_integer
+from cram_jax.validation import check_choice, check_integer, check_positive
 
 _CALLER = Caller("examples and constants", "examples={{{!r}: ...}}")
 
@@ -154,7 +152,7 @@ def second_order(
         ("micro_batch", micro_batch),
     ):
         check_integer(name, value, minimum=1)
-    _check_damping(damping)
+    check_positive("damping", damping)
     constants = {} if constants is None else constants
     check_names(examples, constants)
     size = count_examples(examples)
@@ -362,65 +360,6 @@ def _largest_of_layers(
     return largest(ranks)
 
 
-def second_order_prune(
-    loss_fn: Callable[..., Any],
-    params: Params,
-    examples: Mapping[str, Any],
-    sparsity: Number,
-    *,
-    scope: Literal["global", "layer"] = "global",
-    where: Where | None = None,
-    axes: AxesLike | None = None,
-    block_size: int = 50,
-    damping: float = 1e-7,
-    recomputations: int = 4,
-    examples_per_gradient: int = 1,
-    micro_batch: int = 16,
-    masks: Params | None = None,
-    constants: Mapping[str, Any] | None = None,
-    has_aux: bool = False,
-) -> Projection:
-    """Prunes trained parameters in one shot by the curvature of the loss.
-
-    The same as ``compress(params, second_order(sparsity, loss_fn, examples, ...))``.
-
-    Args: those of `second_order`, and ``params``, a pytree of trained floating-point
-    arrays.
-
-    Returns:
-      The pruned parameters and the masks of the kept entries, both like ``params``.
-
-    Raises:
-      TypeError, ValueError: see `second_order`.
-
-    Example:
-      >>> def loss_fn(params, x):
-      ...     return jnp.mean(x @ params["kernel"])
-      >>> params = {"kernel": jnp.array([[2.0], [3.0]])}
-      >>> examples = {"x": jnp.array([[1.0, 0.0], [0.0, 0.1]])}
-      >>> second_order_prune(loss_fn, params, examples, 0.5).params["kernel"].round(2)
-      Array([[2.],
-             [0.]], dtype=float32)
-    """
-    projector = second_order(
-        sparsity,
-        loss_fn,
-        examples,
-        scope=scope,
-        where=where,
-        axes=axes,
-        block_size=block_size,
-        damping=damping,
-        recomputations=recomputations,
-        examples_per_gradient=examples_per_gradient,
-        micro_batch=micro_batch,
-        masks=masks,
-        constants=constants,
-        has_aux=has_aux,
-    )
-    return compress(params, projector)
-
-
 def _ranks(saliencies: jax.Array, kept: jax.Array, order: tuple[int, ...]) -> jax.Array:
     """In the shape of the leaf; above 0 for what is kept so far, even if it is zero."""
     ranks = fisher.from_blocks(saliencies, kept, order)
@@ -450,10 +389,3 @@ def _already_pruned(params: Params, masks: Params | None) -> Projection:
                 f"{jnp.shape(mask)}"
             )
     return Projection(apply_masks(masks, params), masks)
-
-
-def _check_damping(damping: float) -> None:
-    if isinstance(damping, bool) or not isinstance(damping, float | int | np.number):
-        raise TypeError(f"damping must be a number above 0, got {damping!r}")
-    if not 0 < damping < np.inf:
-        raise ValueError(f"damping must be finite and above 0, got {damping!r}")

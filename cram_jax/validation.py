@@ -34,6 +34,14 @@ def check_integer(
         raise ValueError(f"{name} must be at most {maximum}, got {value}")
 
 
+def check_positive(name: str, value: Any) -> None:
+    """Raises unless the value is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, float | int | np.number):
+        raise TypeError(f"{name} must be a number above 0, got {value!r}")
+    if not 0 < value < np.inf:
+        raise ValueError(f"{name} must be finite and above 0, got {value!r}")
+
+
 def check_flag(name: str, value: Any) -> None:
     """Raises a TypeError unless the value is True or False."""
     if not isinstance(value, bool | np.bool_):

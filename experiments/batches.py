@@ -1,8 +1,11 @@
 """Examples, their batches, and the order in which a run sees them."""
 
+import abc
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -12,17 +15,28 @@ Arrays = Mapping[str, np.ndarray]  # with a common leading axis, one row an exam
 Batch = dict[str, Any]  # arrays of numpy, or of jax over a mesh
 
 
-class Source(Protocol):
+class Source(abc.ABC):
     """Examples to train on and to judge by, wherever they lie."""
 
     @property
+    @abc.abstractmethod
     def size(self) -> int:
         """How many they are."""
-        ...
 
+    @abc.abstractmethod
     def take(self, chosen: Sequence[int] | np.ndarray) -> Batch:
-        """Some of them, as they are judged."""
-        ...
+        """Some of them, as they are judged: arrays by name, a row an example."""
+
+    def take_training(self, chosen: np.ndarray, seed: int, epoch: int) -> Batch:
+        """Some of them, as an epoch of a run sees them; here as they are judged."""
+        del seed, epoch
+        return self.take(chosen)
+
+    def made(
+        self, make: Callable[[int], Batch], start: int, stop: int
+    ) -> Iterator[Batch]:
+        """``make(start)`` to ``make(stop - 1)``, here one by one."""
+        return map(make, range(start, stop))
 
     def training_batches(
         self,
@@ -51,21 +65,25 @@ class Source(Protocol):
         Raises:
           ConfigError: there are fewer examples than a batch has.
         """
-        ...
+        whole_batches(self.size, batch_size)  # raises even if no step is asked for
+        make = partial(_training_batch, self, batch_size, seed, positions)
+        return self.made(make, start, stop)
 
     def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every example once, in order; the last batch is filled up with weight 0.
+        """Every example once, in order; copies of the last fill up the last batch.
 
         Returns:
           An iterator of arrays by name, and ``weight`` (float32; 1 for an example, 0
           for filling), with a leading axis of ``batch_size``, so that one compilation
           serves all.
         """
-        ...
+        make = partial(_evaluation_batch, self, batch_size)
+        return self.made(make, 0, -(-self.size // batch_size))
 
 
-class Examples(NamedTuple):
-    """Examples in memory, a `Source`.
+@dataclass(frozen=True, eq=False)
+class Examples(Source):
+    """Examples in memory.
 
     Attributes:
       arrays: with a common leading axis, one row an example.
@@ -83,30 +101,20 @@ class Examples(NamedTuple):
         rows = np.asarray(chosen, np.intp)
         return {name: array[rows] for name, array in self.arrays.items()}
 
-    def training_batches(
-        self,
-        batch_size: int,
-        seed: int,
-        start: int,
-        stop: int,
-        positions: np.ndarray | None = None,
-    ) -> Iterator[Batch]:
-        """See `Source.training_batches`."""
-        whole_batches(self.size, batch_size)  # raises, also where no step is asked for
-        for step in range(start, stop):
-            _, chosen = examples_of_step(self.size, batch_size, seed, step)
-            yield self.take(chosen if positions is None else chosen[positions])
 
-    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
-        """See `Source.evaluation_batches`."""
-        weighted = Examples({**self.arrays, "weight": np.ones(self.size, np.float32)})
-        for begin in range(0, self.size, batch_size):
-            batch = weighted.take(range(begin, min(begin + batch_size, self.size)))
-            fill = batch_size - len(batch["weight"])
-            yield {
-                name: np.pad(array, [(0, fill)] + [(0, 0)] * (array.ndim - 1))
-                for name, array in batch.items()
-            }
+def _training_batch(
+    source: Source, batch_size: int, seed: int, positions: np.ndarray | None, step: int
+) -> Batch:
+    epoch, chosen = examples_of_step(source.size, batch_size, seed, step)
+    chosen = chosen if positions is None else chosen[positions]
+    return source.take_training(chosen, seed, epoch)
+
+
+def _evaluation_batch(source: Source, batch_size: int, number: int) -> Batch:
+    places = np.arange(number * batch_size, (number + 1) * batch_size)
+    last = source.size - 1
+    weight = (places <= last).astype(np.float32)
+    return source.take(np.minimum(places, last)) | {"weight": weight}
 
 
 def whole_batches(count: int, batch_size: int) -> int:

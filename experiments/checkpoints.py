@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from experiments.checksums import abstract_checksums, checksums
 from experiments.config import RunConfig
 from experiments.errors import (
     NonFiniteLoss,
@@ -26,7 +26,6 @@ for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
 MODEL = ("params", "batch_stats", "ema")
-CHUNK = 2**20  # numbers whose checksum is computed at a time
 
 
 def manager(run: Path, keep: int = 2) -> ocp.CheckpointManager:
@@ -91,7 +90,7 @@ def restore(
         configuration than ``like``.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
-    abstract["checksums"] = _each(abstract, _abstract_checksums)
+    abstract["checksums"] = _each(abstract, abstract_checksums)
     steps = sorted(checkpoints.all_steps(), reverse=True)
     if not steps:
         raise RunError(f"{checkpoints.directory} holds no checkpoint")
@@ -155,7 +154,7 @@ def load_model(
     if (run / "model").exists():
         abstract = {"params": like.params, "batch_stats": like.batch_stats}
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract)
-        abstract["checksums"] = _each(abstract, _abstract_checksums)
+        abstract["checksums"] = _each(abstract, abstract_checksums)
         _check_fits(run / "model", abstract, run)
         with reading(run / "model"), ocp.StandardCheckpointer() as checkpointer:
             model = checkpointer.restore((run / "model").absolute(), abstract)
@@ -220,63 +219,11 @@ def check_finite(tree: Any, place: str) -> None:
         )
 
 
-def checksums(tree: Any) -> np.ndarray:
-    """A checksum of every leaf, uint32 (leaves, 2): no matter how it is sharded.
-
-    It is the sum, modulo 2^64, of the bits of every number times an odd factor of its
-    own, so that one changed number always changes it.
-    """
-    sums = np.array([_checksum(leaf) for leaf in jax.tree.leaves(tree)], np.uint64)
-    if jax.process_count() > 1 and len(sums):
-        # In four parts of 16 bits: processes exchange 32 bits, and add without loss.
-        shifts = np.arange(4, dtype=np.uint64) * np.uint64(16)
-        parts = (sums[:, None] >> shifts) & np.uint64(0xFFFF)
-        gathered = multihost_utils.process_allgather(parts.astype(np.uint32))
-        total = np.asarray(gathered).astype(np.uint64).sum(axis=0)
-        sums = (total << shifts).sum(axis=1, dtype=np.uint64)
-    halves = sums[:, None] >> np.array([0, 32], np.uint64)
-    return (halves & np.uint64(0xFFFFFFFF)).astype(np.uint32).reshape(-1, 2)
-
-
 def _each(trees: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
     """Of every tree that has leaves: Orbax stores no empty arrays."""
     return {
         name: function(tree) for name, tree in trees.items() if jax.tree.leaves(tree)
     }
-
-
-def _abstract_checksums(tree: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((len(jax.tree.leaves(tree)), 2), np.uint32)
-
-
-def _checksum(leaf: Any) -> int:
-    """Of the part of a leaf that is this process's to count."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if not isinstance(leaf, jax.Array):
-        if jax.process_index() != 0:
-            return 0
-        array = np.asarray(leaf)
-        return _sum_bits(array, np.arange(array.size, dtype=np.uint64))
-    total = 0
-    for shard in leaf.addressable_shards:
-        if shard.replica_id != 0:
-            continue
-        places = np.arange(leaf.size, dtype=np.uint64).reshape(leaf.shape)[shard.index]
-        total += _sum_bits(np.asarray(shard.data), places.reshape(-1))
-    return total % 2**64
-
-
-def _sum_bits(array: np.ndarray, places: np.ndarray) -> int:
-    words = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-    bits = np.ascontiguousarray(array).reshape(-1).view(words[array.dtype.itemsize])
-    total = 0
-    for begin in range(0, len(bits), CHUNK):
-        chunk = slice(begin, begin + CHUNK)
-        factors = places[chunk] * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
-        values = bits[chunk].astype(np.uint64)
-        total += int((values * factors).sum(dtype=np.uint64))
-    return total % 2**64
 
 
 @jax.jit

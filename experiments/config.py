@@ -112,6 +112,26 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class DistillationConfig:
+    """How a run learns from its teacher.
+
+    Attributes:
+      weight: of the divergence from the teacher's outputs; that of the labels is the
+        rest.
+      temperature: what logits are divided by first; above 1 it shows more of what the
+        teacher thinks of the wrong classes.
+    """
+
+    weight: float = 0.5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        check(self, "weight", 0 < self.weight <= 1, "above 0 and at most 1")
+        check(self, "temperature", self.temperature > 0, "above 0")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A run; with its seed it determines every number of the result.
 
@@ -124,6 +144,9 @@ class RunConfig:
       init_from: the directory of a run to start from; None: the initial weights of the
         seed; empty: has to be named to train.
       new_head: a new last layer in place of the one of ``init_from``.
+      teacher: the directory of a run whose outputs are learnt beside the labels, such
+        as the dense network of one that was made smaller; None: only the labels.
+      distillation: how they are.
       eval_targets: what the trained network is compressed to when it is evaluated.
       evaluate_every: epochs, or a part of one, between evaluations of the dense
         network, the best of which is stored in the run's ``best``; 0: at the end.
@@ -144,6 +167,8 @@ class RunConfig:
     seed: int = 0
     init_from: str | None = None
     new_head: bool = False
+    teacher: str | None = None
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     eval_targets: tuple[str, ...] = ("dense", "k50", "k70", "k80", "k90", "k95")
     evaluate_every: float = 5
     checkpoint_every: int = 5
@@ -168,6 +193,9 @@ class RunConfig:
         check(self, "eval_targets", self.eval_targets, "at least one")
         for target in self.eval_targets:
             targets.check(target)
+
+    def check_inputs(self) -> None:
+        """Raises unless what a run reads is named, and there; needs no jax."""
 
 
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)

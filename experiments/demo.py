@@ -1,6 +1,7 @@
 """The main job: one dense model, many compressed ones, against SGD and SAM."""
 
 import dataclasses
+import importlib.util
 import time
 from pathlib import Path
 
@@ -8,9 +9,9 @@ from rich.console import Console
 
 from experiments.display import accuracy_table, plot_accuracy
 from experiments.errors import ConfigError, command_line
-from experiments.evaluation import evaluate_target, make_evaluation
+from experiments.evaluation import Evaluation, evaluate_target, make_evaluation
 from experiments.images.config import ImageConfig
-from experiments.images.data import load
+from experiments.images.data import Dataset, load
 from experiments.images.task import classification
 from experiments.metrics import progress_bar
 from experiments.recipes import digits
@@ -22,6 +23,7 @@ from experiments.results import (
     save_results,
 )
 from experiments.step import make_train_step
+from experiments.task import Task
 from experiments.training import train
 
 
@@ -93,8 +95,52 @@ def demo(
     plot_accuracy(results, run / "accuracy_vs_sparsity.png", title)
     console.print()
     console.print(accuracy_table(results, title))
-    _conclude(console, results, run, config)
+    if importlib.util.find_spec("llvmlite") is None:
+        console.print("No picture of the speed: pip install 'cram_jax[engine]'")
+    else:
+        _show_speed(run, console, data, task, evaluation, epochs)
+    seconds = time.perf_counter() - begin
+    _conclude(console, results, run, config, seconds)
     return results
+
+
+def _show_speed(
+    run: Path,
+    console: Console,
+    data: Dataset,
+    task: Task,
+    evaluation: Evaluation,
+    epochs: int | None,
+) -> None:
+    """Trains one model for blocks, and draws what its targets cost and gain."""
+    # Slow to import, and needed here only.
+    from experiments.commands.benchmark import draw_tradeoff
+    from experiments.deployment.benchmark import Conduct
+    from experiments.deployment.subjects import subject_of_model
+    from experiments.deployment.tradeoff import ENGINES_DRAWN, drawn_targets
+
+    config = digits.methods(epochs)["CrAM+"]
+    config = dataclasses.replace(
+        config,
+        name=digits.blocks.name,
+        optimizer=digits.blocks.optimizer,
+        eval_targets=digits.blocks.eval_targets,
+    )
+    console.print(
+        "\nZeros save time only if an engine skips them: one more model, CrAM+ for "
+        "blocks of 4 inputs x 2 outputs.",
+        soft_wrap=True,
+    )
+    with progress_bar(console) as progress:
+        state = train(
+            config, run / f"{config.name}-seed0", data, task, progress, overwrite=True
+        )
+    subject = subject_of_model(
+        config.name, config, data, evaluation, state.judged, state.batch_stats
+    )
+    names = drawn_targets(config.eval_targets)
+    conduct = Conduct(engines=ENGINES_DRAWN, targets=names)
+    draw_tradeoff(subject, conduct, run / "tradeoff.png", console)
 
 
 def _introduce(
@@ -120,7 +166,11 @@ def _introduce(
 
 
 def _conclude(
-    console: Console, results: Results, run: Path, config: ImageConfig
+    console: Console,
+    results: Results,
+    run: Path,
+    config: ImageConfig,
+    seconds: float,
 ) -> None:
     def compare(target: str, kind: str = "recalibrated") -> str:
         return ", ".join(
@@ -128,9 +178,9 @@ def _conclude(
             for method in results["methods"]
         )
 
-    model = run / f"{config.name}-seed0"
+    model, speed = run / f"{config.name}-seed0", run / "tradeoff.png"
     lines = (
-        f"Whole run: {results['seconds']:.0f} s on {results['machine']['cpus']} "
+        f"Whole run: {seconds:.0f} s on {results['machine']['cpus']} "
         f"{results['machine']['backend'].upper()} cores. Look at:",
         f"  dense        {compare('dense', 'pruned')}",
         f"  90 % zeros   {compare('k90')}",
@@ -140,6 +190,7 @@ def _conclude(
         "  recalibration on 1,000 training images, without labels, puts them right.",
         f"The picture: {run / 'accuracy_vs_sparsity.png'}   "
         f"every number: {run / 'results.json'}",
+        *([f"Accuracy against speed and size: {speed}"] if speed.exists() else []),
         "Try next:",
         f"  {command_line('compress', model, '--target', 'k90')}",
         f"  {command_line('evaluate', model, '--target', 'k97', 'k90+4bit')}",

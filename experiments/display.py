@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from rich import box
@@ -42,7 +41,7 @@ def plot_accuracy(
     results: Results,
     path: Path,
     title: str,
-    scope: Literal["global", "layer", "blocks"] = "global",
+    scope: targets.Scope = "global",
 ) -> None:
     """Draws accuracy against sparsity: a line a method, a band for the deviation.
 
@@ -50,7 +49,7 @@ def plot_accuracy(
       results: the results; targets that are not sparsity alone are left out.
       path: the image, PNG by its ending.
       title: of the picture.
-      scope: sparsity of the whole network, of every layer, or of its blocks.
+      scope: sparsity of the whole network, of every layer, of its blocks or channels.
     """
     from matplotlib.figure import Figure  # takes seconds to import
 
@@ -80,9 +79,8 @@ def plot_accuracy(
                 axes.fill_between(
                     sparsities, low, high, color=f"C{index}", alpha=0.15, linewidth=0
                 )
-    axes.set(
-        xlabel="weights set to zero (%)", ylabel=f"{metric(results)} (%)", title=title
-    )
+    removed = "channels removed" if scope == "channels" else "weights set to zero"
+    axes.set(xlabel=f"{removed} (%)", ylabel=f"{metric(results)} (%)", title=title)
     axes.set_xticks(sparsities)
     axes.set_ylim(0, 102)
     axes.grid(alpha=0.3)

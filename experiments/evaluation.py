@@ -166,12 +166,12 @@ def check_targets(names: tuple[str, ...], config: RunConfig, task: Task) -> None
     """
     params = jax.eval_shape(task.init, 0)[0]
     for name in dict.fromkeys(names):
-        if not {part.form for part in parse(name)} & {"n of m", "blocks"}:
+        if not {part.form for part in parse(name)} & {"n of m", "blocks", "channels"}:
             continue
-        pruner = projector(
-            name, filters=task.filters, second_order=lambda _: cram_jax.identity()
-        )
         try:
+            pruner = projector(
+                name, filters=task.filters, second_order=lambda _: cram_jax.identity()
+            )
             jax.eval_shape(partial(cram_jax.compress, projector=pruner), params)
         except ValueError as error:
             reason = str(error).split(", got shapes")[0]

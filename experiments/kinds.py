@@ -5,6 +5,7 @@ offer. A folder is imported when a run of its kind is at hand: jax, its networks
 data take seconds.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -13,6 +14,7 @@ from experiments.images.config import ImageConfig
 from experiments.text.config import TextConfig
 
 if TYPE_CHECKING:
+    from experiments.deployment.network import Network, Samples
     from experiments.task import Model, Task
 
 CONFIGS: dict[str, type[RunConfig]] = {
@@ -49,12 +51,36 @@ class Kind(Protocol):
         """
         ...
 
+    def network(self, config: Any, data: Any, params: Any, batch_stats: Any) -> Any:
+        """The network of a run with its weights, as an NNX module."""
+        ...
+
+    def make_task(self, config: Any, data: Any) -> "Task":
+        """The task of a configuration on data that were read before."""
+        ...
+
+    def smaller_model(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """The model configuration of a network whose parameters became smaller.
+
+        Args:
+          config: the run before.
+          shapes: of the parameters, by path.
+
+        Raises:
+          ConfigError: the configuration cannot say it.
+        """
+        ...
+
     def resolve(self, config: Any) -> Any:
         """Completes a configuration by what its data say, such as their labels."""
         ...
 
     def check_weights(self, config: Any) -> None:
         """Raises if the published weights that a run starts from do not fit it."""
+        ...
+
+    def check_teacher(self, config: Any, theirs: Any, run: Path) -> None:
+        """Raises if another run cannot teach one, such as with other tokens."""
         ...
 
     def load_weights(self, config: Any, file: Path, classes: int | None) -> "Model":
@@ -73,6 +99,16 @@ class Kind(Protocol):
         self, config: Any, params: Any, run: Path, out: Path, vocabulary: Path | None
     ) -> None:
         """Writes a model as others store it, with the vocabulary of the run or this."""
+        ...
+
+    def deploy(
+        self, config: Any, data: Any, params: Any, batch_stats: Any
+    ) -> "Network":
+        """The network of a run, with these parameters, as engines take it."""
+        ...
+
+    def samples(self, config: Any, data: Any) -> "Samples":
+        """The examples of a run, as engines take them."""
         ...
 
 

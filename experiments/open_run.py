@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from flax import nnx
 
 from experiments import checkpoints
 from experiments.config import RunConfig
+from experiments.errors import ConfigError
+from experiments.images.config import ImageConfig
 from experiments.kinds import kind_of, prepare
 from experiments.run_directory import load_config, read_status, state_of
 from experiments.step import init_state
@@ -54,6 +57,39 @@ def open_run(run: Path, data_dir: Path | None, say: Callable[[str], Any]) -> Ope
     data, task = prepare(config, data_dir or stored_data_dir(run))
     like = jax.eval_shape(partial(init_state, config, data, task))
     return OpenRun(config, data, task, *checkpoints.load_model(run, like, say))
+
+
+def load_network(
+    run: Path | str, *, data_dir: Path | None = None, module: str = ""
+) -> tuple[nnx.Module, Any]:
+    """Reads the trained network of a run, to use it in a program of your own.
+
+    Args:
+      run: the directory of a run, or of a compressed model.
+      data_dir: where tensorflow-datasets keeps its data; by default where the run found
+        it.
+      module: the run's ``model.module`` if its network is your own, to allow its
+        import.
+
+    Returns:
+      The network, an NNX module with the trained weights, and its data, see
+      `experiments.kinds.Kind.prepare`. Networks on images want normalised ones:
+      ``network(data.normalize(images), training=False)``.
+
+    Raises:
+      RunError: the run cannot be read.
+      ConfigError: its data cannot, or ``module`` does not name its network.
+    """
+    run = Path(run)
+    config = load_config(run)
+    named = config.model.module if isinstance(config, ImageConfig) else ""
+    if named and module != named:
+        raise ConfigError(
+            f"module must be {named!r}, got {module!r}: the code of the network of "
+            f"{run} is run only if you name it"
+        )
+    config, data, _, params, batch_stats = open_run(run, data_dir, print)
+    return kind_of(config).network(config, data, params, batch_stats), data
 
 
 def stored_data_dir(run: Path) -> Path | None:

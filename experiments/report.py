@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -25,10 +25,11 @@ from experiments.results import (
 )
 from experiments.run_directory import load_config, write_text
 
-SCOPES: dict[Literal["global", "layer", "blocks"], str] = {
+SCOPES: dict[targets.Scope, str] = {
     "global": "",
     "layer": "-uniform",
     "blocks": "-blocks",
+    "channels": "-channels",
 }
 
 
@@ -159,8 +160,12 @@ def _label(section: Section, config: RunConfig) -> str:
 
 
 def _but_for_seed(config: RunConfig) -> RunConfig:
-    """The configuration of all seeds; each may have its own model to start from."""
-    return dataclasses.replace(config, seed=0, init_from=None)
+    """The configuration of all seeds; each may have its own run to start or learn from.
+
+    Whether there is a teacher still counts.
+    """
+    teacher = None if config.teacher is None else ""
+    return dataclasses.replace(config, seed=0, init_from=None, teacher=teacher)
 
 
 def _runs(results: Results, configs: dict[str, RunConfig]) -> list[str]:

@@ -27,6 +27,7 @@ OURS = (
     "compression.json",
     "evaluation.json",
     "evaluation.part.json",
+    "tradeoff.*",
     "vocabulary",
     "*.unfinished",
     ".lock",

@@ -1,15 +1,17 @@
 """The state of a run, and the compiled step that changes it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.batches import Batch
 from experiments.config import RunConfig
+from experiments.distillation import Teacher, with_teacher
 from experiments.errors import ConfigError
 from experiments.images.data import Dataset
 from experiments.optimizers import learning_rate, make_optimizer
@@ -86,7 +88,11 @@ def init_state(
 
 
 def make_train_step(
-    config: RunConfig, data: Dataset, task: Task, mesh: Mesh | None = None
+    config: RunConfig,
+    data: Dataset,
+    task: Task,
+    mesh: Mesh | None = None,
+    teacher: Teacher | None = None,
 ) -> TrainStep:
     """Compiles the training step. It serves every seed, and reuses the state's memory.
 
@@ -95,6 +101,7 @@ def make_train_step(
       data: for the length of the schedule.
       task: for the loss.
       mesh: keeps the state as `state_shardings` says.
+      teacher: whose outputs the loss needs, if it does.
 
     Returns:
       ``(state, batch) -> (state, metrics)``.
@@ -109,12 +116,15 @@ def make_train_step(
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def train_step(
-        state: TrainState, batch: Batch
+        state: TrainState, batch: Batch, teacher_model: Any = None
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
+        batch = task.augment(key, batch)
+        if teacher is not None:
+            batch = with_teacher(batch, teacher._replace(model=teacher_model))
         inputs = {
             "batch_stats": state.batch_stats,
-            "batch": task.augment(key, batch),
+            "batch": batch,
             "dropout_key": jax.random.fold_in(key, 0),
         }
         (loss, batch_stats), grads = gradient_fn(state.params, **inputs)
@@ -139,7 +149,11 @@ def make_train_step(
             )
         return state, metrics
 
-    return jax.jit(train_step, donate_argnames="state")
+    compiled = jax.jit(train_step, donate_argnames="state")
+    if teacher is None:
+        return compiled
+    place = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return partial(compiled, teacher_model=jax.device_put(teacher.model, place))
 
 
 def accumulated(loss_fn: Callable[..., Any], parts: int) -> Callable[..., Any]:

@@ -126,13 +126,7 @@ def _value(hint: Any, value: Any, place: str) -> Any:
         return value
     allowed = (int, float) if hint is float else (hint,)
     if type(value) not in allowed:
-        name = {
-            float: "a number",
-            int: "an integer",
-            str: "text",
-            bool: "true or false",
-        }
-        raise ConfigError(f"{place} must be {name[hint]}, got {_shown(value)}")
+        raise ConfigError(f"{place} must be {WORDS[hint]}, got {_shown(value)}")
     return value
 
 

@@ -10,16 +10,26 @@ from experiments.errors import ConfigError
 if TYPE_CHECKING:  # jax takes seconds to import, and names need none of it
     from cram_jax import Projector
     from cram_jax.leaves import Where
+    from experiments.channels import CoupledChannels
 
 Form = Literal[
-    "dense", "global", "layer", "second order", "blocks", "n of m", "quantised"
+    "dense",
+    "global",
+    "layer",
+    "channels",
+    "second order",
+    "blocks",
+    "n of m",
+    "quantised",
 ]
+Scope = Literal["global", "layer", "blocks", "channels"]
 
 NUMBER = r"(\d{1,3}(?:\.\d{1,6})?)"
 FORMS: dict[Form, str] = {
     "dense": "dense",
     "global": f"k{NUMBER}",
     "layer": f"u{NUMBER}",
+    "channels": f"c{NUMBER}",
     "second order": f"o{NUMBER}",
     "blocks": rf"b{NUMBER}(?:@(\d{{1,4}})x(\d{{1,4}}))?",
     "n of m": r"(\d{1,4}):(\d{1,4})",
@@ -30,8 +40,9 @@ BLOCK = (4, 2)
 
 EXPECTED = (
     "expected dense, k90 (90 % zeros), u90 (in every layer), b90 (in blocks of 4 "
-    "inputs x 2 outputs; b90@8x1 for others), 2:4 (n of m), 4bit, or several joined by "
-    "+, such as k90+4bit; or o90 (second order, when evaluated)"
+    "inputs x 2 outputs; b90@8x1 for others), c50 (50 % of the channels), 2:4 (n of "
+    "m), 4bit, or several joined by +, such as k90+4bit; or o90 (second order, when "
+    "evaluated)"
 )
 
 
@@ -41,10 +52,12 @@ class LeafFilters(NamedTuple):
     Attributes:
       prunable: those that may be compressed at all; None: of two or more dimensions.
       uniform: those of them that are pruned layer by layer.
+      channels: the channels that can be removed as a whole; None: unknown.
     """
 
     prunable: "Where | None" = None
     uniform: "Where | None" = None
+    channels: "CoupledChannels | None" = None
 
 
 class Part(NamedTuple):
@@ -68,9 +81,10 @@ def parse(target: str) -> tuple[Part, ...]:
       target: ``dense``; ``k90`` (90 % of the weights are zero, global magnitude);
         ``u90`` (90 % of every layer; image networks keep the first and the last dense);
         ``b90`` (90 % of the blocks of every layer, blocks of 4 inputs and 2 outputs, or
-        of another shape as in ``b90@8x1``); ``2:4`` (n of every m); ``4bit`` (fake
-        quantisation); ``o90`` (second-order pruning); or several applied in order, such
-        as ``k90+4bit``.
+        of another shape as in ``b90@8x1``); ``c50`` (50 % of the channels of all layers
+        together; of a BERT, of the heads and of the hidden units); ``2:4`` (n of every
+        m); ``4bit`` (fake quantisation); ``o90`` (second-order pruning); or several
+        applied in order, such as ``k90+4bit``.
 
     Returns:
       Its parts, in order.
@@ -122,7 +136,8 @@ def projector(
       The projector.
 
     Raises:
-      ConfigError: see `parse`; or the target needs ``second_order``, and got None.
+      ConfigError: see `parse`; or the target needs ``second_order`` or the channels of
+        ``filters``, and got None.
     """
     import cram_jax
 
@@ -130,7 +145,7 @@ def projector(
     made: list[Projector] = []
     pruner: Projector
     for part in parse(target):
-        where, uniform = filters
+        where, uniform, coupled = filters
         match part.form:
             case "dense":
                 made.append(cram_jax.identity())
@@ -146,6 +161,13 @@ def projector(
                 pruner = cram_jax.top_k(
                     part.share, scope="layer", block=part.numbers, where=uniform
                 )
+            case "channels":
+                if coupled is None:
+                    raise ConfigError(
+                        f"target {target!r} removes channels, and which of them belong "
+                        f"together is not known of this network"
+                    )
+                pruner = coupled.projector(part.share)
             case "n of m":
                 pruner = cram_jax.n_m(*part.numbers, where=where)
             case "second order":
@@ -172,6 +194,8 @@ def label(target: str) -> str:
                 words.append(percent)
             case "layer":
                 words.append(f"{percent} uniform")
+            case "channels":
+                words.append(f"{percent} of channels")
             case "second order":
                 words.append(f"{percent} second order")
             case "blocks":
@@ -183,15 +207,13 @@ def label(target: str) -> str:
     return " + ".join(words)
 
 
-def sparsity(
-    target: str, scope: Literal["global", "layer", "blocks"] = "global"
-) -> float | None:
+def sparsity(target: str, scope: Scope = "global") -> float | None:
     """The share of zeros if a target is nothing but sparsity, else None.
 
     Args:
       target: its name.
       scope: which targets count beside dense: ``k90``, with "layer" ``u90``, with
-        "blocks" ``b90``.
+        "blocks" ``b90``, with "channels" ``c90``.
     """
     part, *others = parse(target)
     if not others and part.form == "dense":
@@ -205,7 +227,7 @@ def _part(part: str, target: str) -> Part:
         raise ConfigError(f"target {target!r} is unknown; {EXPECTED}")
     form, match = found[0]
     share, numbers = 0.0, match.groups()
-    if form in ("global", "layer", "second order", "blocks"):
+    if form in ("global", "layer", "channels", "second order", "blocks"):
         share, numbers = float(Decimal(numbers[0]) / 100), numbers[1:]
         if share >= 1:
             raise ConfigError(f"target {target!r}: sparsity must be below 100 %")

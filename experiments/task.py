@@ -20,10 +20,13 @@ class Task(NamedTuple):
       augment: ``(key, batch) -> batch``, the random part of a training step that is not
         the network's.
       loss_fn: ``(params, batch_stats, batch, dropout_key) -> (loss, batch_stats)``,
-        training mode; the key may be left out where nothing drops out. Both gradients
+        training mode; the key may be left out where nothing drops out. The batch may
+        hold the outputs of a teacher, see `experiments.distillation`. Both gradients
         of a step get the same one, and differ in the parameters alone.
       evaluate: ``(params, batch_stats, examples) -> metrics``, over every example:
         ``loss``, and others in per cent, of which ``metric`` is the one that counts.
+      predict: ``(params, batch_stats, batch) -> logits``, a tree of arrays with a row
+        for each example, evaluation mode.
       evaluation_loss: ``(params, batch_stats, batch) -> loss``, a mean, of one example
         too, evaluation mode.
       metric: the metric that models are chosen by; more is better.
@@ -37,6 +40,7 @@ class Task(NamedTuple):
     augment: Callable[[jax.Array, Batch], Batch]
     loss_fn: Callable[..., tuple[jax.Array, Any]]
     evaluate: Callable[[Any, Any, Any], dict[str, float]]
+    predict: Callable[[Any, Any, Batch], Any]
     evaluation_loss: Callable[[Any, Any, Batch], jax.Array]
     metric: str = "accuracy"
     filters: LeafFilters = LeafFilters()

@@ -2,8 +2,6 @@
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -16,7 +14,9 @@ from rich.progress import Progress
 
 from experiments import checkpoints
 from experiments.batches import Batch, Source
+from experiments.claim import claim
 from experiments.config import RunConfig
+from experiments.distillation import load_teacher
 from experiments.early_stopping import Stopping
 from experiments.errors import (
     ConfigError,
@@ -26,25 +26,18 @@ from experiments.errors import (
     command_line,
 )
 from experiments.images.data import Dataset
-from experiments.kinds import kind_of
 from experiments.loggers import LOGGERS, LoggerName
 from experiments.metrics import Metrics, Report
 from experiments.run_directory import (
-    check_free,
-    check_path,
-    clear,
-    load_config,
-    locked,
-    save_config,
     write_status,
 )
 from experiments.sharding import (
     assemble,
     is_first_process,
-    on_first_process,
     own_rows,
     state_shardings,
 )
+from experiments.signals import caught_signals
 from experiments.step import (
     TrainState,
     TrainStep,
@@ -53,7 +46,6 @@ from experiments.step import (
     steps_per_epoch,
     total_steps,
 )
-from experiments.stored_config import differences
 from experiments.task import Task, format_metrics
 from experiments.warm_start import initial_model
 
@@ -124,13 +116,14 @@ def train(
     starts = not resume or checkpoints.latest_step(run) is None
     # Before the directory is claimed, as it may not fit.
     model = initial_model(config, task) if starts else None
+    teacher = load_teacher(config, data, task) if train_step is None else None
     steps = total_steps(config, data)
     if steps >= 2**31:
         raise ConfigError(f"epochs={config.epochs} are {steps} steps, more than 2^31")
     last = min(steps, max_steps or steps)
     with contextlib.ExitStack() as stack:
-        _claim(stack, run, config, report, resume=resume, overwrite=overwrite)
-        train_step = train_step or make_train_step(config, data, task, mesh)
+        claim(stack, run, config, report, resume=resume, overwrite=overwrite)
+        train_step = train_step or make_train_step(config, data, task, mesh, teacher)
         state = _initial_state(config, data, task, mesh, model)
         manager = stack.enter_context(checkpoints.manager(run, cadence.keep))
         if not starts:
@@ -144,7 +137,7 @@ def train(
         metrics = stack.enter_context(Metrics(run, start, enabled=writes, loggers=made))
         bar = progress.add_task(run.name, total=steps, completed=start, note="")
         stack.callback(progress.remove_task, bar)
-        caught = stack.enter_context(_caught_signals())
+        caught = stack.enter_context(caught_signals())
         stack.enter_context(_noted_divergence(status))
 
         epoch = steps_per_epoch(config, data)
@@ -271,84 +264,3 @@ def _noted_divergence(status: Any) -> Iterator[None]:
             if is_first_process():
                 status("diverged", -1, why=str(error))
         raise
-
-
-@contextlib.contextmanager
-def _caught_signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM, so that the step at hand ends in peace.
-
-    The second one interrupts. Several processes would have to agree on a step: there,
-    and in other threads than the main one, signals do what they always do.
-    """
-    caught: list[int] = []
-    if (
-        jax.process_count() > 1
-        or threading.current_thread() is not threading.main_thread()
-    ):
-        yield caught
-        return
-
-    def catch(number: int, frame: Any) -> None:
-        del frame
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, catch) for number in numbers}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _claim(
-    stack: contextlib.ExitStack,
-    run: Path,
-    config: RunConfig,
-    report: Report,
-    *,
-    resume: bool,
-    overwrite: bool,
-) -> None:
-    """Makes a directory this run's, and keeps others out while it is written."""
-
-    def claim() -> None:
-        check_path(run)
-        if not resume:
-            check_free(run, overwrite=overwrite)
-        else:
-            load_config(run)  # that no lock is left where there is no run
-        stack.enter_context(locked(run))
-        if resume:
-            _take_up(run, config, report)
-            return
-        check_free(run, overwrite=overwrite)  # another process may have been faster
-        clear(run)
-        save_config(run, config)
-        kind_of(config).keep_sources(config, run)
-
-    on_first_process(claim)
-
-
-def _take_up(run: Path, config: RunConfig, report: Report) -> None:
-    """Checks that a configuration is that of a run, or adds epochs to it."""
-    stored = load_config(run)
-    changed = differences(config, stored)
-    if not changed:
-        return
-    rule = config.optimizer
-    extended = changed == ["epochs"] and config.epochs > stored.epochs
-    if extended and rule.schedule == "constant" and not rule.warmup:
-        save_config(run, config)
-        report.say(f"{run}: {config.epochs} epochs instead of {stored.epochs}")
-        return
-    advice = "resume it with the configuration in its config.json"
-    if extended:
-        advice = (
-            f"its learning rates were made for {stored.epochs} epochs (only the "
-            f"constant schedule without warm-up takes more); train a new run from it "
-            f"with --init-from {run}"
-        )
-    raise RunError(f"{run} was started with another {', '.join(changed)}; {advice}")

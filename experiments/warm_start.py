@@ -84,7 +84,7 @@ def _check_shapes(
     path = wrong[0]
     advice = ""
     if all(other.split("/")[0] in head for other in wrong):
-        advice = "; --new-head True draws a new classification layer"
+        advice = "; --new-head draws a new classification layer"
     raise WeightsError(
         f"{config.init_from} does not fit {config.model.name} here: {path} is "
         f"{there.get(path, 'missing')} there and {here.get(path, 'missing')} here, and "

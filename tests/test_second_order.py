@@ -13,19 +13,15 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import second_order_accuracy as digits
-from cram_jax import (
-    Axes,
-    compose,
-    compress,
-    fake_quant,
-    second_order,
-    second_order_prune,
-    top_k,
-)
+from cram_jax import Axes, compose, compress, fake_quant, second_order, top_k
 from cram_jax.sparsity import kept_count
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 TOLERANCE = {"rtol": 1e-8, "atol": 1e-10}
+
+
+def prune_at_once(loss_fn, params, examples, sparsity, **options):
+    return compress(params, second_order(sparsity, loss_fn, examples, **options))
 
 
 def flat(leaf):
@@ -82,7 +78,7 @@ def test_a_quadratic_reaches_its_constrained_minimum(
             "b": jnp.asarray(rng.normal(size=(2, inputs, 3))),
         }
         examples = examples_for(params, 60)
-        pruned, masks = second_order_prune(
+        pruned, masks = prune_at_once(
             linear, params, examples, sparsity, scope=scope,
             block_size=block_size, damping=1e-3, recomputations=1,
         )  # fmt: skip
@@ -111,7 +107,7 @@ def test_the_weights_with_the_smallest_saliencies_go():
     with jax.enable_x64(True):
         params = {"w": small_params()["one"]}
         examples = examples_for(params, 40)
-        masks = second_order_prune(
+        masks = prune_at_once(
             linear, params, examples, 0.4, block_size=6, damping=1e-3, recomputations=1
         ).masks
         gradients = np.stack([flat(x) for x in examples["x"]["w"]])
@@ -132,7 +128,7 @@ def test_the_weights_with_the_smallest_saliencies_go():
 def test_exactly_k_are_kept_of_equal_ones_and_they_are_the_first(scope, recomputations):
     params = {"a": jnp.ones((5, 3)), "b": jnp.ones((2, 3))}
     examples = {"x": jax.tree.map(lambda p: jnp.zeros((4, *p.shape)), params)}
-    pruned, masks = second_order_prune(
+    pruned, masks = prune_at_once(
         linear, params, examples, 0.5, scope=scope,
         recomputations=recomputations, block_size=4,
     )  # fmt: skip
@@ -147,7 +143,7 @@ def test_what_is_pruned_stays_so():
     with jax.enable_x64(True):
         params = small_params()
         examples = examples_for(params, 30)
-        prune = partial(second_order_prune, linear, examples=examples, block_size=6)
+        prune = partial(prune_at_once, linear, examples=examples, block_size=6)
         first = prune(params, sparsity=1 - np.sqrt(0.3), recomputations=1)
         second = prune(first.params, sparsity=0.7, masks=first.masks, recomputations=1)
         at_once = prune(params, sparsity=0.7, recomputations=2)
@@ -166,7 +162,7 @@ def test_a_kept_zero_does_not_give_its_place_to_a_pruned_weight():
     params = {"w": jnp.array([[3.0, 0.0, 0.0, 2.0]])}
     masks = {"w": jnp.array([[True, False, True, True]])}
     examples = {"x": {"w": jnp.zeros((1, 1, 4))}}
-    result = second_order_prune(linear, params, examples, 0.25, masks=masks)
+    result = prune_at_once(linear, params, examples, 0.25, masks=masks)
     np.testing.assert_array_equal(result.masks["w"], masks["w"])
 
 
@@ -174,7 +170,7 @@ def test_pruned_weights_of_masks_are_zeroed_and_count():
     params = {"w": jnp.array([[3.0, 9.0, 1.0, 2.0]])}
     masks = {"w": jnp.array([[True, False, True, True]])}
     examples = {"x": {"w": jnp.zeros((1, 1, 4))}}
-    result = second_order_prune(linear, params, examples, 0.5, masks=masks)
+    result = prune_at_once(linear, params, examples, 0.5, masks=masks)
     np.testing.assert_array_equal(result.params["w"], [[3.0, 0.0, 0.0, 2.0]])
 
 
@@ -183,7 +179,7 @@ def test_order_and_micro_batches_change_nothing(micro_batch):
     with jax.enable_x64(True):
         params = small_params()
         examples = examples_for(params, 30)
-        prune = partial(second_order_prune, linear, params, sparsity=0.6, block_size=6)
+        prune = partial(prune_at_once, linear, params, sparsity=0.6, block_size=6)
         expected = prune(examples)
         shuffled = jax.tree.map(lambda x: x[::-1], examples)
         result = prune(shuffled, micro_batch=micro_batch)
@@ -200,16 +196,16 @@ def test_gradients_averaged_over_examples():
         params = small_params()
         examples = examples_for(params, 12)
         means = jax.tree.map(lambda x: x.reshape(4, 3, *x.shape[1:]).mean(1), examples)
-        one = second_order_prune(
+        one = prune_at_once(
             linear, params, examples, 0.5, examples_per_gradient=3, damping=1e-3
         )
-        other = second_order_prune(linear, params, means, 0.5, damping=1e-3)
+        other = prune_at_once(linear, params, means, 0.5, damping=1e-3)
         jax.tree.map(partial(np.testing.assert_allclose, **TOLERANCE), one, other)
 
 
 def test_only_the_chosen_leaves_change():
     params = small_params()
-    pruned, masks = second_order_prune(
+    pruned, masks = prune_at_once(
         linear,
         params,
         examples_for(params, 8),
@@ -220,7 +216,7 @@ def test_only_the_chosen_leaves_change():
         np.testing.assert_array_equal(pruned[name], params[name])
         assert masks[name].all()
     assert int(masks["two"].sum()) == 6
-    masks = second_order_prune(
+    masks = prune_at_once(
         linear,
         params,
         examples_for(params, 8),
@@ -245,9 +241,7 @@ def test_dtypes_stay_and_statistics_are_single_precision(dtype, x64):
             x = jax.tree.map(lambda a: a.astype(dtype), x)
             return linear(params, x)
 
-        prune = partial(
-            second_order_prune, sparsity=0.5, damping=0.01, recomputations=1
-        )
+        prune = partial(prune_at_once, sparsity=0.5, damping=0.01, recomputations=1)
         pruned, masks = prune(loss_fn, params, examples)
         expected = prune(linear, wide, examples)
         # The gradients are rounded to the dtype, the statistics are not: a few units
@@ -271,7 +265,7 @@ def test_it_beats_magnitude_on_the_digits():
     params = digits.trained(images[:1200], labels[:1200], 0)
     test = images[1200:], labels[1200:]
     examples = {"images": images[:1024], "labels": labels[:1024]}
-    ours = second_order_prune(digits.loss_fn, params, examples, 0.9)
+    ours = prune_at_once(digits.loss_fn, params, examples, 0.9)
     magnitude = compress(params, top_k(0.9))
     assert digits.accuracy(params, *test) > 0.95
     assert digits.accuracy(ours.params, *test) > 0.8
@@ -310,7 +304,7 @@ def test_sharded_parameters_get_the_same_masks(specs, axis_type):
         return loss_fn
 
     prune = partial(
-        second_order_prune, sparsity=0.6, block_size=4, damping=1e-3, recomputations=2
+        prune_at_once, sparsity=0.6, block_size=4, damping=1e-3, recomputations=2
     )
     expected = prune(loss_on(lambda leaf: leaf), params, examples)
     mesh = jax.make_mesh((8,), ("d",), axis_types=(axis_type,))
@@ -342,10 +336,10 @@ def test_the_loss_gets_constants_and_may_have_auxiliary_data():
     def loss_fn(params, x, *, scale):
         return scale * linear(params, x), {"seen": x}
 
-    result = second_order_prune(
+    result = prune_at_once(
         loss_fn, params, examples, 0.5, constants={"scale": 1.0}, has_aux=True
     )
-    expected = second_order_prune(linear, params, examples, 0.5)
+    expected = prune_at_once(linear, params, examples, 0.5)
     jax.tree.map(np.testing.assert_array_equal, result, expected)
 
 
@@ -356,7 +350,7 @@ def test_an_example_reaches_the_loss_as_a_batch_of_one():
         shapes.append((x.shape, labels.shape))
         return jnp.sum(x @ params["w"])
 
-    second_order_prune(
+    prune_at_once(
         loss_fn,
         {"w": jnp.ones((3, 2))},
         {"x": np.ones((5, 3), np.float32), "labels": np.ones(5, np.int32)},
@@ -371,7 +365,7 @@ def test_it_is_a_projector_that_composes():
     examples = examples_for(params, 8)
     projector = second_order(0.5, linear, examples, recomputations=1)
     assert repr(projector) == "second_order(0.5, ...)"
-    expected = second_order_prune(linear, params, examples, 0.5, recomputations=1)
+    expected = prune_at_once(linear, params, examples, 0.5, recomputations=1)
     jax.tree.map(np.testing.assert_array_equal, compress(params, projector), expected)
     both = compress(params, compose(projector, fake_quant(4)))
     jax.tree.map(np.testing.assert_array_equal, both.masks, expected.masks)
@@ -386,9 +380,7 @@ def test_it_is_a_projector_that_composes():
 def test_leaves_of_no_entries_change_nothing(scope):
     params = {"w": small_params()["one"].astype("float32")}
     empty = {"none": jnp.zeros((0, 3))}
-    prune = partial(
-        second_order_prune, linear, sparsity=0.5, scope=scope, recomputations=1
-    )
+    prune = partial(prune_at_once, linear, sparsity=0.5, scope=scope, recomputations=1)
     result = prune(params | empty, examples_for(params | empty, 8))
     assert result.params["none"].shape == result.masks["none"].shape == (0, 3)
     assert int(result.masks["w"].sum()) == 8
@@ -404,7 +396,7 @@ def test_axes_say_which_weights_share_a_block_and_which_are_a_layer():
     }
     examples = examples_for(params, 12)
     prune = partial(
-        second_order_prune, linear, sparsity=0.5, scope="layer", block_size=4,
+        prune_at_once, linear, sparsity=0.5, scope="layer", block_size=4,
         damping=1e-3, recomputations=1,
     )  # fmt: skip
     expected = prune(params, examples)

@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cram_jax import compress, cram, second_order, second_order_prune
+from cram_jax import compress, cram, second_order
+
+
+def prune_at_once(loss_fn, params, examples, sparsity, **options):
+    return compress(params, second_order(sparsity, loss_fn, examples, **options))
 
 
 def linear(params, x):
@@ -96,7 +100,7 @@ def test_bad_input_is_refused(options, error, message):
         "loss_fn": linear, "params": PARAMS, "examples": EXAMPLES, "sparsity": 0.5
     }  # fmt: skip
     with pytest.raises(error, match=message):
-        second_order_prune(**(arguments | options))
+        prune_at_once(**(arguments | options))
 
 
 def examples_with(example, value):
@@ -126,9 +130,7 @@ def test_a_gradient_that_is_not_finite_names_its_example_and_leaf(value, group, 
 
 def test_a_gradient_of_what_is_pruned_already_need_not_be_finite():
     masks = {"w": jnp.ones((2, 3), bool).at[1, 2].set(False)}
-    result = second_order_prune(
-        linear, PARAMS, examples_with(4, np.nan), 0.5, masks=masks
-    )
+    result = prune_at_once(linear, PARAMS, examples_with(4, np.nan), 0.5, masks=masks)
     assert int(result.masks["w"].sum()) == 3
     assert jnp.isfinite(result.params["w"]).all()
 
@@ -136,7 +138,7 @@ def test_a_gradient_of_what_is_pruned_already_need_not_be_finite():
 def test_weights_that_are_not_finite_are_named():
     params = {"w": PARAMS["w"].at[0, 1].set(jnp.nan)}
     with pytest.raises(ValueError, match=r"params\['w'\] must be finite"):
-        second_order_prune(linear, params, EXAMPLES, 0.5)
+        prune_at_once(linear, params, EXAMPLES, 0.5)
 
 
 def test_weights_that_move_out_of_their_dtype_are_named():
@@ -147,7 +149,7 @@ def test_weights_that_move_out_of_their_dtype_are_named():
         return jnp.sum(params["w"].astype("float32") * x["w"].mean(0))
 
     with pytest.raises(ValueError, match=r"damping must be larger: .* params\['w'\]"):
-        second_order_prune(loss_fn, params, EXAMPLES, 0.8, recomputations=1)
+        prune_at_once(loss_fn, params, EXAMPLES, 0.8, recomputations=1)
 
 
 @pytest.mark.parametrize("traced", ["params", "examples"])
@@ -156,7 +158,7 @@ def test_a_traced_call_is_refused(traced):
 
     @jax.jit
     def prune(value):
-        return second_order_prune(linear, sparsity=0.5, **(arguments | {traced: value}))
+        return prune_at_once(linear, sparsity=0.5, **(arguments | {traced: value}))
 
     with pytest.raises(TypeError, match=r"second_order\(0.5, ...\) prunes .* once and"):
         prune(arguments[traced])

@@ -58,17 +58,23 @@ class Buffer:
         start, stride = self.grid.margin, self.grid.stride
         return self._memory[start : start + self.rows * stride].reshape(-1, stride)
 
+    def positions(self, size: tuple[int, int]) -> np.ndarray:
+        """(batch, height, width, rows) int32 of images of a size, a view."""
+        grid, step = self.grid, self._memory.itemsize
+        return np.lib.stride_tricks.as_strided(
+            self._memory[grid.margin :],
+            (grid.batch, *size, self.rows),
+            (grid.item * step, grid.pitch * step, step, grid.stride * step),
+        )
+
     def floats(self, channels: int, size: tuple[int, int]) -> np.ndarray:
-        """(batch, height, width, channels) of a buffer of floats."""
-        places = self.grid.places(size)
-        rows = self.lanes().view(np.float32)[:channels]
-        return np.moveaxis(rows[:, places], 0, -1)
+        """(batch, height, width, channels) of a buffer of floats, a view."""
+        return self.positions(size).view(np.float32)[..., :channels]
 
     def octets(self, channels: int, size: tuple[int, int]) -> np.ndarray:
         """(batch, height, width, channels) uint8 of a buffer of bytes."""
-        octets = self.lanes()[:, self.grid.places(size)]
-        octets = np.moveaxis(octets, 0, -1)
-        return np.ascontiguousarray(octets).view(np.uint8)[..., :channels]
+        octets = np.ascontiguousarray(self.positions(size))
+        return octets.view(np.uint8)[..., :channels]
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ class Engine:
         check_integer("threads", threads, minimum=1, maximum=256)
         self.model, self.target, self.threads = model, target, threads
         self._plans: OrderedDict[tuple[int, int], Session] = OrderedDict()
+        self._checked: dict[tuple[Any, ...], tuple[int, int]] = {}
         self._tiles = tuning.TileTable()
         self._lock = threading.Lock()
         self._entries = _table_sizes(model)
@@ -132,7 +133,7 @@ class Engine:
                 plan = self._plan(batch, length)
                 plan.load(arrays)
                 plan.program.run()
-                results = [plan.read(name) for name in self.model.graph.outputs]
+                results = plan.results()
         return results[0] if len(results) == 1 else tuple(results)
 
     def tensors(
@@ -286,7 +287,7 @@ class Engine:
             for name in graph.outputs
         ]
 
-    def _check_shapes(self, given: list[tuple[Any, Any]]) -> tuple[int, int]:
+    def _check_shapes(self, given: Sequence[tuple[Any, Any]]) -> tuple[int, int]:
         """Batch size and length of inputs with these shapes and dtypes."""
         nodes = self.model.graph.inputs
         if len(given) != len(nodes):
@@ -329,7 +330,15 @@ class Engine:
 
     def _check(self, inputs: tuple[Any, ...]) -> tuple[list[np.ndarray], int, int]:
         arrays = [np.asarray(x) for x in inputs]
-        batch, length = self._check_shapes([(x.shape, x.dtype) for x in arrays])
+        given = tuple((x.shape, x.dtype) for x in arrays)
+        if given not in self._checked:
+            checked = self._check_shapes(given)
+            if len(self._checked) >= _PLANS:
+                self._checked.clear()
+            self._checked[given] = checked
+        batch, length = self._checked[given]
+        if not self._entries:
+            return arrays, batch, length
         for node, x in zip(self.model.graph.inputs, arrays, strict=True):
             entries = self._entries.get(node.name)
             if entries is not None and x.size:

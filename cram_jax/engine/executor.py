@@ -37,28 +37,26 @@ class Program:
                 record[runner.WAIT] = total if step is group[-1] else 0
                 record[runner.DONE] = self._counters[number].ctypes.data
                 row += 1
-        self._run, self._pause = runner.runner(), runner.pause()
+        self._run = runner.runner()
+        # Found once: a call of a small network takes no longer than they do.
+        self._next = self._records[:, runner.NEXT]
+        self._done, self._current = self._counters[:-1], self._counters[-1]
+        self._before = (self._records.ctypes.data, len(self._records))
+        self._after = (self._current.ctypes.data, runner.pause())
 
     def run(self) -> None:
         """Runs all steps; one caller at a time."""
-        self._epoch = self._epoch % 2**30 + 1
+        epoch = self._epoch = self._epoch % 2**30 + 1
         # First the epoch, so that a thread that comes late leaves; then its counters.
-        self._counters[-1, 0] = self._epoch
-        self._counters[:-1] = 0
-        self._records[:, runner.NEXT] = self._epoch << 32
+        self._current[0] = epoch
+        self._done.fill(0)
+        self._next.fill(epoch << 32)
         for thread in range(1, self.threads):
-            _pool.submit(self._work, self._epoch, thread)
-        self._work(self._epoch, 0)
+            _pool.submit(self._work, epoch, thread)
+        self._work(epoch, 0)
 
     def _work(self, epoch: int, thread: int) -> None:
-        self._run(
-            self._records.ctypes.data,
-            len(self._records),
-            epoch,
-            thread,
-            self._counters[-1:].ctypes.data,
-            self._pause,
-        )
+        self._run(*self._before, epoch, thread, *self._after)
 
 
 class _Pool:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from cram_jax.engine import operations, safetensors
+from cram_jax import safetensors
+from cram_jax.engine import operations
 from cram_jax.engine.arrays import as_pads, as_pair
 from cram_jax.engine.engine import Engine
 from cram_jax.engine.fusion import Lookup

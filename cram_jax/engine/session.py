@@ -26,21 +26,25 @@ class Session:
         keep: bool,
     ):
         self._graph, self._ranges = model.graph, model.ranges
-        self.builder = Builder(model, target, batch, length, threads, tiles, keep)
-        self.program = Program(self.builder.steps, target, threads)
+        builder = Builder(model, target, batch, length, threads, tiles, keep)
+        self.builder = builder
+        self.program = Program(builder.steps, target, threads)
+        # Where a call writes and reads, found once.
+        self._ids = {
+            node.name: self._positions(node.name)[:, 0, :, 0]
+            for node in model.graph.inputs
+            if model.graph.types[node.name].dtype == "int32"
+        }
+        self._results = [self._floats(name) for name in model.graph.outputs]
 
     def load(self, arrays: list[np.ndarray]) -> None:
         """Copies the inputs into their places."""
-        builder = self.builder
         by_name = {
             node.name: x for node, x in zip(self._graph.inputs, arrays, strict=True)
         }
-        for name, x in by_name.items():
-            if self._graph.types[name].dtype == "int32":
-                buffer = builder.buffers[name, "f32"]
-                places = buffer.grid.places(builder.layout.sizes[name])
-                buffer.lanes()[0, places[:, 0]] = x
-        for name, staging in builder.staging.items():
+        for name, places in self._ids.items():
+            places[...] = by_name[name]
+        for name, staging in self.builder.staging.items():
             node = self._graph[name]
             if isinstance(node.operation, SpaceToDepth):
                 x = space_to_depth(by_name[node.inputs[0]], node.operation.size)
@@ -48,24 +52,24 @@ class Session:
                 x = by_name[name]
             staging[...] = x.reshape(staging.shape)
 
+    def results(self) -> list[np.ndarray]:
+        """Copies of the outputs, with their batch axes."""
+        return [view.copy() for view in self._results]
+
     def read(self, name: str) -> np.ndarray:
         """A copy of a node's result, as floats, with its batch axis."""
-        builder, kind = self.builder, self._graph.types[name]
-        size = builder.layout.sizes[name]
+        kind, buffers = self._graph.types[name], self.builder.buffers
         if kind.dtype == "int32":
-            buffer = builder.buffers[name, "f32"]
-            values = buffer.lanes()[0, buffer.grid.places(size)][:, 0]
-            return values.astype(np.float32)
-        if (name, "f32") in builder.buffers:
-            values = builder.buffers[name, "f32"].floats(kind.features, size)
-        elif (name, "u8") in builder.buffers:
-            what = self._ranges[name]
-            octets = builder.buffers[name, "u8"].octets(kind.features, size)
+            return self._positions(name)[:, 0, :, 0].astype(np.float32)
+        if (name, "f32") in buffers:
+            return self._floats(name).copy()
+        if (name, "u8") in buffers:
+            what, size = self._ranges[name], self.builder.layout.sizes[name]
+            octets = buffers[name, "u8"].octets(kind.features, size)
             values = (octets.astype(np.float32) - what.zero) * np.float32(what.scale)
         else:
-            values = builder.staging[name]
-        shape = [values.shape[0], *(s or builder.length for s in kind.shape)]
-        return np.ascontiguousarray(values.reshape(shape))
+            values = self.builder.staging[name].copy()
+        return self._shaped(name, values)
 
     def by_node(self) -> dict[str, list[Step]]:
         """The steps of every node, in order."""
@@ -73,3 +77,23 @@ class Session:
         for step in self.builder.steps:
             steps.setdefault(step.node, []).append(step)
         return steps
+
+    # ------------------------------------------------------------------------- private
+    def _positions(self, name: str) -> np.ndarray:
+        size = self.builder.layout.sizes[name]
+        return self.builder.buffers[name, "f32"].positions(size)
+
+    def _floats(self, name: str) -> np.ndarray:
+        features = self._graph.types[name].features
+        size = self.builder.layout.sizes[name]
+        buffer = self.builder.buffers[name, "f32"]
+        return self._shaped(name, buffer.floats(features, size))
+
+    def _shaped(self, name: str, values: np.ndarray) -> np.ndarray:
+        """The axes of the graph: sequences have one position, features none."""
+        match len(self._graph.types[name].shape):
+            case 1:
+                return values[:, 0, 0]
+            case 2:
+                return values[:, 0]
+        return values

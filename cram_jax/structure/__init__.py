@@ -2,6 +2,7 @@
 
 from cram_jax.structure.channels import Channels, channels
 from cram_jax.structure.check import check_apply
+from cram_jax.structure.grams import InputGrams, input_grams
 from cram_jax.structure.groups import group_masks, kept_groups
 from cram_jax.structure.ranking import producer_norm
 from cram_jax.structure.shrink import shrink, small_shapes
@@ -12,12 +13,14 @@ from cram_jax.structure.trace import trace_structure
 __all__ = [
     "Channels",
     "Family",
+    "InputGrams",
     "Leaf",
     "Member",
     "Structure",
     "channels",
     "check_apply",
     "group_masks",
+    "input_grams",
     "kept_groups",
     "producer_norm",
     "shrink",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.paths import named_leaves
-from cram_jax.structure.labels import Kept
+from cram_jax.structure.labels import Ids, Kept
 from cram_jax.structure.structure import Leaf, Structure
 
 
@@ -55,10 +55,19 @@ def kept_positions(leaf: Leaf, axis: int, kept: Any) -> Any:
     """Which positions of an axis stay: bool, a NumPy or JAX array as `kept` is."""
     xp: Any = np if isinstance(kept, np.ndarray) else jnp
     positions = xp.ones(1, bool)
-    with_frozen = xp.append(kept, True)  # at index -1
     for groups in leaf.groups[axis]:
-        positions = (positions[:, None] & with_frozen[groups]).reshape(-1)
+        positions = (positions[:, None] & _kept_of(kept, groups, xp)).reshape(-1)
     return positions
+
+
+def _kept_of(kept: Any, groups: Ids, xp: Any) -> Any:
+    """Whether each group stays; a slice where it can be, since gathers compile long."""
+    if (groups < 0).all():
+        return xp.ones(len(groups), bool)
+    first = int(groups[0])
+    if first >= 0 and np.array_equal(groups, first + np.arange(len(groups))):
+        return kept[first : first + len(groups)]
+    return xp.append(kept, True)[groups]  # frozen ones are at index -1
 
 
 def kept_groups(structure: Structure, masks: Any) -> Kept:

@@ -70,6 +70,10 @@ def _squares_and_counts(
             (groups >= family.start) & (groups < family.start + family.size)
         )
         places = groups[own] - family.start
-        total = total.at[places].add(positions[own])
+        in_order = np.arange(family.size)
+        if np.array_equal(own, in_order) and np.array_equal(places, in_order):
+            total = total + positions[: family.size]
+        else:
+            total = total.at[places].add(positions[own])
         np.add.at(count, places, np.prod(leaf.shape) / len(groups))
     return total, count

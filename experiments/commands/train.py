@@ -11,6 +11,7 @@ import jax
 from experiments import checkpoints
 from experiments.config import RunConfig
 from experiments.datasets import default_data_dir
+from experiments.distillation import check_teacher, load_teacher
 from experiments.errors import ConfigError, NonFiniteLoss, command_line
 from experiments.evaluation import check_targets
 from experiments.kinds import kind_of, prepare
@@ -70,6 +71,8 @@ def train(config: RunConfig, conduct: Conduct) -> None:
     if not conduct.resume:
         config = kind_of(config).resolve(config)
         check_source(config)
+    if config.teacher is not None:
+        check_teacher(config)
     devices = make_mesh(conduct.mesh, config.data.batch_size)
     data_dir = conduct.data_dir or stored_data_dir(run)
     sources = kind_of(config).kept_sources(config, run) if conduct.resume else config
@@ -132,7 +135,8 @@ def _dry_run(config: RunConfig, data: Any, task: Task, say: Any) -> None:
         f"{data.train.size:,} examples, {total_steps(config, data):,} steps"
     )
     say("compiling the training step ...")
-    step = make_train_step(config, data, task)
+    teacher = load_teacher(config, data, task)
+    step = make_train_step(config, data, task, teacher=teacher)
     batches = data.train.training_batches(config.data.batch_size, config.seed, 0, 1)
     start = time.perf_counter()
     _, values = step(state, next(iter(batches)))

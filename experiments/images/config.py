@@ -70,6 +70,8 @@ class ModelConfig:
         and ``training=`` to logits.
       widths: channels of each stage of resnet.
       blocks: blocks of each stage of resnet.
+      layer_widths: outputs of each convolution but the shortcuts, in the order of the
+        network, where they differ from those of ``name``, as after ``shrink``.
       patch: side of the squares of pixels that become channels before the first layer;
         2 makes a network about four times faster, and a little less accurate. Of the
         ResNets for small images.
@@ -80,6 +82,7 @@ class ModelConfig:
     module: str = ""
     widths: tuple[int, ...] = (16, 32)
     blocks: tuple[int, ...] = (1, 1)
+    layer_widths: tuple[int, ...] = ()
     patch: int = 1
     dtype: Dtype = "float32"
 
@@ -91,9 +94,12 @@ class ModelConfig:
         check(self, "blocks", self.blocks and min(self.blocks) >= 1, "all at least 1")
         same = len(self.blocks) == len(self.widths)
         check(self, "blocks", same, f"one a stage, like widths={self.widths}")
+        check(self, "layer_widths", min(self.layer_widths, default=1) >= 1, "all >= 1")
         check(self, "patch", self.patch >= 1, "at least 1")
         dotted = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*|", self.module)
         check(self, "module", dotted, "like package:factory")
+        fits = not (self.module and self.layer_widths)
+        check(self, "layer_widths", fits, "left out for a module of your own")
         if self.name != "resnet":
             for field_name in ("widths", "blocks"):
                 default = getattr(type(self), field_name)
@@ -125,3 +131,10 @@ class ImageConfig(RunConfig):
     name: str = "digits"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+
+    def check_inputs(self) -> None:
+        """See `RunConfig.check_inputs`; a folder of images, if that is the data."""
+        if self.data.name == "folder":
+            from experiments.images.folder import read_folder
+
+            read_folder(self.data.folder)

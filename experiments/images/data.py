@@ -44,6 +44,10 @@ class Dataset(NamedTuple):
         """(height, width, channels) of an image."""
         return self.train.take([0])["image"].shape[1:]
 
+    def normalize(self, images: Any) -> Any:
+        """Images as the network wants them: of mean 0 and deviation 1, float32."""
+        return (images.astype(np.float32) - self.mean) / self.std
+
 
 def load(
     config: DataConfig, data_dir: Path | None = None, *, workers: int = 0

@@ -31,12 +31,7 @@ class ImageFiles:
         try:
             with Image.open(file) as opened:
                 picture = opened.convert("RGB")
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            Image.DecompressionBombError,
-        ) as error:
+        except UNREADABLE as error:
             raise DataError(f"{file} cannot be read as an image: {error}") from error
         if self._side:
             short = min(picture.size)

@@ -1,14 +1,22 @@
 """What is particular to runs on images, see `experiments.kinds.Kind`."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
+
 from experiments.errors import ConfigError
-from experiments.images.config import ImageConfig
+from experiments.images.config import ImageConfig, ModelConfig
 from experiments.images.data import Dataset, load
-from experiments.images.task import classification
+from experiments.images.deployment import deploy, samples
+from experiments.images.models import read_layer_widths
+from experiments.images.task import classification, make_network
 from experiments.images.torchvision import load_torchvision
 from experiments.task import Model, Task
+
+__all__ = ["deploy", "samples"]
 
 SOURCES = "a run's directory or a file of torchvision's weights"
 WEIGHT_FILES: tuple[str, ...] = (".safetensors", ".pth", ".pt")
@@ -19,7 +27,32 @@ def prepare(
 ) -> tuple[Dataset, Task]:
     """See `Kind`."""
     data = load(config.data, data_dir, workers=workers)
-    return data, classification(config, data)
+    return data, make_task(config, data)
+
+
+def make_task(config: ImageConfig, data: Dataset) -> Task:
+    """See `Kind`."""
+    return classification(config, data)
+
+
+def smaller_model(
+    config: ImageConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> ModelConfig:
+    """See `Kind`."""
+    if config.model.module:
+        raise ConfigError(
+            f"{config.model.module} is a network of your own, whose widths its factory "
+            f"knows: shrink its arrays with cram_jax.structure"
+        )
+    return dataclasses.replace(config.model, layer_widths=read_layer_widths(shapes))
+
+
+def network(
+    config: ImageConfig, data: Dataset, params: Any, batch_stats: Any
+) -> nnx.Module:
+    """See `Kind`."""
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make_network(config, data, 0)))
+    return nnx.merge(graph, params, batch_stats)
 
 
 def check_weights(config: ImageConfig) -> None:
@@ -29,6 +62,15 @@ def check_weights(config: ImageConfig) -> None:
 def resolve(config: ImageConfig) -> ImageConfig:
     """There is nothing that the data has to say."""
     return config
+
+
+def check_teacher(config: ImageConfig, theirs: ImageConfig, run: Path) -> None:
+    """See `Kind`; code that only the teacher's configuration names is not run."""
+    if theirs.model.module not in ("", config.model.module):
+        raise ConfigError(
+            f"teacher {run} is of the network {theirs.model.module}, whose code is run "
+            f"only for a student of the same"
+        )
 
 
 def load_weights(config: ImageConfig, file: Path, classes: int | None) -> Model:

@@ -8,7 +8,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments.batches import Batch, examples_of_step, whole_batches
+from experiments.batches import Batch, Source
 
 SIDE = 224
 SHORT_SIDE = 256  # of an image for evaluation, before its middle is cut out
@@ -21,8 +21,8 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
 
-class LargeImages:
-    """Images on disk, as 224x224, a `Source` of ``image`` and ``label``.
+class LargeImages(Source):
+    """Images on disk, as 224x224: ``image`` and ``label``.
 
     Training cuts out a part of random size and place, evaluation the middle. Batches
     are made ahead, by threads or by processes of their own; what is in them does not
@@ -45,27 +45,17 @@ class LargeImages:
         """How many they are."""
         return len(self._indices)
 
-    def training_batches(
-        self,
-        batch_size: int,
-        seed: int,
-        start: int,
-        stop: int,
-        positions: np.ndarray | None = None,
-    ) -> Iterator[Batch]:
-        """See `Source.training_batches`; a batch is a function of seed and step."""
-        whole_batches(self.size, batch_size)
-        make = _TrainingBatch(self, batch_size, seed, positions)
-        return self._ahead(make, start, stop)
-
-    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
-        """See `Source.evaluation_batches`."""
-        make = _EvaluationBatch(self, batch_size)
-        return self._ahead(make, 0, math.ceil(self.size / batch_size))
-
     def take(self, chosen: Sequence[int] | np.ndarray) -> Batch:
         """The middles of some images, and their labels."""
         return self.cut(chosen, lambda index, size: middle(*size))
+
+    def take_training(self, chosen: np.ndarray, seed: int, epoch: int) -> Batch:
+        """Random parts of some images, a function of seed, epoch and image."""
+
+        def box(index: int, size: tuple[int, int]) -> Box:
+            return random_box(np.random.default_rng((seed, epoch, index)), *size)
+
+        return self.cut(chosen, box)
 
     def cut(
         self,
@@ -75,7 +65,7 @@ class LargeImages:
         """Parts of some images, ``box(index, (width, height))``, as 224x224."""
         images = np.empty((len(chosen), SIDE, SIDE, 3), np.uint8)
         labels = np.empty(len(chosen), np.int32)
-        for row, index in enumerate(chosen):
+        for row, index in enumerate(map(int, chosen)):
             example = self._source[self._indices[index]]
             picture = Image.fromarray(example["image"].squeeze()).convert("RGB")
             part = box(index, picture.size)
@@ -85,11 +75,11 @@ class LargeImages:
             labels[row] = example["label"]
         return {"image": images, "label": labels}
 
-    def _ahead(
+    def made(
         self, make: Callable[[int], Batch], start: int, stop: int
     ) -> Iterator[Batch]:
-        # Slow to import, and needed here alone.
-        import grain
+        """See `Source.made`; ahead of their use, by threads or processes."""
+        import grain  # slow to import, and needed only here
 
         # An element is a batch, so that its content is the same however many work.
         batches = grain.MapDataset.range(start, stop).map(make)
@@ -103,48 +93,6 @@ class LargeImages:
             self._workers, per_worker_buffer_size=2
         )
         return iter(batches.to_iter_dataset(options).mp_prefetch(processes))
-
-
-class _TrainingBatch:
-    """``step -> batch``, in a form that goes to another process."""
-
-    def __init__(
-        self,
-        images: LargeImages,
-        batch_size: int,
-        seed: int,
-        positions: np.ndarray | None,
-    ):
-        self._images = images
-        self._batch_size = batch_size
-        self._seed = seed
-        self._positions = positions
-
-    def __call__(self, step: int) -> Batch:
-        epoch, chosen = examples_of_step(
-            self._images.size, self._batch_size, self._seed, step
-        )
-        if self._positions is not None:
-            chosen = chosen[self._positions]
-
-        def box(index: int, size: tuple[int, int]) -> Box:
-            return random_box(np.random.default_rng((self._seed, epoch, index)), *size)
-
-        return self._images.cut(chosen.tolist(), box)
-
-
-class _EvaluationBatch:
-    """``number -> batch``, in a form that goes to another process."""
-
-    def __init__(self, images: LargeImages, batch_size: int):
-        self._images = images
-        self._batch_size = batch_size
-
-    def __call__(self, number: int) -> Batch:
-        places = np.arange(number * self._batch_size, (number + 1) * self._batch_size)
-        last = self._images.size - 1
-        batch = self._images.take(np.minimum(places, last).tolist())
-        return batch | {"weight": (places <= last).astype(np.float32)}
 
 
 def random_box(generator: np.random.Generator, width: int, height: int) -> Box:

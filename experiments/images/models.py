@@ -1,6 +1,8 @@
 """Flax NNX models, by name."""
 
 import importlib
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -49,12 +51,14 @@ def make_model(
     if config.module:
         return _own_model(config.module, channels, classes, rngs)
     dtype = jnp.dtype(config.dtype)
+    widths = config.layer_widths or None
     if config.name == "vgg16_bn_cifar":
-        return VGG(channels, classes, dtype=dtype, rngs=rngs)
+        return VGG(channels, classes, layer_widths=widths, dtype=dtype, rngs=rngs)
     build = partial(
         ResNet,
         channels=channels,
         classes=classes,
+        layer_widths=widths,
         patch=config.patch,
         dtype=dtype,
         rngs=rngs,
@@ -95,6 +99,17 @@ def _own_model(name: str, channels: int, classes: int, rngs: nnx.Rngs) -> nnx.Mo
         kind = type(model).__name__
         raise ConfigError(f"model.module={name} must make an nnx.Module, got {kind}")
     return model
+
+
+def read_layer_widths(shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+    """The ``layer_widths`` of a network, from the shapes of its parameters by path."""
+    kernels = [path for path in shapes if re.search(r"conv[\d_]*/kernel$", path)]
+
+    def place(path: str) -> list[int]:
+        """The stem has no number; layer 10 comes after layer 9."""
+        return [int(number) for number in re.findall(r"\d+", path)]
+
+    return tuple(shapes[path][-1] for path in sorted(kernels, key=place))
 
 
 def check_images(config: ModelConfig, size: tuple[int, int]) -> None:

@@ -8,13 +8,18 @@ import optax
 from flax import nnx
 
 import cram_jax
+from cram_jax.structure import Structure, trace_structure
 from experiments.batches import Batch, Source
+from experiments.channels import CoupledChannels
+from experiments.distillation import distilled
 from experiments.images.augment import augment
 from experiments.images.config import ImageConfig
 from experiments.images.data import Dataset
 from experiments.images.models import check_images, make_model
 from experiments.targets import LeafFilters
 from experiments.task import Task
+
+hard_losses = optax.softmax_cross_entropy_with_integer_labels
 
 FILTERS = LeafFilters(None, cram_jax.all_but("^(stem|conv1_1|head)/"))
 """Uniform pruning leaves the first and the last layer dense, as the paper's runs do."""
@@ -34,11 +39,13 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
       ConfigError: the model does not suit the size of the images.
     """
     check_images(config.model, data.shape[:2])
-    graph = nnx.graphdef(nnx.eval_shape(lambda: _network(config, data, 0)))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make_network(config, data, 0)))
 
     @jax.jit
     def init(seed: int) -> tuple[Any, Any]:
-        _, *states = nnx.split(_network(config, data, seed), nnx.Param, nnx.BatchStat)
+        _, *states = nnx.split(
+            make_network(config, data, seed), nnx.Param, nnx.BatchStat
+        )
         params, batch_stats = map(nnx.to_pure_dict, states)
         return params, batch_stats
 
@@ -46,8 +53,7 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
         params: Any, batch_stats: Any, images: jax.Array, training: bool
     ) -> tuple[jax.Array, Any]:
         model = nnx.merge(graph, params, batch_stats, copy=True)
-        images = (images.astype(jnp.float32) - data.mean) / data.std
-        logits = model(images, training=training)
+        logits = model(data.normalize(images), training=training)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     def loss_fn(
@@ -57,21 +63,29 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
         logits, batch_stats = forward(params, batch_stats, batch["image"], True)
         labels = jax.nn.one_hot(batch["label"], data.classes)
         labels = optax.smooth_labels(labels, config.label_smoothing)
-        return optax.softmax_cross_entropy(logits, labels).mean(), batch_stats
+        losses = optax.softmax_cross_entropy(logits, labels)
+        losses = distilled(losses, logits, batch, config.distillation)
+        return losses.mean(), batch_stats
 
-    def predict(
-        params: Any, batch_stats: Any, batch: Batch
-    ) -> tuple[jax.Array, jax.Array]:
-        logits, _ = forward(params, batch_stats, batch["image"], False)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return logits, losses
+    def predict(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
+        return forward(params, batch_stats, batch["image"], False)[0]
+
+    def trace() -> Structure:
+        images = jax.ShapeDtypeStruct((1, *data.shape), jnp.float32)
+        return trace_structure(
+            lambda both, images: predict(both[0], both[1], {"image": images}),
+            jax.eval_shape(init, 0),
+            images,
+        )
 
     def evaluation_loss(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
-        return predict(params, batch_stats, batch)[1].mean()
+        logits = predict(params, batch_stats, batch)
+        return hard_losses(logits, batch["label"]).mean()
 
     @jax.jit
     def totals(params: Any, batch_stats: Any, batch: Batch) -> dict[str, jax.Array]:
-        logits, losses = predict(params, batch_stats, batch)
+        logits = predict(params, batch_stats, batch)
+        losses = hard_losses(logits, batch["label"])
         correct = logits.argmax(axis=-1) == batch["label"]
         return {
             "accuracy": jnp.sum(100 * correct * batch["weight"]),
@@ -92,11 +106,18 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
         return batch | {"image": images}
 
     return Task(
-        init, augment_batch, loss_fn, evaluate, evaluation_loss, filters=FILTERS
+        init,
+        augment_batch,
+        loss_fn,
+        evaluate,
+        predict,
+        evaluation_loss,
+        filters=FILTERS._replace(channels=CoupledChannels(trace)),
     )
 
 
-def _network(config: ImageConfig, data: Dataset, seed: int) -> nnx.Module:
+def make_network(config: ImageConfig, data: Dataset, seed: int) -> nnx.Module:
+    """The network of a run, for the images and classes of its data."""
     return make_model(
         config.model,
         channels=data.shape[-1],

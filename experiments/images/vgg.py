@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from experiments.errors import ConfigError
 from experiments.images.layers import (
     Convolution,
     Normalization,
@@ -24,6 +26,7 @@ class VGG(nnx.Module):
       classes: number of classes.
       widths: channels of each stage, by default those of VGG-16.
       convolutions: convolutions of each stage, by default those of VGG-16.
+      layer_widths: channels of each convolution, if not the same in a whole stage.
       dtype: as for `experiments.images.resnet.ResNet`.
       rngs: where the initial weights come from.
     """
@@ -35,12 +38,22 @@ class VGG(nnx.Module):
         *,
         widths: tuple[int, ...] = (64, 128, 256, 512, 512),
         convolutions: tuple[int, ...] = (2, 2, 3, 3, 3),
+        layer_widths: tuple[int, ...] | None = None,
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
         self.convolutions = convolutions
-        for stage, (width, count) in enumerate(zip(widths, convolutions, strict=True)):
+        if layer_widths is None:
+            layer_widths = tuple(np.repeat(widths, convolutions).tolist())
+        if len(layer_widths) != sum(convolutions):
+            raise ConfigError(
+                f"layer_widths must be those of {sum(convolutions)} convolutions, got "
+                f"{len(layer_widths)}"
+            )
+        remaining = iter(layer_widths)
+        for stage, count in enumerate(convolutions):
             for index in range(count):
+                width = next(remaining)
                 convolution = Convolution(
                     channels,
                     width,

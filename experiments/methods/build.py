@@ -202,7 +202,7 @@ def sparsifier(config: OptimizerConfig, filters: LeafFilters) -> Sparsifier:
     """
     (target,) = config.train_targets
     part, *others = targets.parse(target)
-    where, uniform = filters
+    where, uniform = filters.prunable, filters.uniform
     if not others:
         match part.form:
             case "global":

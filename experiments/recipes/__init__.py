@@ -10,6 +10,7 @@ from experiments.recipes import (
     digits,
     finetuning,
     imagenet,
+    own,
     squad,
     squad_small,
     sst2,
@@ -19,23 +20,24 @@ from experiments.text.config import TextConfig
 
 IMAGE_RECIPES: dict[str, ImageConfig] = {
     config.name: config
-    for module in (
-        digits,
-        cifar10,
-        cifar10_ablations,
-        cifar10_large,
-        cifar10_small,
-        imagenet,
-        finetuning,
-        transfer,
+    for configs in (
+        digits.configs,
+        own.image_configs,
+        cifar10.configs,
+        cifar10_ablations.configs,
+        cifar10_large.configs,
+        cifar10_small.configs,
+        imagenet.configs,
+        finetuning.configs,
+        transfer.configs,
     )
-    for config in module.configs
+    for config in configs
 }
 
 TEXT_RECIPES: dict[str, TextConfig] = {
     config.name: config
-    for module in (squad, squad_small, sst2)
-    for config in module.configs
+    for configs in (own.text_configs, squad.configs, squad_small.configs, sst2.configs)
+    for config in configs
 }
 
 RECIPES: dict[str, RunConfig] = {**IMAGE_RECIPES, **TEXT_RECIPES}

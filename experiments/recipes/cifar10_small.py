@@ -7,6 +7,8 @@
 - `cifar10_small_nm`: CrAM+-N:M, 2:4 or 4:8 with equal chance.
 - `cifar10_small_blocks`: blocks of 4 inputs and 2 outputs, the shape that an engine on
   CPUs computes fastest, 50 to 90 % of every layer.
+- `cifar10_small_channels`: 25 to 75 % of the channels of all layers, which `shrink`
+  then cuts out.
 - `cifar10_small_gradual`, `cifar10_small_acdc`, for twice as many epochs: one network
   for 90 %.
 - `cifar10_small_sgd`, for twice as many epochs.
@@ -41,6 +43,12 @@ configs = (
         "cifar10_small_blocks",
         eval_targets=("dense", "b50", "b70", "b80", "b90", "b95", "k90", "u90"),
         train_targets=("b50", "b70", "b80", "b90"),
+    ),
+    variant(
+        config,
+        "cifar10_small_channels",
+        eval_targets=("dense", "c25", "c50", "c75"),
+        train_targets=("c25", "c50", "c75"),
     ),
     variant(config, "cifar10_small_sgd", epochs=2 * config.epochs, rule="none"),
     variant(config, "cifar10_small_sam", rule="sam", rho=0.1),

@@ -2,6 +2,7 @@
 
     python -m experiments train digits
     python -m experiments train digits_blocks
+    python -m experiments train digits_channels
     python -m experiments demo             # against SGD and SAM
 
 - `digits`: single weights, 50 to 95 %.
@@ -9,6 +10,8 @@
   network for 90 %; `digits_sr_ste` for 2:4 and `digits_ste` for 4 bits.
 - `digits_blocks`: blocks of 4 inputs and 2 outputs, the shape that an engine on CPUs
   computes fastest, the same share of every layer.
+- `digits_channels`: whole channels, 25 to 75 % of those of all layers, of a network
+  with two blocks a stage (43,418 parameters). `shrink` then cuts them out.
 
 The network is small on purpose (19,706 parameters): a larger one survives pruning
 without help.
@@ -58,6 +61,18 @@ blocks = variant(
     train_targets=("b50", "b70", "b80", "b90"),
 )
 
+channels = dataclasses.replace(
+    variant(
+        config,
+        "digits_channels",
+        eval_targets=("dense", "c25", "c50", "c75"),
+        train_targets=("c25", "c50", "c75"),
+        rho=0.1,
+        weight_decay=5e-3,
+    ),
+    model=ModelConfig(widths=(16, 32), blocks=(2, 2)),
+)
+
 methods_of_the_field = (
     variant(config, "digits_gradual", rule="gradual", train_targets=("k90",)),
     variant(config, "digits_acdc", rule="acdc", train_targets=("k90",)),
@@ -67,7 +82,7 @@ methods_of_the_field = (
     variant(config, "digits_ste", rule="ste", train_targets=("4bit",)),
 )
 
-configs = (config, blocks, *methods_of_the_field)
+configs = (config, blocks, channels, *methods_of_the_field)
 
 
 def methods(epochs: int | None = None) -> dict[str, ImageConfig]:

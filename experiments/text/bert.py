@@ -63,13 +63,14 @@ class Embeddings(nnx.Module):
 class SelfAttention(nnx.Module):
     """Attention of a sequence to itself over several heads, with its output layer."""
 
-    def __init__(self, config: BertConfig, dtype: Any, rngs: nnx.Rngs):
-        self.heads = config.num_attention_heads
+    def __init__(self, config: BertConfig, heads: int, dtype: Any, rngs: nnx.Rngs):
+        self.heads = heads
+        inner = heads * config.head_size
         dense = partial(_dense, config, dtype=dtype, rngs=rngs)
-        self.query = dense(config.hidden_size, config.hidden_size)
-        self.key = dense(config.hidden_size, config.hidden_size)
-        self.value = dense(config.hidden_size, config.hidden_size)
-        self.output = dense(config.hidden_size, config.hidden_size)
+        self.query = dense(config.hidden_size, inner)
+        self.key = dense(config.hidden_size, inner)
+        self.value = dense(config.hidden_size, inner)
+        self.output = dense(inner, config.hidden_size)
         self.dropout = nnx.Dropout(config.attention_probs_dropout_prob)
 
     def __call__(
@@ -90,18 +91,20 @@ class SelfAttention(nnx.Module):
         weights = jax.nn.softmax(scores).astype(value.dtype)
         weights = self.dropout(weights, deterministic=key is None, rngs=key)
         attended = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return self.output(attended.reshape(x.shape))
+        return self.output(attended.reshape(*x.shape[:2], -1))
 
 
 class Layer(nnx.Module):
     """Attention, then two dense layers; each is added and the sum normalised."""
 
-    def __init__(self, config: BertConfig, dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self, config: BertConfig, heads: int, units: int, dtype: Any, rngs: nnx.Rngs
+    ):
         dense = partial(_dense, config, dtype=dtype, rngs=rngs)
-        self.attention = SelfAttention(config, dtype, rngs)
+        self.attention = SelfAttention(config, heads, dtype, rngs)
         self.attention_norm = _norm(config, dtype, rngs)
-        self.intermediate = dense(config.hidden_size, config.intermediate_size)
-        self.output = dense(config.intermediate_size, config.hidden_size)
+        self.intermediate = dense(config.hidden_size, units)
+        self.output = dense(units, config.hidden_size)
         self.output_norm = _norm(config, dtype, rngs)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob)
 
@@ -144,8 +147,10 @@ class Bert(nnx.Module):
         self.embeddings = Embeddings(config, dtype, rngs)
         # Named, not numbered: integer keys come back from checkpoints as strings.
         self.order = tuple(f"layer{i}" for i in range(config.num_hidden_layers))
-        for name in self.order:
-            setattr(self, name, Layer(config, dtype, rngs))
+        for name, heads, units in zip(
+            self.order, config.heads_of_layers, config.units_of_layers, strict=True
+        ):
+            setattr(self, name, Layer(config, heads, units, dtype, rngs))
         self.has_pooler = pooler
         if pooler:
             self.pooler = _dense(

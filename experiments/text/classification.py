@@ -11,7 +11,7 @@ from experiments.errors import ConfigError
 from experiments.task import Task
 from experiments.text.config import TextConfig
 from experiments.text.glue import GlueTask, glue_task
-from experiments.text.network import ENCODER, Network, losses, network, predict_all
+from experiments.text.network import Network, losses, network, predict_all
 from experiments.text.scores import label_scores
 
 
@@ -57,7 +57,7 @@ def text_classification(config: TextConfig) -> Task:
         labels = optax.smooth_labels(labels, smoothing)
         return optax.softmax_cross_entropy(logits, labels)
 
-    loss_fn, evaluation_loss = losses(model, row_losses, config.label_smoothing)
+    loss_fn, evaluation_loss = losses(config, model, row_losses)
 
     @jax.jit
     def predict(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -78,9 +78,10 @@ def text_classification(config: TextConfig) -> Task:
         augment=lambda key, batch: batch,
         loss_fn=loss_fn,
         evaluate=evaluate,
+        predict=model.predict,
         evaluation_loss=evaluation_loss,
         metric=glue.metrics[0],
-        filters=ENCODER,
+        filters=model.filters,
         head=("classifier",),
         pretrained=model.pretrained,
     )

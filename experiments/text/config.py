@@ -3,10 +3,11 @@
 import dataclasses
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from experiments.config import Dtype, RunConfig, check, check_at_least, check_numbers
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,9 @@ class BertConfig:
       classifier_dropout: dropout before the classifier; None: hidden_dropout_prob.
       hidden_act: "gelu", the exact one.
       initializer_range: standard deviation of the initial kernels and embeddings.
+      layer_heads: heads of each layer if some were removed, as after ``shrink``; their
+        size stays that of ``num_attention_heads`` heads. Hugging Face has no such name.
+      layer_units: the same of the features between the two dense layers.
     """
 
     vocab_size: int = 30522
@@ -42,9 +46,16 @@ class BertConfig:
     classifier_dropout: float | None = None
     hidden_act: str = "gelu"
     initializer_range: float = 0.02
+    layer_heads: tuple[int, ...] = ()
+    layer_units: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        for name in ("layer_heads", "layer_units"):
+            sizes = getattr(self, name)
+            fits = len(sizes) in (0, self.num_hidden_layers)
+            check(self, name, fits, f"one for each of {self.num_hidden_layers} layers")
+            check(self, name, min(sizes, default=1) >= 1, "all at least 1")
         for entry in dataclasses.fields(self):
             name, value = entry.name, getattr(self, entry.name)
             if entry.type is int and (type(value) is not int or value < 1):
@@ -62,6 +73,23 @@ class BertConfig:
             )
         if self.hidden_act != "gelu":
             raise ConfigError(f"hidden_act must be 'gelu', got {self.hidden_act!r}")
+
+    @property
+    def head_size(self) -> int:
+        """Features of a head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def heads_of_layers(self) -> tuple[int, ...]:
+        """Heads of each layer."""
+        everywhere = (self.num_attention_heads,) * self.num_hidden_layers
+        return self.layer_heads or everywhere
+
+    @property
+    def units_of_layers(self) -> tuple[int, ...]:
+        """Features between the two dense layers of each layer."""
+        everywhere = (self.intermediate_size,) * self.num_hidden_layers
+        return self.layer_units or everywhere
 
 
 TINY = BertConfig(
@@ -204,3 +232,22 @@ class TextConfig(RunConfig):
         for name in ("train_file", "eval_file"):
             fits = getattr(self, name) is None or self.data.name in FROM_FILES
             check(self, name, fits, f"left out for {self.data.name}")
+
+    def check_inputs(self) -> None:
+        """See `RunConfig.check_inputs`; files of texts, and weights to start from."""
+        for name in ("train_file", "eval_file"):
+            file = getattr(self, name)
+            if file is None and self.data.name == "file":
+                flag = name.replace("_", "-")
+                raise ConfigError(
+                    f"{self.name} reads labelled texts of your own: name a CSV or "
+                    f"JSONL file with --{flag}"
+                )
+            if file is not None and not Path(file).exists():
+                form = "; it should be SQuAD v1.1 JSON" * (self.data.name == "squad")
+                raise DataError(f"{file} is missing{form}")
+        if self.weights == "" and self.init_from is None:
+            raise ConfigError(
+                f"{self.name} starts from trained weights: name their directory with "
+                f"--weights, or a run's with --init-from"
+            )

@@ -1,16 +1,18 @@
 """What is particular to runs on text, see `experiments.kinds.Kind`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from flax import nnx
 
 from experiments.batches import Arrays
 from experiments.datasets import default_data_dir
 from experiments.errors import ConfigError, DataError, VocabularyError, cannot_write
 from experiments.task import Model, Task
 from experiments.text import classification, question_answering
-from experiments.text.config import TextConfig
+from experiments.text.config import BertModelConfig, TextConfig
 from experiments.text.data import (
     QuestionSet,
     TextDataset,
@@ -19,6 +21,7 @@ from experiments.text.data import (
     read_questions,
     vocabulary_of,
 )
+from experiments.text.deployment import deploy, samples
 from experiments.text.files import read_labelled
 from experiments.text.huggingface import save_bert
 from experiments.text.network import Network, check_weights
@@ -29,7 +32,7 @@ from experiments.text.tokenization import (
     vocabulary_files,
 )
 
-__all__ = ["check_weights"]
+__all__ = ["check_weights", "deploy", "samples"]
 
 SOURCES = "a run's directory"
 WEIGHT_FILES: tuple[str, ...] = ()
@@ -74,6 +77,36 @@ def prepare(
     """See `Kind`."""
     del workers
     return load_text(config, data_dir), text_task(config)
+
+
+def network(
+    config: TextConfig, data: TextDataset, params: Any, batch_stats: Any
+) -> nnx.Module:
+    """See `Kind`."""
+    del data, batch_stats
+    return _family(config).network(config).module(params)
+
+
+def make_task(config: TextConfig, data: TextDataset) -> Task:
+    """See `Kind`."""
+    del data
+    return text_task(config)
+
+
+def smaller_model(
+    config: TextConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> BertModelConfig:
+    """See `Kind`."""
+    model = config.model
+    layers = [f"bert/layer{i}" for i in range(model.num_hidden_layers)]
+    features = [shapes[f"{layer}/attention/query/kernel"][1] for layer in layers]
+    return dataclasses.replace(
+        model,
+        layer_heads=tuple(width // model.head_size for width in features),
+        layer_units=tuple(
+            shapes[f"{layer}/intermediate/kernel"][1] for layer in layers
+        ),
+    )
 
 
 def load_text(config: TextConfig, data_dir: Path | None = None) -> TextDataset:
@@ -127,19 +160,25 @@ def resolve(config: TextConfig) -> TextConfig:
     """Names the labels of the training file in the configuration."""
     if config.data.name != "file" or config.data.labels:
         return config
-    for name in ("train_file", "eval_file"):
-        if not getattr(config, name):
-            flag = name.replace("_", "-")
-            raise ConfigError(
-                f"{config.name} reads labelled texts of your own: name a CSV or JSONL "
-                f"file with --{flag}"
-            )
+    config.check_inputs()
     data = config.data
     rows = read_labelled(str(config.train_file), data.text_columns, data.label_column)
     labels = tuple(sorted({row.label for row in rows}))
     if len(labels) < 2:
         raise DataError(f"{config.train_file} must hold at least two labels")
     return dataclasses.replace(config, data=dataclasses.replace(data, labels=labels))
+
+
+def check_teacher(config: TextConfig, theirs: TextConfig, run: Path) -> None:
+    """See `Kind`; both read the same tokens."""
+    ours, others = (
+        load_wordpiece(vocabulary_of(c), c.model.vocab_size).tokenizer.get_vocab()
+        for c in (config, kept_sources(theirs, run))
+    )
+    if ours != others:
+        raise ConfigError(
+            f"teacher must have the same vocabulary, got another in {run}"
+        )
 
 
 def load_weights(config: TextConfig, file: Path, classes: int | None) -> Model:

@@ -12,8 +12,11 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 import cram_jax
+from cram_jax.structure import Structure, trace_structure
 from experiments.batches import Batch, Source
-from experiments.errors import ConfigError, WeightsError
+from experiments.channels import CoupledChannels
+from experiments.distillation import distilled
+from experiments.errors import WeightsError
 from experiments.targets import LeafFilters
 from experiments.text.config import BertConfig, TextConfig
 from experiments.text.huggingface import HEADS, Model, load_bert, read_config
@@ -27,8 +30,13 @@ IGNORED_FIELDS = (
 )
 
 
-ENCODER = LeafFilters(*[cram_jax.matching(r"^bert/layer\d+/.*/kernel$")] * 2)
+_LAYERS = cram_jax.matching(r"^bert/layer\d+/.*/kernel$")
+ENCODER = LeafFilters(_LAYERS, _LAYERS)
 """The dense layers of a BERT; its embeddings, pooler and task head stay dense."""
+
+HEADS_AND_UNITS = (r"/attention/query/kernel\[1\.0\]$", r"/intermediate/kernel\[1\]$")
+"""What loses channels. The features of a head, by whose number attention divides, stay
+as many as they are."""
 
 
 class Network(NamedTuple):
@@ -38,13 +46,17 @@ class Network(NamedTuple):
       init: ``seed -> (params, {})``.
       pretrained: ``seed -> (params, {})`` of the configuration's weights, or None.
       forward: ``(params, batch, training, dropout_key=None)``, what the model gives.
+      predict: ``(params, {}, batch)``, the same in evaluation mode, see `Task`.
       module: ``params -> Model``, the model itself.
+      filters: what targets are about.
     """
 
     init: Callable[[int], tuple[Any, Any]]
     pretrained: Callable[[int], tuple[Any, Any] | None]
     forward: Callable[..., Any]
+    predict: Callable[..., Any]
     module: Callable[[Any], Model]
+    filters: LeafFilters
 
 
 def network(
@@ -94,18 +106,32 @@ def network(
             dropout_key=dropout_key,
         )
 
-    return Network(init, pretrained, forward, module)
+    def predict(params: Any, batch_stats: Any, batch: Batch) -> Any:
+        del batch_stats
+        return forward(params, batch, False)
+
+    def trace() -> Structure:
+        ids = jax.ShapeDtypeStruct((1, config.data.max_length), jnp.int32)
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return trace_structure(
+            lambda variables, batch: forward(variables[0], batch, False),
+            jax.eval_shape(init, 0),
+            dict.fromkeys(names, ids),
+        )
+
+    filters = ENCODER._replace(channels=CoupledChannels(trace, HEADS_AND_UNITS))
+    return Network(init, pretrained, forward, predict, module, filters)
 
 
 def losses(
-    model: Network, row_losses: Callable[..., jax.Array], smoothing: float
+    config: TextConfig, model: Network, row_losses: Callable[..., jax.Array]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The two losses of a task, see `Task`.
 
     Args:
+      config: for the label smoothing and the distillation, in training.
       model: the network.
       row_losses: ``(what the model gives, batch, smoothing) -> loss of every row``.
-      smoothing: of the labels, in training.
 
     Returns:
       Its ``loss_fn`` and its ``evaluation_loss``.
@@ -115,7 +141,9 @@ def losses(
         params: Any, batch_stats: Any, batch: Batch, dropout_key: Any = None
     ) -> tuple[jax.Array, Any]:
         outputs = model.forward(params, batch, True, dropout_key)
-        return row_losses(outputs, batch, smoothing).mean(), batch_stats
+        rows = row_losses(outputs, batch, config.label_smoothing)
+        rows = distilled(rows, outputs, batch, config.distillation)
+        return rows.mean(), batch_stats
 
     def evaluation_loss(params: Any, batch_stats: Any, batch: Batch) -> jax.Array:
         del batch_stats
@@ -145,11 +173,7 @@ def check_weights(config: TextConfig) -> None:
     """
     if config.weights is None:
         return
-    if not config.weights:
-        raise ConfigError(
-            f"{config.name} starts from trained weights: name their directory with "
-            f"--weights, or a run's with --init-from"
-        )
+    config.check_inputs()
     theirs, ours = read_config(config.weights), config.model
     names = [field.name for field in dataclasses.fields(BertConfig)]
     wrong = {

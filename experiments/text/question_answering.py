@@ -9,7 +9,7 @@ from experiments.batches import Batch, Examples
 from experiments.task import Task
 from experiments.text.config import TextConfig
 from experiments.text.data import QuestionSet
-from experiments.text.network import ENCODER, Network, losses, network, predict_all
+from experiments.text.network import Network, losses, network, predict_all
 from experiments.text.scores import answer_scores
 from experiments.text.squad import best_answers
 
@@ -47,7 +47,7 @@ def question_answering(config: TextConfig) -> Task:
             total -= jnp.sum(wanted * jax.nn.log_softmax(scores), axis=-1) / 2
         return total
 
-    loss_fn, evaluation_loss = losses(model, row_losses, config.label_smoothing)
+    loss_fn, evaluation_loss = losses(config, model, row_losses)
 
     @jax.jit
     def predict(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -73,9 +73,10 @@ def question_answering(config: TextConfig) -> Task:
         augment=lambda key, batch: batch,
         loss_fn=loss_fn,
         evaluate=evaluate,
+        predict=model.predict,
         evaluation_loss=evaluation_loss,
         metric="f1",
-        filters=ENCODER,
+        filters=model.filters,
         head=("qa_outputs",),
         pretrained=model.pretrained,
     )

@@ -7,6 +7,7 @@ does the work, mostly by `experiments.commands`, and imports what needs jax.
 
 from typing import Protocol
 
+from experiments.verbs.benchmark import Benchmark
 from experiments.verbs.compare import Compare
 from experiments.verbs.compress import Compress
 from experiments.verbs.demo import Demo
@@ -14,6 +15,8 @@ from experiments.verbs.evaluate import Evaluate
 from experiments.verbs.export import Export
 from experiments.verbs.recipes import Recipes
 from experiments.verbs.report import Report
+from experiments.verbs.shrink import Shrink
+from experiments.verbs.tradeoff import Tradeoff
 from experiments.verbs.train import Train
 
 
@@ -30,8 +33,11 @@ class Verb(Protocol):
 VERBS: dict[str, type[Verb]] = {
     "train": Train,
     "compress": Compress,
+    "shrink": Shrink,
     "evaluate": Evaluate,
     "report": Report,
+    "benchmark": Benchmark,
+    "tradeoff": Tradeoff,
     "export": Export,
     "recipes": Recipes,
     "compare": Compare,

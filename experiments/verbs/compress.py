@@ -19,8 +19,8 @@ class Compress:
     """Directory of the run."""
     target: str
     """k90 (90 % zeros), u90 (in every layer), b90 (in blocks of 4 inputs x 2 outputs;
-    b90@8x1 for others), 2:4, 4bit, several, such as k90+4bit, or o90 (second order:
-    oBERT, WoodFisher)."""
+    b90@8x1 for others), c50 (50 % of the channels), 2:4, 4bit, several, such as
+    k90+4bit, or o90 (second order: oBERT, WoodFisher)."""
     out: Path | None = None
     """Directory of the compressed model; by default RUN/compressed/TARGET."""
     overwrite: bool = False

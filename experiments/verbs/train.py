@@ -65,9 +65,11 @@ class Train:
     """Processes that decode large images; 0: threads. The result is the same."""
 
     def check(self) -> None:
-        """The run is named once."""
+        """The run is named once, and what it reads is there."""
         if self.resume and self.run and self.run != self.resume:
             raise ConfigError("resume names the run already; leave out --run")
+        if not self.resume:
+            self.configuration().check_inputs()
 
     def execute(self) -> None:
         """Trains."""

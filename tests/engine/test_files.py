@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from engine.networks import convolutional, pointwise, transformer
 
-from cram_jax import engine
-from cram_jax.engine import safetensors
+from cram_jax import engine, safetensors
 from cram_jax.engine.files import load
 from cram_jax.engine.model import quantise_rows, restore_rows
 

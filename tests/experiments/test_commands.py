@@ -1,6 +1,7 @@
 """The command line, from end to end, in this process."""
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -57,6 +58,40 @@ def test_compress_stores_a_model_that_evaluates_the_same(run, data_dir, capsys):
     assert again["pruned"] == {"dense": stored["accuracy"]}
 
 
+def test_a_shrunken_run_is_a_run(run, data_dir, tmp_path, capsys):
+    small, tuned = tmp_path / "small", tmp_path / "tuned"
+    target = f"{run} --target c50 --data-dir {data_dir}"
+    assert main(f"compress {target} --out {tmp_path / 'masked'}".split()) == 0
+    assert main(f"shrink {target} --out {small}".split()) == 0
+    text = capsys.readouterr().out
+    config = load_config(small)
+    stem, inner, last = config.model.layer_widths
+    assert stem == last
+    assert stem + inner == 4  # of 8
+
+    def sizes(stream, inner):
+        """Parameters and multiply-adds: three convolutions, their norms, the head."""
+        kernels = 9 * (stream + 2 * stream * inner)
+        norms = 2 * (2 * stream + inner)
+        return kernels + norms + 10 * stream + 10, 64 * kernels + 10 * stream
+
+    (many, products), (few, fewer) = sizes(4, 4), sizes(stem, inner)
+    assert f"Parameters {many:,} -> {few:,}, multiply-adds of one example" in text
+    assert f"{products:,} -> {fewer:,}\n" in text
+    masked, stored = (
+        json.loads((folder / "compression.json").read_text())["accuracy"]
+        for folder in (tmp_path / "masked", small)
+    )
+    assert stored == masked
+    assert main(f"evaluate {small} --calibrations 1".split()) == 0
+    results = json.loads((small / "evaluation.json").read_text())
+    (again,) = results["methods"]["cram_plus"]["runs"]
+    assert again["pruned"] == {"dense": masked}
+    tune = f"train --config {small}/config.json --init-from {small} --run {tuned}"
+    assert main(f"{tune} --data-dir {data_dir} --optimizer.rule none".split()) == 0
+    assert load_config(tuned).model == config.model
+
+
 def test_evaluate_prints_a_table(run, data_dir, capsys):
     command = f"evaluate {run} --targets dense k50 --data-dir {data_dir}".split()
     assert main(command) == 0
@@ -104,6 +139,7 @@ def test_report_reads_what_evaluate_stored(run, data_dir, tmp_path, capsys):
         ("train digitz", "no recipe is called 'digitz'; did you mean digits"),
         ("train", "train needs a recipe, such as digits"),
         ("compress nowhere --target 90", "target '90' is unknown"),
+        ("shrink nowhere --target c50+4bit", "target must remove channels only"),
         ("train cifar10 --data-dir nowhere", "cifar10 is not in nowhere"),
         ("demo --seeds 0", "seeds must be at least 1, got 0"),
         ("evaluate nowhere --calibrations 0", "calibrations must be at least 1"),
@@ -143,6 +179,12 @@ def test_a_tiny_demo_compares_the_methods(data_dir, tmp_path, capsys, monkeypatc
     model = ModelConfig(widths=(4,), blocks=(1,))
     small = dataclasses.replace(digits.config, model=model, optimizer=optimizer)
     monkeypatch.setattr(digits, "config", small)
+    blocks = dataclasses.replace(
+        digits.blocks,
+        optimizer=dataclasses.replace(optimizer, train_targets=("b50",)),
+        eval_targets=("dense", "b50"),
+    )
+    monkeypatch.setattr(digits, "blocks", blocks)
     out = tmp_path / "demo"
     command = f"demo --seeds 1 --epochs 1 --run {out} --data-dir {data_dir}"
     assert main(command.split()) == 0
@@ -150,6 +192,8 @@ def test_a_tiny_demo_compares_the_methods(data_dir, tmp_path, capsys, monkeypatc
     results = load_results(out / "results.json")
     assert list(results["methods"]) == ["SGD", "SGD*", "SAM", "CrAM+"]
     assert (out / "accuracy_vs_sparsity.png").exists()
+    if importlib.util.find_spec("llvmlite"):
+        assert (out / "tradeoff.png").exists()
     sgd = results["methods"]["SGD"]["runs"][0]["config"]
     assert (sgd["epochs"], sgd["optimizer"]["rule"]) == (2, "none")
     assert load_config(out / "sgd-seed0") == from_dict(sgd)
@@ -165,3 +209,33 @@ def test_the_package_is_a_program():
     )
     assert finished.returncode == 1
     assert finished.stderr == "error: nowhere is not a run: it has no config.json\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train own_images", "images of your own need --data.folder"),
+        ("train own_images --data.folder nowhere", "there is no folder nowhere"),
+        (
+            "train own_texts --weights BERT",
+            "JSONL file with --train-file",
+        ),
+        (
+            "train own_texts --weights BERT --train-file no.csv --eval-file no.csv",
+            "no.csv is missing",
+        ),
+        ("train sst2", "name their directory with --weights"),
+        (
+            "train squad --weights B --train-file no.json",
+            "it should be SQuAD v1.1 JSON",
+        ),
+    ],
+)
+def test_what_is_not_named_or_not_there_is_said_before_jax_starts(
+    command, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error

@@ -97,6 +97,24 @@ def test_uniform_sparsity_is_of_a_scope_of_its_own():
     assert sparsity("dense", "layer") == 0.0
 
 
+def test_channels_of_all_layers_compete(config, task):
+    params, _ = task.init(0)
+    pruner = projector("c50", filters=task.filters)
+    assert pruner == projector("c50", filters=task.filters)
+    assert label("c50+4bit") == "50 % of channels + 4-bit"
+    assert sparsity("c50", "channels") == 0.5
+    _, masks = cram_jax.compress(params, pruner)
+    scales = [
+        masks["stem"]["norm"]["scale"],
+        masks["stage1_block1"]["norm1"]["scale"],
+        masks["stage2_block1"]["norm1"]["scale"],
+        masks["stage2_block1"]["norm2"]["scale"],
+    ]
+    assert sum(int(scale.sum()) for scale in scales) == (4 + 4 + 8 + 8) // 2
+    with pytest.raises(ConfigError, match="which of them belong together is not known"):
+        projector("c50")
+
+
 def test_uniform_pruning_leaves_the_first_and_the_last_layer_dense(config, task):
     params, _ = task.init(0)
     _, masks = cram_jax.compress(params, projector("u50", filters=task.filters))

@@ -15,6 +15,7 @@ import pytest
 
 from experiments import checkpoints
 from experiments.__main__ import main
+from experiments.checksums import checksums
 from experiments.errors import NonFiniteLoss, RunError, Stopped
 from experiments.images.task import classification
 from experiments.metrics import make_console, progress_bar
@@ -184,15 +185,15 @@ def test_a_checkpoint_of_another_configuration_is_not_called_damaged(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "bool"])
 def test_a_checksum_sees_every_flipped_bit(dtype):
     leaf = jnp.arange(12).reshape(3, 4).astype(dtype)
-    before = checkpoints.checksums({"leaf": leaf})
+    before = checksums({"leaf": leaf})
     assert before.shape == (1, 2)
     content = np.array(leaf)
     size = content.dtype.itemsize
     for bit in range(0, 8 * content.nbytes, 1 if size == 1 else 7):
         flipped = content.copy()
         flipped.view(np.uint8).reshape(-1)[bit // 8] ^= 1 << bit % 8
-        assert not np.array_equal(checkpoints.checksums([flipped]), before)
-    np.testing.assert_array_equal(checkpoints.checksums([content]), before)
+        assert not np.array_equal(checksums([flipped]), before)
+    np.testing.assert_array_equal(checksums([content]), before)
 
 
 def test_a_damaged_configuration_is_named(tmp_path):

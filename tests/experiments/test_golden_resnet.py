@@ -85,11 +85,32 @@ def images(array):
     return np.asarray(np.transpose(array, (0, 2, 3, 1)), np.float64)
 
 
-GRAPH, *_ = nnx.split(
-    nnx.eval_shape(lambda: ResNet((16, 32, 64), (3, 3, 3), 3, 10, rngs=nnx.Rngs(0))),
-    nnx.Param,
-    nnx.BatchStat,
-)
+def convolve(x, kernel, strides, padding, **options):
+    """A convolution as one product of matrices.
+
+    XLA on CPU has a library for those in float64, and slow loops for convolutions.
+    """
+    window = kernel.shape[:2]
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
+    x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+    ends = [side - size + 1 for side, size in zip(x.shape[1:3], window, strict=True)]
+    patches = [
+        x[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]
+        for i, j in np.ndindex(window)
+    ]
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def make_model():
+    model = ResNet((16, 32, 64), (3, 3, 3), 3, 10, rngs=nnx.Rngs(0))
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.Conv):
+            module.conv_general_dilated = convolve
+    return model
+
+
+GRAPH, *_ = nnx.split(nnx.eval_shape(make_model), nnx.Param, nnx.BatchStat)
 
 
 @partial(jax.jit, static_argnames="training")
@@ -168,6 +189,17 @@ def assert_close(ours, recorded, tolerance=TOLERANCE):
 def load(path):
     arrays = dict(np.load(path))
     return arrays, json.loads(str(arrays.pop("meta")))
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2)])
+def test_a_convolution_is_a_product_of_matrices(size, stride):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x, kernel = rng.normal(size=(2, 8, 8, 3)), rng.normal(size=(size, size, 3, 4))
+        where = ((stride, stride), [(size // 2, size // 2)] * 2)
+        layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        expected = jax.lax.conv_general_dilated(x, kernel, *where, **layout)
+        assert_close(convolve(x, kernel, *where, **layout), expected)
 
 
 @pytest.mark.filterwarnings("ignore:This function is deprecated:DeprecationWarning")

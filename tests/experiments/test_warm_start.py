@@ -134,7 +134,7 @@ def test_another_number_of_classes_is_named(finetuning, data):
     task = classification(config, data._replace(classes=7))
     message = (
         r"does not fit resnet here: head/bias is \(4,\) there and \(7,\) here, and 1 "
-        r"more differ; --new-head True draws a new"
+        r"more differ; --new-head draws a new"
     )
     with pytest.raises(WeightsError, match=message):
         initial_model(config, task)

@@ -1,0 +1,212 @@
+"""ONNX files: written from a graph, quantised with a calibration, run, and checked."""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cram_jax.engine import Graph
+from cram_jax.export.extras import require
+from cram_jax.export.onnx_writer import OnnxWriter
+from cram_jax.safetensors import replacing
+from cram_jax.validation import check_integer
+
+Inputs = tuple[np.ndarray, ...]
+
+
+def to_onnx(
+    graph: Graph,
+    path: str | os.PathLike[str],
+    *,
+    bits: int = 32,
+    calibration: Iterable[Any] | None = None,
+) -> None:
+    """Writes a network as an ONNX file.
+
+    Operator set 17 and IR 8, with plain ``Conv``, ``Gemm`` and ``MatMul``; batch norm
+    is folded into the layer before it; batch size and length of a sequence are free.
+    Images are (batch, channels, height, width) and integers of 64 bits, as is usual in
+    ONNX; the names are those of the graph.
+
+    Args:
+      graph: the network; see `cram_jax.engine.GraphBuilder`.
+      path: of the file, which is there when it is complete.
+      bits: 32; 8 with a calibration: INT8 by pairs of ``QuantizeLinear`` and
+        ``DequantizeLinear``, weights symmetric with a scale for each output, so that
+        `fake_quant` of 8 bits trains for it; 4, or 8 without a calibration: the linear
+        layers' weights in blocks of 32 inputs with ``MatMulNBits``, an operator of ONNX
+        Runtime, for which `fake_quant` trains with ``block=32, scale="float16"``.
+      calibration: batches of inputs, each an array or a tuple of arrays as the engine
+        takes them, whose smallest and largest activations INT8 reaches to.
+
+    Raises:
+      ValueError: ``bits`` is not 4, 8 or 32, does not suit the calibration, or an
+        operation has no form in ONNX; the error names the node.
+      ImportError: onnx is not installed, or ONNX Runtime for a calibration.
+    """
+    check_integer("bits", bits)
+    if bits not in (4, 8, 32):
+        raise ValueError(f"bits must be 4, 8 or 32, got {bits}")
+    if calibration is not None and bits != 8:
+        raise ValueError(f"a calibration needs bits=8, got bits={bits}")
+    model = OnnxWriter(graph, 32 if calibration is not None else bits).model
+    with replacing(path) as beside:
+        if calibration is None:
+            beside.write_bytes(model.SerializeToString(deterministic=True))
+        else:
+            _quantise(model, graph, [_as_tuple(batch) for batch in calibration], beside)
+
+
+def run_onnx(
+    graph: Graph, path: str | os.PathLike[str], *, threads: int = 1
+) -> Callable[..., Any]:
+    """An ONNX file of a graph in ONNX Runtime, called as the engine is.
+
+    Args:
+      graph: that it was written from.
+      path: of the file.
+      threads: how many work on a call.
+
+    Returns:
+      A function of arrays, images as (batch, height, width, channels), that returns a
+      float32 array, or a tuple of them if the graph has several outputs.
+
+    Raises:
+      ImportError: ONNX Runtime is not installed.
+    """
+    runtime = require("onnxruntime", "onnx")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    # Without VNNI sums of two products of bytes would overflow 16 bits and saturate.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = runtime.InferenceSession(
+        os.fspath(path), options, providers=["CPUExecutionProvider"]
+    )
+
+    def call(*inputs: Any) -> Any:
+        results = session.run(list(graph.outputs), onnx_inputs(graph, inputs))
+        results = [x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for x in results]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    return call
+
+
+def onnx_inputs(graph: Graph, inputs: Iterable[Any]) -> dict[str, np.ndarray]:
+    """Inputs of the engine as an ONNX file of the graph takes them, by name."""
+    feed = {}
+    for node, x in zip(graph.inputs, inputs, strict=True):
+        x = np.asarray(x)
+        if graph.types[node.name].dtype == "int32":
+            feed[node.name] = x.astype(np.int64)
+        else:
+            x = x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+            feed[node.name] = np.ascontiguousarray(x, np.float32)
+    return feed
+
+
+def n_m_layers(path: str | os.PathLike[str], n: int = 2, m: int = 4) -> dict[str, bool]:
+    """Says of every layer of an ONNX file whether it has at most n of every m weights.
+
+    Groups run along the input channels of a convolution, at every position of its
+    window, and along the inputs of a matrix: as TensorRT asks for 2:4.
+
+    Args:
+      path: of the file.
+      n: how many of a group may be other than zero.
+      m: weights in a group; a layer whose inputs it does not divide does not comply.
+
+    Returns:
+      By the name of the layer's weights.
+
+    Raises:
+      ImportError: onnx is not installed.
+    """
+    onnx = require("onnx", "onnx")
+    model = onnx.load(os.fspath(path))
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            constants[node.output[0]] = constants[node.input[0]]
+    found = {}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        if node.input[1] not in constants:
+            continue
+        weights = onnx.numpy_helper.to_array(constants[node.input[1]])
+        name = constants[node.input[1]].name
+        is_transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        axis = 1 if node.op_type == "Conv" or is_transposed else weights.ndim - 2
+        found[name] = _complies(np.moveaxis(weights, axis, -1), n, m)
+    return found
+
+
+def _complies(weights: np.ndarray, n: int, m: int) -> bool:
+    if weights.shape[-1] % m:
+        return False
+    return bool((np.count_nonzero(weights.reshape(-1, m), axis=1) <= n).all())
+
+
+def _quantise(model: Any, graph: Graph, batches: list[Inputs], path: Path) -> None:
+    """INT8 by ONNX Runtime's own tool, static and per channel."""
+    quantization = require("onnxruntime.quantization", "onnx")
+    kinds = quantization.QuantType
+    is_text = any(kind.dtype == "int32" for kind in graph.types.values())
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        """The batches, one after the other."""
+
+        def __init__(self) -> None:
+            self._feeds = iter([onnx_inputs(graph, batch) for batch in batches])
+
+        def get_next(self) -> Any:
+            return next(self._feeds, None)
+
+    options: dict[str, Any] = {"WeightSymmetric": True, "ActivationSymmetric": False}
+    products = ["MatMul", "Gemm"]
+    constants = {constant.name for constant in model.graph.initializer}
+    # Products of two activations, those of attention, stay in floats; in a sequence so
+    # does what products write, the residual stream.
+    between = [
+        node.name
+        for node in model.graph.node
+        if node.op_type in products and node.input[1] not in constants
+    ]
+    if is_text:
+        options["OpTypesToExcludeOutputQuantization"] = products
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        plain = Path(folder) / "float32.onnx"
+        plain.write_bytes(model.SerializeToString(deterministic=True))
+        quantization.quantize_static(
+            plain,
+            path,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=kinds.QUInt8,
+            weight_type=kinds.QInt8,
+            op_types_to_quantize=products if is_text else None,
+            nodes_to_exclude=between,
+            extra_options=options,
+        )
+
+
+def _as_tuple(batch: Any) -> Inputs:
+    return batch if isinstance(batch, tuple) else (batch,)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """ONNX Runtime advises on the root logger what we have decided already."""
+    before = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.root.setLevel(before)

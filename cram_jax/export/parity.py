@@ -1,0 +1,53 @@
+"""How far an exported network's outputs are from those of the original."""
+
+from typing import Any
+
+import numpy as np
+
+
+class ParityError(ValueError):
+    """An exported network computes something else than the original."""
+
+
+def check_parity(got: Any, expected: Any, tolerance: float, name: str = "") -> float:
+    """The largest difference of outputs, as a share of the largest output.
+
+    Args:
+      got: what the exported network returns: an array, or a tuple of arrays.
+      expected: what the original returns for the same inputs.
+      tolerance: the share that is allowed.
+      name: of the format, for the error.
+
+    Returns:
+      The share.
+
+    Raises:
+      ParityError: it is above the tolerance, shapes differ, or a number is not finite.
+
+    Example:
+      >>> from cram_jax.export import check_parity
+      >>> round(check_parity([1.0, -2.0], [1.0, -2.002], tolerance=0.01), 3)
+      0.001
+    """
+    pairs = list(zip(_arrays(got), _arrays(expected), strict=True))
+    largest = 0.0
+    for ours, theirs in pairs:
+        if ours.shape != theirs.shape:
+            raise ParityError(
+                f"{name or 'the export'} returns shape {ours.shape}, expected "
+                f"{theirs.shape}"
+            )
+        scale = float(np.abs(theirs).max(initial=0)) or 1.0
+        difference = float(np.abs(ours - theirs).max(initial=0)) / scale
+        if not difference <= tolerance:  # NaN, too
+            raise ParityError(
+                f"{name or 'the export'} differs from JAX by {difference:.2g} of the "
+                f"largest output, above the tolerance of {tolerance:.2g}"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _arrays(outputs: Any) -> list[np.ndarray]:
+    every = outputs if isinstance(outputs, tuple) else (outputs,)
+    return [np.asarray(x, np.float64) for x in every]

@@ -1,0 +1,109 @@
+"""Leaves as matrices of inputs and outputs, and what is known of their inputs."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cram_jax.axes import Axes
+from cram_jax.leaves import Leaf
+
+Grams = Mapping[str, jax.Array]
+"""By the path of a leaf, the sum of the products of its inputs."""
+
+
+def order_of(axes: Axes) -> tuple[int, ...]:
+    """The axes of a leaf: stacked layers, windows and inputs, outputs."""
+    return axes.stack + axes.windows + axes.inputs + axes.outputs
+
+
+def to_matrices(leaf: jax.Array, axes: Axes) -> jax.Array:
+    """A leaf as (layers, inputs, outputs); the window of a convolution is input.
+
+    Args:
+      leaf: an array.
+      axes: of which all are stack, window, input or output.
+    """
+    sizes = [
+        math.prod(leaf.shape[axis] for axis in part)
+        for part in (axes.stack, axes.windows + axes.inputs, axes.outputs)
+    ]
+    return jnp.transpose(leaf, order_of(axes)).reshape(sizes)
+
+
+def from_matrices(matrices: jax.Array, shape: tuple[int, ...], axes: Axes) -> jax.Array:
+    """Undoes `to_matrices`."""
+    order = order_of(axes)
+    sizes = [shape[axis] for axis in order]
+    return jnp.transpose(matrices.reshape(sizes), np.argsort(order).tolist())
+
+
+def like_leaf(
+    leaf: Leaf, weights: jax.Array, masks: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Matrices in the shape of a leaf, and the weights in its dtype."""
+    shape = jnp.shape(leaf.value)
+    values = from_matrices(weights, shape, leaf.axes).astype(leaf.value.dtype)
+    return values, from_matrices(masks, shape, leaf.axes)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInputs:
+    """What is known of the inputs of layers.
+
+    Attributes:
+      grams: by the path of a leaf.
+    """
+
+    grams: dict[str, jax.Array]
+
+    def obstacle(self, leaf: Leaf) -> str:
+        """Why a leaf cannot be pruned by its inputs; empty if it can."""
+        if leaf.path not in self.grams:
+            return "nothing is known of its inputs"
+        if not leaf.axes.windows + leaf.axes.inputs:
+            return "it has no inputs"
+        if len(order_of(leaf.axes)) < len(leaf.axes.roles):
+            return "an axis of it is neither input nor output"
+        return ""
+
+    def matrices(self, leaf: Leaf) -> tuple[jax.Array, jax.Array]:
+        """Weights, (layers, inputs, outputs), and products, (layers, inputs, inputs).
+
+        Both in the wider of their dtypes, at least float32.
+        """
+        weights = to_matrices(leaf.value, leaf.axes)
+        gram = self.grams[leaf.path]
+        layers, inputs, _ = weights.shape
+        if jnp.size(gram) != layers * inputs**2 or jnp.shape(gram)[-1] != inputs:
+            raise ValueError(
+                f"grams[{leaf.path!r}] must hold {layers} x {inputs} x {inputs} "
+                f"numbers for a leaf of shape {jnp.shape(leaf.value)} with "
+                f"{leaf.axes}, got the shape {jnp.shape(gram)}"
+            )
+        dtype = jnp.promote_types(jnp.result_type(weights, gram), jnp.float32)
+        gram = jnp.reshape(gram, (layers, inputs, inputs))
+        return weights.astype(dtype), gram.astype(dtype)
+
+
+def layer_inputs(grams: Any) -> LayerInputs:
+    """The products of inputs, checked."""
+    if not isinstance(grams, Mapping):
+        raise TypeError(
+            f"grams must be a mapping from paths to arrays, such as the first of what "
+            f"input_grams returns, got {type(grams).__name__}"
+        )
+    for path, gram in grams.items():
+        shape = jnp.shape(gram)
+        if len(shape) < 2 or shape[-1] != shape[-2]:
+            raise ValueError(
+                f"grams[{path!r}] must have the shape (inputs, inputs), perhaps after "
+                f"axes of stacked layers, got {shape}"
+            )
+        if not isinstance(gram, jax.core.Tracer) and not jnp.isfinite(gram).all():
+            raise ValueError(f"grams[{path!r}] must be finite, got some that are not")
+    return LayerInputs(dict(grams))

@@ -1,0 +1,222 @@
+"""The best weights for given masks."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.axes import AxesLike, axes_value
+from cram_jax.layerwise.hessians import hessian
+from cram_jax.layerwise.matrices import (
+    Grams,
+    LayerInputs,
+    layer_inputs,
+    like_leaf,
+    to_matrices,
+)
+from cram_jax.leaves import Leaf, Where, described, prunable, where_value
+from cram_jax.projector import (
+    Params,
+    Projection,
+    Projector,
+    check_projector,
+    safe_denominator,
+)
+from cram_jax.validation import check_positive
+
+
+def refit(
+    projector: Projector,
+    grams: Grams,
+    *,
+    damping: float = 0.01,
+    where: Where | None = None,
+    axes: AxesLike | None = None,
+) -> "Refit":
+    r"""Prunes as a projector does, then gives the weights that stay their best values.
+
+    Of all weights :math:`\hat W` with the masks of the projector, those whose layer
+    computes what the dense one does, as nearly as squares go:
+
+    .. math::
+        \min_{\hat W} tr((\hat W - W)^T H (\hat W - W)), \quad H = X^T X + \lambda I
+
+    For an output that keeps the inputs P and loses the inputs Q that is
+    :math:`\hat w_P = w_P + H_{PP}^{-1} H_{PQ} w_Q`. All outputs of a layer are solved
+    together, by conjugate gradients that start from what the projector left, so that no
+    step is worse than it. It is the optimum that AdaPrune's gradient descent goes to.
+
+    The result depends only on the dense weights and the masks. So a projector that
+    rounds, rounds in vain: round afterwards, ``compose(refit(...), fake_quant(4))``, or
+    with `sparse_gpt`, which prunes and rounds together.
+
+    Args:
+      projector: what prunes, such as `cram_jax.top_k`, or `wanda`, `sparse_gpt`.
+      grams: from `cram_jax.structure.input_grams`: by the path of a leaf, the sum of
+        products of its inputs. Leaves without one stay as the projector leaves them.
+      damping: :math:`\lambda` as a share of the mean of the diagonal, above 0.
+      where: which leaves, see `cram_jax.prunable`.
+      axes: what is known of the axes, see `cram_jax.axes_of`.
+
+    Returns:
+      A projector with the masks of the other.
+
+    Raises:
+      ValueError: the damping is out of range, or a sum not a square of finite numbers;
+        at use, if one does not fit its leaf, or no leaf has one.
+      TypeError: an argument is of a wrong type.
+
+    Example:
+      The inputs are equal, so the one that stays can do the work of both:
+
+      >>> from cram_jax.layerwise import refit
+      >>> params = {"kernel": jnp.array([[1.0], [2.0]])}
+      >>> grams = {"kernel": jnp.ones((2, 2))}
+      >>> compress(params, refit(top_k(0.5), grams)).params["kernel"].ravel().round(2)
+      Array([0.  , 2.99], dtype=float32)
+
+    References:
+      Hubara et al., Accelerated Sparse Neural Training (AdaPrune), NeurIPS 2021,
+      arXiv 2102.08124; Frantar and Alistarh, SPDY, ICML 2022, arXiv 2201.13096.
+    """
+    check_projector("projector", projector)
+    check_positive("damping", damping)
+    return Refit(
+        layer_inputs(grams), projector, damping, where_value(where), axes_value(axes)
+    )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Refit(Projector):
+    """See `refit`."""
+
+    inputs: LayerInputs
+    projector: Projector
+    damping: float
+    where: Where | None
+    axes: AxesLike | None
+
+    def __repr__(self) -> str:
+        return f"refit({self.projector!r}, ...)"
+
+    def init(self, params: Params) -> Any:
+        """The state of the other projector."""
+        self._refitted(params)
+        return self.projector.init(params)
+
+    def notes(self, params: Params) -> list[str]:
+        """What the other projector notes."""
+        return self.projector.notes(params)
+
+    def project(
+        self, params: Params, state: Any, key: jax.Array | None
+    ) -> tuple[Projection, Any]:
+        """Prunes, then solves for the weights that stay."""
+        (pruned, masks), state = self.projector.project(params, state, key)
+        values, kept = jax.tree.leaves(pruned), jax.tree.leaves(masks)
+        for i, leaf in self._refitted(params).items():
+            weights, gram = self.inputs.matrices(leaf)
+            mask = to_matrices(kept[i], leaf.axes)
+            start = to_matrices(values[i], leaf.axes).astype(weights.dtype)
+            solved = _solve(weights, mask, start, gram, self.damping)
+            values[i], _ = like_leaf(leaf, solved, mask)
+        structure: Any = jax.tree.structure(params)
+        return Projection(structure.unflatten(values), masks), state
+
+    def _refitted(self, params: Params) -> dict[int, Leaf]:
+        """The leaves to solve for, by their number."""
+        leaves = described(params, self.axes)
+        chosen = prunable(params, self.where, self.axes)
+        reasons = {
+            leaf.path: self.inputs.obstacle(leaf)
+            for leaf, is_chosen in zip(leaves, chosen, strict=True)
+            if is_chosen
+        }
+        if all(reasons.values()):
+            path, reason = next(iter(reasons.items()))
+            raise ValueError(f"{self!r} fits no leaf: {path!r}: {reason}")
+        return {
+            i: leaf for i, leaf in enumerate(leaves) if reasons.get(leaf.path) == ""
+        }
+
+
+class _Search(NamedTuple):
+    """State of conjugate gradients, for every output of a layer.
+
+    Attributes:
+      weights: so far.
+      residual: minus half the gradient of the error.
+      direction: of the next step.
+      size: of the residual, in the norm of the preconditioner; (outputs,).
+      step: how many have been made.
+    """
+
+    weights: jax.Array
+    residual: jax.Array
+    direction: jax.Array
+    size: jax.Array
+    step: jax.Array
+
+
+@jax.jit
+def _solve(
+    weights: jax.Array,
+    masks: jax.Array,
+    start: jax.Array,
+    gram: jax.Array,
+    damping: float,
+) -> jax.Array:
+    """The best weights of stacked layers, (layers, inputs, outputs)."""
+
+    def solve(layer: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        return _solve_layer(*layer, damping)
+
+    return jax.lax.map(solve, (weights, masks, start, gram))
+
+
+def _solve_layer(
+    weights: jax.Array,
+    masks: jax.Array,
+    start: jax.Array,
+    gram: jax.Array,
+    damping: float,
+) -> jax.Array:
+    matrix = hessian(gram, damping)
+    inverse = 1 / jnp.diagonal(matrix)[:, None]
+    tolerance = (8 * jnp.finfo(matrix.dtype).eps) ** 2
+
+    def product(columns: jax.Array) -> jax.Array:
+        full = jnp.matmul(matrix, columns, precision="highest")
+        return jnp.where(masks, full, 0)
+
+    def norm(residual: jax.Array) -> jax.Array:
+        return jnp.sum(inverse * residual**2, axis=0)
+
+    goal = tolerance * norm(product(weights))
+
+    def cond(search: _Search) -> jax.Array:
+        return jnp.any(search.size > goal) & (search.step < 2 * len(matrix))
+
+    def body(search: _Search) -> _Search:
+        image = product(search.direction)
+        curvature = jnp.sum(search.direction * image, axis=0)
+        moving = (search.size > goal) & (curvature > 0)
+        length = jnp.where(moving, search.size / safe_denominator(curvature), 0)
+        residual = search.residual - length * image
+        size = norm(residual)
+        turn = size / safe_denominator(search.size)
+        return _Search(
+            search.weights + length * search.direction,
+            residual,
+            inverse * residual + turn * search.direction,
+            size,
+            search.step + 1,
+        )
+
+    start = jnp.where(masks, start, 0)
+    residual = product(weights - start)
+    first = _Search(
+        start, residual, inverse * residual, norm(residual), jnp.zeros([], int)
+    )
+    return jax.lax.while_loop(cond, body, first).weights

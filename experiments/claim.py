@@ -1,0 +1,70 @@
+"""Makes a directory that of a run: a new one, or one that goes on."""
+
+import contextlib
+from pathlib import Path
+
+from experiments.config import RunConfig
+from experiments.errors import RunError
+from experiments.kinds import kind_of
+from experiments.metrics import Report
+from experiments.run_directory import (
+    check_free,
+    check_path,
+    clear,
+    load_config,
+    locked,
+    save_config,
+)
+from experiments.sharding import on_first_process
+from experiments.stored_config import differences
+
+
+def claim(
+    stack: contextlib.ExitStack,
+    run: Path,
+    config: RunConfig,
+    report: Report,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Makes a directory this run's, and keeps others out while it is written."""
+
+    def take() -> None:
+        check_path(run)
+        if not resume:
+            check_free(run, overwrite=overwrite)
+        else:
+            load_config(run)  # that no lock is left where there is no run
+        stack.enter_context(locked(run))
+        if resume:
+            _take_up(run, config, report)
+            return
+        check_free(run, overwrite=overwrite)  # another process may have been faster
+        clear(run)
+        save_config(run, config)
+        kind_of(config).keep_sources(config, run)
+
+    on_first_process(take)
+
+
+def _take_up(run: Path, config: RunConfig, report: Report) -> None:
+    """Checks that a configuration is that of a run, or adds epochs to it."""
+    stored = load_config(run)
+    changed = differences(config, stored)
+    if not changed:
+        return
+    rule = config.optimizer
+    extended = changed == ["epochs"] and config.epochs > stored.epochs
+    if extended and rule.schedule == "constant" and not rule.warmup:
+        save_config(run, config)
+        report.say(f"{run}: {config.epochs} epochs instead of {stored.epochs}")
+        return
+    advice = "resume it with the configuration in its config.json"
+    if extended:
+        advice = (
+            f"its learning rates were made for {stored.epochs} epochs (only the "
+            f"constant schedule without warm-up takes more); train a new run from it "
+            f"with --init-from {run}"
+        )
+    raise RunError(f"{run} was started with another {', '.join(changed)}; {advice}")

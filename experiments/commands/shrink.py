@@ -1,0 +1,144 @@
+"""Cuts channels out of a trained model and stores the smaller network as a run."""
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cram_jax.structure import (
+    Structure,
+    check_apply,
+    kept_groups,
+    shrink,
+    small_shapes,
+)
+from cram_jax.structure.costs import total
+from experiments import checkpoints
+from experiments.config import RunConfig
+from experiments.datasets import default_data_dir
+from experiments.errors import ConfigError, command_line
+from experiments.evaluation import check_targets, make_evaluation
+from experiments.kinds import kind_of
+from experiments.metrics import make_console
+from experiments.open_run import open_run, stored_data_dir
+from experiments.run_directory import (
+    check_free,
+    check_path,
+    load_config,
+    write_status,
+    write_text,
+)
+from experiments.task import Task
+
+
+def shrink_run(
+    run: Path, target: str, out: Path, overwrite: bool, data_dir: Path | None
+) -> None:
+    """Compresses, recalibrates batch norm, shrinks, stores; prints what is left."""
+    check_path(out)
+    if out.exists() and out.resolve() in (run.resolve(), *run.resolve().parents):
+        raise ConfigError(f"out must be a directory of its own, got {out}, the run's")
+    if not (out / "compression.json").exists():  # one of ours is made anew
+        check_free(out, overwrite=overwrite)
+    say = partial(make_console().print, soft_wrap=True)
+    config, data, task, params, batch_stats = open_run(run, data_dir, say)
+    check_targets((target,), config, task)
+    evaluation = make_evaluation(config, data, task)
+    before = evaluation.accuracy(params, batch_stats)
+    masked, masks = evaluation.compress(params, target, batch_stats)
+    statistics = evaluation.recalibrate(masked, batch_stats)
+    after = evaluation.accuracy(masked, statistics)
+
+    structure = _structure(task)
+    kept = kept_groups(structure.part(lambda variables: variables[0]), masks)
+    small_config = shrunken(config, structure, kept, target)
+    small_task = kind_of(config).make_task(small_config, data)
+    check_network(config, task, small_task, kept)
+    small, small_statistics = shrink(structure, (masked, statistics), kept)
+    result = small_task.evaluate(small, small_statistics, data.evaluation)
+
+    stored = shrunken(load_config(run), structure, kept, target)
+    checkpoints.save_model(out, stored, small, small_statistics)
+    kind_of(config).keep_sources(config, out)
+    facts = {
+        "source": str(run),
+        "target": target,
+        "shrunken": True,
+        task.metric: result[task.metric],
+    }
+    write_text(out / "compression.json", json.dumps(facts, indent=2) + "\n")
+    found = data_dir or stored_data_dir(run) or default_data_dir()
+    write_status(out, data_dir=str(found.absolute()))
+    costs = structure.costs
+    products = [total(costs.multiply_adds, costs.parts, k) for k in (None, kept)]
+    sizes = [sum(x.size for x in jax.tree.leaves(p)) for p in (params, small)]
+    say(
+        f"Parameters {sizes[0]:,} -> {sizes[1]:,}, multiply-adds of one example "
+        f"{products[0]:,} -> {products[1]:,}"
+    )
+    say(
+        f"{task.metric.capitalize()} {before:.2f} % dense, {after:.2f} % masked, "
+        f"{result[task.metric]:.2f} % shrunken. Stored in {out}"
+    )
+    again = ("--config", out / "config.json", "--init-from", out)
+    learn = ("--teacher", run, "--optimizer.rule", "none")
+    say(f"Next:\n  {command_line('train', *again, *learn)}")
+
+
+def shrunken(
+    config: RunConfig, structure: Structure, kept: Any, target: str
+) -> RunConfig:
+    """The configuration of the smaller network, whose widths are read off its arrays.
+
+    Args:
+      config: of the dense network.
+      structure: of its parameters and batch statistics.
+      kept: the groups that stay.
+      target: what it was shrunken to.
+
+    Returns:
+      The same run with the smaller network under a name of its own, evaluated dense.
+
+    Raises:
+      ConfigError: no configuration says such a network.
+    """
+    shapes = {
+        path.removeprefix("0/"): shape
+        for path, shape in small_shapes(structure, kept).items()
+        if path.startswith("0/")  # the parameters; 1 are the batch statistics
+    }
+    model = kind_of(config).smaller_model(config, shapes)
+    name = f"{config.name}-{target}"
+    return dataclasses.replace(config, name=name, model=model, eval_targets=("dense",))
+
+
+def check_network(config: RunConfig, task: Task, small_task: Task, kept: Any) -> None:
+    """Raises unless the configured network computes what the masked one does.
+
+    Raises:
+      ConfigError: it says where the two part.
+    """
+    dense, small = _structure(task), _structure(small_task)
+    model = small.model
+    assert model is not None  # it is of the whole
+    built = {leaf.path: leaf.shape for leaf in small.leaves}
+    wrong = [p for p, s in small_shapes(dense, kept).items() if built.get(p) != s]
+    reason = (
+        f"{wrong[0]} would have the shape {built.get(wrong[0])}"
+        if wrong
+        else check_apply(dense, kept, apply=model.apply)
+    )
+    if reason is not None:
+        raise ConfigError(
+            f"{config.model.title} cannot be built with the widths that are left: "
+            f"{reason}"
+        )
+
+
+def _structure(task: Task) -> Structure:
+    channels = task.filters.channels
+    assert channels is not None  # or there would have been no such target
+    return channels.structure

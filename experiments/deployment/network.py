@@ -1,0 +1,104 @@
+"""A network and its examples, in the form in which engines take them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from cram_jax.engine import Graph
+from experiments.batches import Batch, Source
+
+Inputs: TypeAlias = tuple[np.ndarray, ...]
+"""One array for each input of a graph, with a leading batch axis."""
+Run: TypeAlias = Callable[[Inputs], np.ndarray[Any, Any]]
+"""From inputs to the network's output."""
+
+
+class Network(NamedTuple):
+    """A network with its weights.
+
+    Attributes:
+      graph: what engines compile.
+      forward: the same network in JAX, float32, compiled.
+      nbytes: of its parameters and statistics in float32.
+    """
+
+    graph: Graph
+    forward: Callable[..., Any]
+    nbytes: int
+
+
+class Samples(NamedTuple):
+    """Examples to time, to calibrate and to judge a network with.
+
+    Attributes:
+      inputs: so many examples of the evaluation set, as one batch.
+      calibration: so many training examples, in batches.
+      score: judges a network, given as a `Run`, on the whole evaluation set, in per
+        cent; None if there are no labels.
+      metric: what the score is.
+    """
+
+    inputs: Callable[[int], Inputs]
+    calibration: Callable[[int], list[Inputs]]
+    score: Callable[[Run], float] | None
+    metric: str = "accuracy"
+
+
+Scored: TypeAlias = Iterable[tuple[np.ndarray, Batch]]
+"""Outputs of a network, each with the examples that they are of."""
+
+
+def make_samples(
+    train: Source,
+    evaluation: Source,
+    as_inputs: Callable[[Batch], Inputs],
+    score: Callable[[Scored], float],
+    metric: str,
+    batch_size: int,
+) -> Samples:
+    """Samples of two sets of examples.
+
+    Args:
+      train: calibration examples are drawn from these, the same in every call.
+      evaluation: what is timed and judged.
+      as_inputs: from examples to inputs.
+      score: from outputs to the metric.
+      metric: its name.
+      batch_size: of calibration and evaluation.
+    """
+
+    def inputs(count: int) -> Inputs:
+        # A batch may be larger than the evaluation set.
+        return as_inputs(evaluation.take(np.arange(count) % evaluation.size))
+
+    def calibration(count: int) -> list[Inputs]:
+        chosen = np.random.default_rng(0).permutation(train.size)[:count]
+        return [
+            as_inputs(train.take(np.sort(chosen[start : start + batch_size])))
+            for start in range(0, len(chosen), batch_size)
+        ]
+
+    def outputs(run: Run) -> Iterator[tuple[np.ndarray, Batch]]:
+        for start in range(0, evaluation.size, batch_size):
+            rows = range(start, min(start + batch_size, evaluation.size))
+            batch = evaluation.take(rows)
+            yield run(as_inputs(batch)), batch
+
+    return Samples(inputs, calibration, lambda run: score(outputs(run)), metric)
+
+
+class Subject(NamedTuple):
+    """A dense network, whose compressed forms engines run.
+
+    Attributes:
+      name: in tables.
+      compress: from the name of a target to the network that is compressed so.
+      samples: its examples.
+      eval_targets: the targets that its run is evaluated on.
+    """
+
+    name: str
+    compress: Callable[[str], Network]
+    samples: Samples
+    eval_targets: tuple[str, ...] = ()

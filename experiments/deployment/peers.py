@@ -1,0 +1,145 @@
+"""Networks in ONNX Runtime and OpenVINO, in float32 and INT8."""
+
+import contextlib
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from cram_jax.engine import Graph
+from cram_jax.engine.targets import choose_target
+from experiments.deployment.network import Inputs
+
+Feed: TypeAlias = dict[str, np.ndarray]
+"""Inputs by name; images are channels first, integers of 64 bits."""
+Form: TypeAlias = Literal["float32", "int8", "dynamic"]
+
+
+class OnnxFiles:
+    """A network as ONNX files, each written when it is first asked for.
+
+    INT8 is what the documentation of ONNX Runtime advises: QDQ with symmetric weights,
+    a scale for each output; "dynamic" scales activations when they are there.
+    """
+
+    def __init__(self, graph: Graph, calibration: list[Inputs], folder: Path):
+        self._graph, self._calibration, self._folder = graph, calibration, folder
+        self._is_text = graph.types[graph.inputs[0].name].dtype == "int32"
+
+    def feed(self, inputs: Inputs) -> Feed:
+        """Inputs as the files take them."""
+        named = zip(self._graph.inputs, inputs, strict=True)
+        if self._is_text:
+            return {node.name: x.astype(np.int64) for node, x in named}
+        return {
+            node.name: np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+            for node, x in named
+        }
+
+    def path(self, form: Form) -> Path:
+        """The file of a form.
+
+        Raises:
+          ImportError: onnx, or ONNX Runtime for INT8, is not installed.
+        """
+        path = self._folder / f"{form}.onnx"
+        if not path.exists():
+            write = {
+                "float32": self._write_float32,
+                "int8": self._write_int8,
+                "dynamic": self._write_dynamic,
+            }
+            write[form](path)
+        return path
+
+    def _write_float32(self, path: Path) -> None:
+        from benchmarks.engine_peers import OnnxWriter
+
+        first = self._calibration[0][0]
+        length = first.shape[1] if self._is_text else 1
+        _import("onnx").save(OnnxWriter(self._graph, length).model, path)
+
+    def _write_int8(self, path: Path) -> None:
+        quantization = _import("onnxruntime.quantization")
+        feeds = iter([self.feed(inputs) for inputs in self._calibration])
+
+        reader: Any = type(
+            "Reader",
+            (quantization.CalibrationDataReader,),
+            {"get_next": lambda self: next(feeds, None)},
+        )
+        with _quiet():
+            quantization.quantize_static(
+                self.path("float32"),
+                path,
+                reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                # Without VNNI its sums of two products of 8 bits would overflow.
+                reduce_range="vnni" not in choose_target().name,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                op_types_to_quantize=["MatMul"] if self._is_text else None,
+                extra_options={"MatMulConstBOnly": True} if self._is_text else {},
+            )
+
+    def _write_dynamic(self, path: Path) -> None:
+        quantization = _import("onnxruntime.quantization")
+        with _quiet():
+            quantization.quantize_dynamic(
+                self.path("float32"),
+                path,
+                per_channel=True,
+                weight_type=quantization.QuantType.QInt8,
+                extra_options={"MatMulConstBOnly": True},
+            )
+
+
+def load_onnxruntime(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
+    """A session of ONNX Runtime on the processor."""
+    onnxruntime = _import("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    # A thread that waits must not count as work in CPU time.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(
+        path, options, providers=["CPUExecutionProvider"]
+    )
+    return lambda feed: session.run(None, feed)[0]
+
+
+def load_openvino(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
+    """A request of OpenVINO on the processor."""
+    # Its telemetry would fork this process to send usage data; it does without.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    openvino = _import("openvino")
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    request = compiled.create_infer_request()
+    return lambda feed: next(iter(request.infer(feed).values()))
+
+
+def _import(name: str) -> Any:
+    """A module that need not be installed, and has no types."""
+    return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice that quantisation logs for every model."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

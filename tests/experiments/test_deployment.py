@@ -1,0 +1,159 @@
+"""Compressed networks in engines: benchmark and tradeoff, from end to end."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from cram_jax import engine
+from experiments import checkpoints
+from experiments.__main__ import main
+from experiments.deployment import peers
+from experiments.deployment.tradeoff import drawn_targets, pareto
+from experiments.images.data import load
+from experiments.images.deployment import image_network, samples
+from experiments.kinds import kind_of
+from experiments.recipes import digits
+from experiments.run_directory import write_status
+
+pytest.importorskip("llvmlite")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+RECORDED = Path(__file__).parents[1] / "data" / "digits" / "b90.npz"
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Parameters and statistics of the trained network, 90 % of its blocks zero."""
+    with np.load(RECORDED) as file:
+        leaves = {tuple(name.split("/")): file[name] for name in file.files}
+    parts = traverse_util.unflatten_dict(leaves)
+    return parts["0"], parts["1"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def run(model, data_dir, tmp_path_factory):
+    """The directory of a run with this model."""
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    checkpoints.save_model(run, digits.blocks, *model)
+    write_status(run, data_dir=str(data_dir))
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _no_measured_tiles(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def no_peers(monkeypatch):
+    """As if neither ONNX Runtime nor OpenVINO were installed."""
+
+    def refuse(name):
+        raise ModuleNotFoundError(f"No module named '{name}'")
+
+    monkeypatch.setattr(peers, "_import", refuse)
+
+
+def test_int8_is_as_accurate_as_float32_on_the_whole_test_set(model, data_dir):
+    data = load(digits.blocks.data, data_dir)
+    network = image_network(digits.blocks.model, data.shape, data.classes, *model)
+    images = samples(digits.blocks, data)
+    exact = images.score(lambda inputs: np.asarray(network.forward(*inputs)))
+    assert exact == 98.0  # as recorded
+    examples = engine.Calibration(images.calibration(1000))
+    fast = engine.compile(network.graph, calibration=examples)
+    int8 = images.score(lambda inputs: fast(*inputs))
+    assert int8 == pytest.approx(exact, abs=0.3)
+
+
+def test_benchmark_stands_dense_int8_beside_ours(run, tmp_path, capsys):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "benchmark.json"
+    command = f"benchmark {run} --engines cram jit --target b90 --rounds 1 --out {out}"
+    assert main([*command.split(), "--batch", "1", "3", "--threads", "1", "2"]) == 0
+    assert "cram" in capsys.readouterr().out
+    (network,) = json.loads(out.read_text())["networks"]
+    rows = {(row["engine"], row["target"]): row for row in network["rows"]}
+    assert ("onnxruntime-int8", "dense") in rows
+    # BERTs only.
+    assert ("onnxruntime-dynamic", "dense") not in rows
+    jit, ours = rows["jit", "dense"], rows["cram", "b90"]
+    assert (jit["largest_difference"], jit["accuracy"]) == (0, 98.0)
+    assert 0 < ours["largest_difference"] < 0.05
+    # One byte a weight, one of ten blocks, and a stem, a head and scales that stay.
+    assert ours["bytes"] < jit["bytes"] / 8
+    settings = {(t["batch"], t["threads"]) for t in ours["times"]}
+    assert settings == {(1, 1), (1, 2), (3, 1), (3, 2)}
+    for time in ours["times"]:
+        cpu = time["cpu_ms"]
+        assert 0 < cpu["least"] <= cpu["median"] <= cpu["most"]
+    assert "| cram | b90 |" in out.with_suffix(".md").read_text()
+
+
+def test_tradeoff_draws_every_target(run, no_peers, capsys):
+    assert main(f"tradeoff {run} --target dense b95 --rounds 1".split()) == 0
+    text = capsys.readouterr().out
+    lines = [line for line in text.splitlines() if line.startswith("left out: ")]
+    assert "No module named 'onnx'" in lines[0]
+    assert "OpenVINO INT8" in lines[1]
+    for ending in ("png", "json", "md"):
+        assert (run / f"tradeoff.{ending}").stat().st_size > 0
+    (network,) = json.loads((run / "tradeoff.json").read_text())["networks"]
+    found = [(row["engine"], row["target"]) for row in network["rows"]]
+    assert found == [("cram", "dense"), ("cram", "b95"), ("jit", "dense")]
+
+
+@pytest.mark.nightly
+def test_random_networks_need_no_run(no_peers, capsys):
+    command = "benchmark resnet20 --engines cram-float32 --target b90 --rounds 1"
+    assert main(command.split()) == 0
+    assert "accuracy" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("benchmark nowhere", "nowhere is neither the directory of a run nor one of"),
+        ("benchmark resnet20 --target x90", "target 'x90' is unknown"),
+        ("benchmark resnet20 --rounds 0", "rounds must be at least 1, got 0"),
+        ("benchmark resnet20 --batch 0", "batch must be at least 1, got 0"),
+        ("benchmark resnet20 --out a.txt", "out must be a file ending in .json"),
+        ("tradeoff nowhere", "nowhere is not a run"),
+    ],
+)
+def test_what_is_wrong_is_one_line(command, message, capsys):
+    assert main(command.split()) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert message in line
+
+
+def test_texts_are_judged_as_their_task_judges(text_config, text_data, text_task):
+    params, statistics = text_task.init(0)
+    kind = kind_of(text_config)
+    network = kind.deploy(text_config, text_data, params, statistics)
+    rows = kind.samples(text_config, text_data)
+    expected = text_task.evaluate(params, statistics, text_data.evaluation)
+    fast = engine.compile(network.graph)
+    assert rows.metric == "f1"
+    assert rows.score(lambda inputs: fast(*inputs)) == pytest.approx(expected["f1"])
+    inputs = rows.inputs(3)
+    exact = np.asarray(network.forward(*inputs))
+    np.testing.assert_allclose(fast(*inputs), exact, atol=1e-5 * np.abs(exact).max())
+
+
+def test_the_front_is_what_no_other_point_beats():
+    costs, gains = [3, 1, 2, 2, 4], [90, 50, 40, 70, 90]
+    assert pareto(costs, gains) == [1, 3, 0]
+
+
+def test_targets_that_save_no_time_are_not_drawn():
+    names = ("dense", "k90", "2:4", "b90", "4bit", "b90+4bit")
+    assert drawn_targets(names) == ("dense", "k90", "b90")

@@ -1,0 +1,356 @@
+"""Wanda, SparseGPT and refitting, beside NumPy written from the papers' formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import references
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cram_jax import Axes, compose, compress, fake_quant, sparsity_report, top_k
+from cram_jax.layerwise import per_leaf, refit, sparse_gpt, wanda
+from cram_jax.sparsity import kept_count
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+INPUTS, OUTPUTS = 24, 5
+PATTERNS = (0.0, 0.3, 0.9, (2, 4), (1, 3))
+
+
+@pytest.fixture(autouse=True)
+def _double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def problem(seed=0, inputs=INPUTS, outputs=OUTPUTS, examples=40):
+    """Weights, correlated inputs of very different sizes, and their products."""
+    rng = np.random.default_rng(seed)
+    sizes = np.exp(rng.normal(size=inputs))
+    x = (
+        rng.normal(size=(examples, inputs)) @ rng.normal(size=(inputs, inputs))
+    ) * sizes
+    return rng.normal(size=(inputs, outputs)), x, x.T @ x
+
+
+def prune(projector, weights):
+    projection = compress({"kernel": jnp.asarray(weights)}, projector)
+    return np.asarray(projection.params["kernel"]), np.asarray(
+        projection.masks["kernel"]
+    )
+
+
+def damped(gram, damping):
+    """The products with a share of their mean diagonal added, and no dead input."""
+    diagonal = np.diag(gram)
+    live = diagonal != 0
+    return gram + np.diag(np.where(live, damping, 1) * diagonal.mean())
+
+
+def error(weights, dense, matrix):
+    moved = weights - dense
+    return np.trace(moved.T @ matrix @ moved)
+
+
+def wanda_masks(weights, x, pattern):
+    """Output by output: the magnitude times the norm of its input."""
+    masks = np.zeros(weights.shape, bool)
+    norms = np.linalg.norm(x, axis=0)
+    for output in range(weights.shape[1]):
+        scores = np.abs(weights[:, output]) * norms
+        if isinstance(pattern, tuple):
+            n, m = pattern
+            for first in range(0, len(scores), m):
+                best = np.argsort(-scores[first : first + m], kind="stable")[:n]
+                masks[first + best, output] = True
+        else:
+            kept = kept_count(len(scores), pattern)
+            masks[np.argsort(-scores, kind="stable")[:kept], output] = True
+    return masks
+
+
+def optimal_brain_surgeon(weights, matrix, pattern, block, bits):
+    """SparseGPT as its paper derives it, without a Cholesky factor.
+
+    For each input the inverse Hessian of the inputs that are left is computed anew; row
+    i of the factor, divided by its diagonal, is its first row divided by its first
+    entry.
+    """
+    weights = weights.copy()
+    count = len(weights)
+    highest = 0 if bits is None else 2 ** (bits - 1) - 1
+    scale = np.abs(weights).max(axis=0) / max(highest, 1)
+    inverses = [np.linalg.inv(matrix[i:, i:]) for i in range(count)]
+    # U_ii^2 is the first entry of the inverse of what is left.
+    diagonal = np.sqrt([inverse[0, 0] for inverse in inverses])
+    masks = np.zeros(weights.shape, bool)
+    group = pattern[1] if isinstance(pattern, tuple) else block
+    for i in range(count):
+        if i % group == 0:
+            last = min(i + group, count)
+            scores = weights[i:last] / diagonal[i:last, None]
+            if isinstance(pattern, tuple):
+                masks[i:last] = references.n_m(scores, *pattern)
+            else:
+                kept = kept_count(scores.size, pattern)
+                (masks[i:last],) = references.keep_largest([scores], kept)
+        left = weights[i]
+        if bits is not None:
+            left = np.clip(np.round(left / scale), -highest, highest) * scale
+        left = np.where(masks[i], left, 0)
+        inverse = inverses[i]
+        weights[i:] -= np.outer(inverse[0] / inverse[0, 0], weights[i] - left)
+        weights[i] = left
+    return weights, masks
+
+
+def least_squares(weights, masks, matrix):
+    """The best weights of each output, from a square root of the matrix."""
+    root = np.linalg.cholesky(matrix).T
+    best = np.zeros(weights.shape)
+    for output in range(weights.shape[1]):
+        kept = masks[:, output]
+        target = root @ weights[:, output]
+        best[kept, output] = np.linalg.lstsq(root[:, kept], target)[0]
+    return best
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_wanda_keeps_the_largest_products_of_each_output(pattern):
+    weights, x, gram = problem()
+    pruned, masks = prune(wanda(pattern, {"kernel": gram}), weights)
+    np.testing.assert_array_equal(masks, wanda_masks(weights, x, pattern))
+    np.testing.assert_array_equal(pruned, np.where(masks, weights, 0))
+
+
+def test_wanda_of_a_layer_compares_all_its_weights():
+    weights, x, gram = problem()
+    _, masks = prune(wanda(0.7, {"kernel": gram}, scope="layer"), weights)
+    scores = np.abs(weights) * np.linalg.norm(x, axis=0)[:, None]
+    (expected,) = references.keep_largest([scores], kept_count(scores.size, 0.7))
+    np.testing.assert_array_equal(masks, expected)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "block", "bits"),
+    [
+        *((pattern, 128, None) for pattern in PATTERNS),
+        (0.5, 7, None),
+        ((2, 4), 7, None),
+        (0.0, 128, 4),
+        (0.5, 7, 4),
+        ((2, 4), 128, 4),
+    ],
+)
+def test_sparse_gpt_is_the_surgeon_taken_input_by_input(pattern, block, bits):
+    weights, _, gram = problem(1)
+    projector = sparse_gpt(pattern, {"kernel": gram}, block=block, bits=bits)
+    pruned, masks = prune(projector, weights)
+    matrix = damped(gram, 0.01)
+    expected, chosen = optimal_brain_surgeon(weights, matrix, pattern, block, bits)
+    np.testing.assert_array_equal(masks, chosen)
+    # The reference inverts every trailing matrix, of condition 1e5.
+    np.testing.assert_allclose(pruned, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        top_k(0.6),
+        wanda(0.8, {"kernel": jnp.eye(INPUTS)}),
+        sparse_gpt((2, 4), {"kernel": jnp.eye(INPUTS)}),
+        top_k(0.0),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("damping", [1e-2, 1e-6])
+def test_refit_is_least_squares_on_the_weights_that_stay(inner, damping):
+    weights, _, gram = problem(2)
+    refitted, masks = prune(refit(inner, {"kernel": gram}, damping=damping), weights)
+    np.testing.assert_array_equal(masks, prune(inner, weights)[1])
+    matrix = damped(gram, damping)
+    expected = least_squares(weights, masks, matrix)
+    best = error(expected, weights, matrix)
+    # Both solve systems of condition up to 1e7; their errors agree to more digits.
+    np.testing.assert_allclose(refitted, expected, rtol=1e-5, atol=1e-6)
+    found = error(refitted, weights, matrix)
+    np.testing.assert_allclose(found, best, rtol=1e-9, atol=1e-18)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.0, 0.29, 0.5, 0.9, 0.99, (2, 4)]),
+    st.sampled_from([(12, 1), (12, 5)]),
+    st.sampled_from(["dense", "dead inputs", "one example", "equal weights"]),
+)
+def test_counts_are_exact_and_refitting_never_makes_it_worse(
+    seed, pattern, shape, kind
+):
+    weights, x, _ = problem(seed, *shape)
+    if kind == "dead inputs":
+        x[:, ::3] = 0
+    elif kind == "one example":
+        x = x[:1]
+    elif kind == "equal weights":
+        weights = np.ones_like(weights)
+    grams = {"kernel": x.T @ x}
+    matrix = damped(grams["kernel"], 0.01)
+    for projector in (wanda(pattern, grams), sparse_gpt(pattern, grams)):
+        pruned, masks = prune(projector, weights)
+        if isinstance(pattern, tuple):
+            n, m = pattern
+            counts = masks.reshape(-1, m, shape[1]).sum(axis=1)
+            np.testing.assert_array_equal(counts, n)
+        elif isinstance(projector, type(wanda(0.5, grams))):
+            np.testing.assert_array_equal(masks.sum(0), kept_count(shape[0], pattern))
+        else:
+            assert masks.sum() == kept_count(masks.size, pattern)
+        assert np.isfinite(pruned).all()
+        assert not pruned[~masks].any()
+        better, same = prune(refit(projector, grams), weights)
+        np.testing.assert_array_equal(same, masks)
+        assert not better[~masks].any()
+        before = error(pruned, weights, matrix)
+        assert error(better, weights, matrix) <= before * (1 + 1e-9) + 1e-12
+
+
+def test_moving_the_weights_beats_masks_and_solving_for_them_beats_moving():
+    """The order of the errors with the masks of SparseGPT, at little damping."""
+    errors = np.zeros(3)
+    for seed in range(10):
+        weights, _, gram = problem(seed)
+        surgeon = sparse_gpt(0.6, {"kernel": gram}, damping=1e-6)
+        moved, masks = prune(surgeon, weights)
+        solved, _ = prune(refit(surgeon, {"kernel": gram}, damping=1e-6), weights)
+        masked = np.where(masks, weights, 0)
+        own = [error(each, weights, gram) for each in (solved, moved, masked)]
+        assert own[0] < min(own[1:])
+        errors += np.log(own)
+    assert errors[0] < errors[1] < errors[2]
+
+
+# Axes that bring a leaf to (stacked, windows and inputs, outputs).
+LAYOUTS = {
+    "outputs first": ((5, 12), Axes("output", "input"), (1, 0)),
+    "convolution": (
+        (2, 2, 3, 5), Axes("window", "window", "input", "output"), (0, 1, 2, 3),
+    ),
+    "convolution, outputs first": (
+        (5, 3, 2, 2), Axes("output", "input", "window", "window"), (2, 3, 1, 0),
+    ),
+    "heads": ((4, 3, 5), Axes("input", "input", "output"), (0, 1, 2)),
+    "stacked": ((12, 2, 5), Axes("input", "stack", "output"), (1, 0, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_any_layout_is_pruned_as_its_matrices(name):
+    shape, axes, order = LAYOUTS[name]
+    rng = np.random.default_rng(3)
+    leaf = rng.normal(size=shape)
+    layers = 2 if "stack" in axes.roles else 1
+    outputs = shape[axes.roles.index("output")]
+    matrices = leaf.transpose(order).reshape(layers, -1, outputs)
+    x = rng.normal(size=(layers, 30, matrices.shape[1]))
+    grams = x.transpose(0, 2, 1) @ x
+    gram = grams if layers > 1 else grams[0]
+
+    def make(gram, **options):
+        solved = refit(
+            wanda(0.5, {"kernel": gram}, **options), {"kernel": gram}, **options
+        )
+        return (
+            wanda(0.5, {"kernel": gram}, **options),
+            sparse_gpt(0.5, {"kernel": gram}, **options),
+            solved,
+        )
+
+    tree = {"kernel": axes}
+    for number, projector in enumerate(make(gram, axes=tree)):
+        pruned, masks = prune(projector, leaf)
+        pruned, masks = (
+            array.transpose(order).reshape(matrices.shape) for array in (pruned, masks)
+        )
+        for layer in range(layers):
+            each = make(grams[layer])[number]
+            expected, chosen = prune(each, matrices[layer])
+            np.testing.assert_array_equal(masks[layer], chosen)
+            np.testing.assert_allclose(pruned[layer], expected, rtol=1e-9)
+
+
+def test_leaves_without_products_stay_dense_and_the_report_says_so():
+    params = {"a": {"kernel": jnp.ones((4, 2))}, "b": {"kernel": jnp.ones((4, 2))}}
+    projector = wanda(0.5, {"a/kernel": jnp.eye(4)})
+    projection = compress(params, projector)
+    assert projection.masks["b"]["kernel"].all()
+    report = sparsity_report(*projection, projector)
+    assert "dense: nothing is known of its inputs" in str(report)
+
+
+def test_they_compose_with_quantisation_and_work_in_a_program():
+    weights, _, gram = problem(4)
+    grams = {"kernel": gram}
+    projector = compose(refit(sparse_gpt((2, 4), grams), grams), fake_quant(4))
+    eager, masks = prune(projector, weights)
+    assert all(len(set(column)) <= 15 for column in eager.T)
+    compiled = jax.jit(lambda p: compress(p, projector))({"kernel": weights})
+    np.testing.assert_array_equal(compiled.masks["kernel"], masks)
+    np.testing.assert_allclose(compiled.params["kernel"], eager, rtol=1e-9)
+
+
+def test_rounded_weights_are_those_that_fake_quant_leaves():
+    weights, _, gram = problem(5)
+    weights[0] = 9.0  # the largest of each output, and kept
+    gram[0, 0] *= 100
+    rounded, _ = prune(sparse_gpt(0.5, {"kernel": gram}, bits=4), weights)
+    again, _ = prune(fake_quant(4), rounded)
+    np.testing.assert_allclose(again, rounded, rtol=1e-12, atol=1e-12)
+
+
+def test_each_leaf_has_its_own_projector():
+    params = {name: jnp.arange(1.0, 13.0).reshape(4, 3) for name in "abc"}
+    projector = per_leaf({"a": top_k(0.5), "c": top_k(0.75)})
+    masks = compress(params, projector).masks
+    assert [int(masks[name].sum()) for name in "abc"] == [6, 12, 3]
+    assert projector == per_leaf({"a": top_k(0.5), "c": top_k(0.75)})
+
+
+KERNEL = {"kernel": jnp.ones((4, 2))}
+GRAM = {"kernel": jnp.eye(4)}
+
+REFUSED = [
+    (lambda: wanda(1.0, GRAM), ValueError, "sparsity must be at least 0 and below 1"),
+    (lambda: wanda((3, 2), GRAM), ValueError, "n must be between 1 and m=2"),
+    (lambda: wanda((1, 2, 3), GRAM), ValueError, r"must be \(n, m\)"),
+    (lambda: wanda(0.5, GRAM, scope="all"), ValueError, "scope must be"),
+    (lambda: wanda(0.5, (GRAM, {})), TypeError, "grams must be a mapping"),
+    (lambda: wanda(0.5, {"kernel": jnp.ones((4, 2))}), ValueError, "inputs, inputs"),
+    (lambda: wanda(0.5, {"kernel": jnp.eye(4) / 0}), ValueError, "must be finite"),
+    (lambda: sparse_gpt(0.5, GRAM, bits=1), ValueError, "bits must be between"),
+    (lambda: sparse_gpt(0.5, GRAM, damping=0), ValueError, "damping must be finite"),
+    (lambda: sparse_gpt(0.5, GRAM, block=0), ValueError, "block must be at least 1"),
+    (lambda: refit(0.5, GRAM), TypeError, "projector must be a Projector"),
+    (lambda: refit(top_k(0.5), GRAM, damping=True), TypeError, "damping must be a num"),
+    (lambda: per_leaf({}), ValueError, "projectors must name at least one leaf"),
+    (lambda: per_leaf({"a": 0.5}), TypeError, r"projectors\['a'\] must be one that"),
+]
+REFUSED_AT_USE = [
+    (wanda(0.5, {"other": jnp.eye(4)}), "nothing is known of its inputs"),
+    (wanda(0.5, {"kernel": jnp.eye(3)}), "must hold 1 x 4 x 4 numbers"),
+    (sparse_gpt((1, 3), GRAM), "3 does not divide its 4 inputs"),
+    (refit(top_k(0.5), {"other": jnp.eye(4)}), "nothing is known of its inputs"),
+    (per_leaf({"other": top_k(0.5)}), "projectors must name leaves of params"),
+]
+
+
+@pytest.mark.parametrize(("make", "kind", "message"), REFUSED)
+def test_bad_arguments_are_refused(make, kind, message):
+    with pytest.raises(kind, match=message):
+        make()
+
+
+@pytest.mark.parametrize(("projector", "message"), REFUSED_AT_USE)
+def test_what_does_not_fit_the_parameters_is_refused_at_init(projector, message):
+    with pytest.raises(ValueError, match=message):
+        projector.init(KERNEL)

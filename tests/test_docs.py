@@ -1,0 +1,49 @@
+"""The built documentation, which people read without a network, too."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def build(out, **changes):
+    """Builds the page with most formulas, as ``make docs`` builds all."""
+    application = pytest.importorskip("sphinx.application", reason="needs sphinx")
+    app = application.Sphinx(
+        srcdir=DOCS,
+        confdir=DOCS,
+        outdir=out,
+        doctreedir=out / "doctrees",
+        buildername="html",
+        confoverrides={
+            "root_doc": "guide/concepts",
+            "include_patterns": ["guide/concepts.md"],
+            "suppress_warnings": ["myst.xref_missing"],
+            **changes,
+        },
+        status=None,
+        freshenv=True,
+    )
+    app.build()
+    return (out / "guide" / "concepts.html").read_text()
+
+
+def test_formulas_are_mathml_and_need_no_script(tmp_path):
+    text = build(tmp_path)
+    source = (DOCS / "guide" / "concepts.md").read_text()
+    formulas = re.findall(r"\$\$[^$]+\$\$|\$[^$]+\$", source)
+    assert text.count('<math xmlns="http://www.w3.org/1998/Math/MathML"') == len(
+        formulas
+    )
+    assert text.count('display="block"') == 1
+    assert "<mi>&#x003B8;</mi>" in text  # theta
+    assert not re.findall(r"\\(?:theta|nabla|odot|rho)\b", text)
+
+
+def test_a_page_that_needs_the_network_fails_the_build(tmp_path):
+    from sphinx.errors import SphinxError
+
+    with pytest.raises(SphinxError, match=r"html needs the network: <script.*mathjax"):
+        build(tmp_path, html_math_renderer="mathjax")
