@@ -23,6 +23,9 @@ Form = Literal[
     "wanda",
     "sparse gpt",
     "quantised",
+    "nested",
+    "mxfp4",
+    "nvfp4",
 ]
 Scope = Literal["global", "layer", "blocks", "channels"]
 
@@ -38,17 +41,23 @@ FORMS: dict[Form, str] = {
     "n of m": GROUP,
     "wanda": f"w(?:{NUMBER}|{GROUP})",
     "sparse gpt": rf"g(?:{NUMBER}|{GROUP})(?:@(\d{{1,4}})bit)?",
-    "quantised": r"(\d{1,4})bit",
+    "quantised": r"(\d{1,4})bit(?:@(\d{1,4}))?",
+    "nested": r"nested(\d)",
+    "mxfp4": "mxfp4",
+    "nvfp4": "nvfp4",
 }
 TRAINED: tuple[Form, ...] = ("second order", "wanda", "sparse gpt")
 """Forms that look at a trained network and its training data."""
+ROUNDED: tuple[Form, ...] = ("quantised", "nested", "mxfp4", "nvfp4")
+"""Forms that prune nothing."""
 BLOCK = (4, 2)
 """Inputs and outputs of a block, the shape that the engine computes fastest."""
 
 EXPECTED = (
     "expected dense, k90 (90 % zeros), u90 (in every layer), b90 (in blocks of 4 "
     "inputs x 2 outputs; b90@8x1 for others), c50 (50 % of the channels), 2:4 (n of "
-    "m), 4bit, or several joined by +, such as k90+4bit; or, of trained networks, o90 "
+    "m), 4bit (4bit@32 in blocks of 32 inputs), nested4 (leading bits of 8), mxfp4, "
+    "nvfp4, or several joined by +, such as k90+4bit; or, of trained networks, o90 "
     "(second order), w90 or w2:4 (Wanda), g90, g2:4 or g90@4bit (SparseGPT), and with "
     "r before, as rk90, what is kept refitted"
 )
@@ -100,11 +109,15 @@ def parse(target: str) -> tuple[Part, ...]:
         ``b90`` (90 % of the blocks of every layer, blocks of 4 inputs and 2 outputs, or
         of another shape as in ``b90@8x1``); ``c50`` (50 % of the channels of all layers
         together; of a BERT, of the heads and of the hidden units); ``2:4`` (n of every
-        m); ``4bit`` (fake quantisation); ``o90`` (second-order pruning); ``w90``,
-        ``w2:4`` (Wanda, the same share of every layer); ``g90``, ``g2:4`` (SparseGPT,
-        likewise; with ``@4bit`` it rounds as it prunes); any of those that prune with
-        ``r`` before, as ``rk90`` (refitted: least squares on what is kept); or several
-        applied in order, such as ``k90+4bit``.
+        of another shape as in ``b90@8x1``); ``c50`` (50 % of the channels of all layers
+        together; of a BERT, of the heads and of the hidden units); ``2:4`` (n of every
+        m); ``4bit`` (fake quantisation; ``4bit@32`` with a float16 scale for every 32
+        inputs, as ``MatMulNBits`` has); ``nested4`` (the leading 4 of 8 bits);
+        ``mxfp4``; ``nvfp4``; ``o90`` (second-order pruning); ``w90``, ``w2:4`` (Wanda,
+        the same share of every layer); ``g90``, ``g2:4`` (SparseGPT, likewise; with
+        ``@4bit`` it rounds as it prunes); any of those that prune with ``r`` before, as
+        ``rk90`` (refitted: least squares on what is kept); or several applied in order,
+        such as ``k90+4bit``.
 
     Returns:
       Its parts, in order.
@@ -172,7 +185,7 @@ def projector(
             )
         else:
             own = _without_data(part, filters)
-        if masks_every > 1 and part.form not in ("dense", "quantised"):
+        if masks_every > 1 and part.form not in ("dense", *ROUNDED):
             own = cram_jax.cached(own, every=masks_every)
         made.append(own)
     return made[0] if len(made) == 1 else cram_jax.compose(*made)
@@ -184,7 +197,18 @@ def _without_data(part: Part, filters: LeafFilters) -> "Projector":
     where, uniform, coupled = filters
     match part.form:
         case "quantised":
-            return cram_jax.fake_quant(*part.numbers, where=where)
+            bits, *block = part.numbers
+            if not block:
+                return cram_jax.fake_quant(bits, where=where)
+            return cram_jax.fake_quant(
+                bits, block=block[0], scale="float16", where=where
+            )
+        case "nested":
+            return cram_jax.nested(*part.numbers, where=where)
+        case "mxfp4":
+            return cram_jax.mxfp4(where=where)
+        case "nvfp4":
+            return cram_jax.nvfp4(where=where)
         case "global":
             return cram_jax.top_k(part.share, where=where)
         case "layer":
@@ -247,7 +271,12 @@ def label(target: str) -> str:
             case "sparse gpt":
                 word = f"{most} SparseGPT"
             case "quantised":
-                word = f"{part.numbers[0]}-bit"
+                bits, *block = part.numbers
+                word = f"{bits}-bit" + "".join(f" by {b}" for b in block)
+            case "nested":
+                word = f"{part.numbers[0]} of 8 bits"
+            case "mxfp4" | "nvfp4":
+                word = name.upper()
             case _:
                 word = shown
         rounded = f" in {part.bits}-bit" if part.bits else ""
@@ -274,14 +303,14 @@ def _part(part: str, target: str) -> Part:
     refitted = part.startswith("r")
     own = part.removeprefix("r")
     found = [(f, m) for f, p in FORMS.items() if (m := re.fullmatch(p, own))]
-    if not found or (refitted and found[0][0] in ("dense", "quantised")):
+    if not found or (refitted and found[0][0] in ("dense", *ROUNDED)):
         raise ConfigError(f"target {target!r} is unknown; {EXPECTED}")
     form, match = found[0]
     share, numbers = 0.0, match.groups()
     bits: int | None = None
     if form == "sparse gpt" and numbers[3] is not None:
         bits = int(numbers[3])
-    if form not in ("dense", "n of m", "quantised"):
+    if form not in ("dense", "n of m", *ROUNDED):
         if numbers[0] is not None:
             share = float(Decimal(numbers[0]) / 100)
         numbers = numbers[1:3]
@@ -292,9 +321,13 @@ def _part(part: str, target: str) -> Part:
         sizes = sizes or BLOCK
         if min(sizes) < 1:
             raise ConfigError(f"target {target!r}: a block must be at least 1x1")
-    elif form != "quantised" and sizes and not 1 <= sizes[0] <= sizes[1]:
+    elif form not in ROUNDED and sizes and not 1 <= sizes[0] <= sizes[1]:
         raise ConfigError(f"target {target!r}: n must be between 1 and m={sizes[1]}")
     width = sizes[0] if form == "quantised" else bits
     if width is not None and not 2 <= width <= 16:
         raise ConfigError(f"target {target!r}: bits must be between 2 and 16")
+    if form == "quantised" and 0 in sizes:
+        raise ConfigError(f"target {target!r}: a block must be at least 1")
+    if form == "nested" and not 2 <= sizes[0] <= 8:
+        raise ConfigError(f"target {target!r}: bits must be between 2 and 8")
     return Part(form, share, sizes, bits, refitted)

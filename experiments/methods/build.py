@@ -203,13 +203,16 @@ def sparsifier(config: OptimizerConfig, filters: LeafFilters) -> Sparsifier:
                     cram_jax.top_k, scope="layer", block=block, where=uniform
                 )
                 return make, part.share
+            case "channels":
+                if filters.channels is not None:
+                    return filters.channels.projector, part.share
             case "n of m":
                 n, m = part.numbers
                 fixed = cram_jax.n_m(n, m, where=where)
                 return lambda share: fixed, 1 - n / m
     raise ConfigError(
         f"train_targets must be one that only prunes for the rule {config.rule}, such "
-        f"as k90, u90, b90 or 2:4, got {target!r}"
+        f"as k90, u90, b90, c90 or 2:4, got {target!r}"
     )
 
 
