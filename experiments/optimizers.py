@@ -45,15 +45,15 @@ def make_optimizer(
     plain = _base_optimizer(config, steps)
     if config.clip_norm:
         plain = optax.chain(optax.clip_by_global_norm(config.clip_norm), plain)
-    base, freeze = plain, None
+    base, freeze = plain, optax.identity()
     if config.frozen:
         frozen = _matching(config.frozen)
         base = optax.partition({True: optax.set_to_zero(), False: plain}, frozen)
         freeze = optax.masked(optax.set_to_zero(), frozen)
     schedule = learning_rate(config, steps)
-    base = wrapped(config, loss_fn, base, plain, schedule, steps, seed, filters) or base
+    whole = wrapped(config, loss_fn, base, plain, schedule, steps, seed, filters)
     # Before the rule too: a frozen leaf takes no part in the ascent.
-    chain = [rule, base] if freeze is None else [freeze, rule, base, freeze]
+    chain = [freeze, rule, base if whole is None else optax.chain(whole, freeze)]
     if config.keep_pruned:
         chain.append(cram_jax.keep_pruned(where=filters.prunable))
     return optax.with_extra_args_support(optax.chain(*chain))
@@ -109,6 +109,8 @@ def _matching(pattern: str) -> Callable[[Any], Any]:
         return expression.search(name) is not None
 
     def mask(tree: Any) -> Any:
+        if not jax.tree.leaves(tree):  # the placeholder of optax.tree.map_params
+            return tree
         found = jax.tree.map_with_path(matches, tree)
         if len(set(jax.tree.leaves(found))) != 2:
             raise ConfigError(

@@ -16,9 +16,6 @@ from experiments.methods.frank_wolfe import frank_wolfe
 from experiments.methods.platon import platon
 from experiments.targets import LeafFilters
 
-RENEWING = ("gradual", "acdc")
-"""Methods whose last sparsity begins with a renewal of masks."""
-
 Sparsifier = tuple[Callable[[Any], Projector], float]
 """From a share of zeros to a projector, and the share that a target wants."""
 
@@ -104,22 +101,17 @@ def wrapped(
     """
     own = config.pruning
     begin, end = _step(own.begin, steps), _step(own.end, steps)
-    if config.rule in RENEWING and end > steps // own.every * own.every:
-        raise ConfigError(
-            f"pruning.every={own.every} renews no masks between pruning.end="
-            f"{own.end:g}, step {end}, and the last step {steps}; renew more often"
-        )
+    # At least once after the end, so that the last sparsity is reached.
+    every = min(own.every, max(steps - end, 1))
     match config.rule:
         case "gradual":
             make, share = sparsifier(config, filters)
-            return masks.gradual(
-                base, make, share, begin=begin, end=end, every=own.every
-            )
+            return masks.gradual(base, make, share, begin=begin, end=end, every=every)
         case "acdc":
             make, share = sparsifier(config, filters)
             # Whole phases, so that masks change where the wave does.
-            begin, end = (step // own.every * own.every for step in (begin, end))
-            return masks.ac_dc(base, make, share, begin=begin, end=end, phase=own.every)
+            begin, end = (step // every * every for step in (begin, end))
+            return masks.ac_dc(base, make, share, begin=begin, end=end, phase=every)
         case "rigl" | "set":
             scope, share = _share(config)
             rule = dynamic.rigl(
