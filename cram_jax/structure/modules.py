@@ -133,11 +133,11 @@ def _small_equinox(structure: Structure, module: Any, kept: Any) -> tuple[Any, A
             # Fresh from the partition: nobody else has seen it yet.
             object.__setattr__(new, name, value)
     small_arrays, small_static = eqx.partition(small, eqx.is_array)
-    treedef = jax.tree.structure(small_arrays)
+    treedef: Any = jax.tree.structure(small_arrays)
 
     def with_arrays(arrays: Any) -> Any:
         # Equinox keeps widths in the structure of the tree, where the old ones are.
-        own: Any = treedef.unflatten(jax.tree.leaves(arrays))
+        own = treedef.unflatten(jax.tree.leaves(arrays))
         return eqx.combine(own, small_static)
 
     return small, with_arrays
