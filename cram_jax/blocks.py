@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.axes import Axes
-from cram_jax.reshaping import join_axes, split_axis
+from cram_jax.reshaping import crop, join_axes, pad_axis, split_axis
 
 Block: TypeAlias = tuple[int | EllipsisType | None, ...]
 """Shape of a block of inputs x outputs, see `cram_jax.top_k`."""
@@ -121,9 +121,10 @@ def spread_over_blocks(mask: jax.Array, leaf: jax.Array, sides: Sides) -> jax.Ar
         cut += [size, side]
     mask = jnp.expand_dims(mask, tuple(range(1, 2 * leaf.ndim, 2)))
     mask = join_axes(jnp.broadcast_to(mask, cut), padded)
-    return mask[tuple(slice(size) for size in leaf.shape)]
+    return crop(mask, leaf)
 
 
 def _padded(leaf: jax.Array, sides: Sides) -> jax.Array:
-    width = [(0, -size % side) for size, side in zip(leaf.shape, sides, strict=True)]
-    return jnp.pad(leaf, width) if np.any(width) else leaf
+    for axis, side in enumerate(sides):
+        leaf = pad_axis(leaf, axis, side)
+    return leaf

@@ -1,6 +1,6 @@
 """Projectors that round weights to few levels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.axes import Axes, AxesLike, axes_value
+from cram_jax.input_blocks import blocked_axis, join_blocks, split_blocks
 from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
+from cram_jax.narrow_floats import Scale, round_scale
 from cram_jax.projector import safe_denominator
 from cram_jax.validation import check_choice, check_flag, check_integer
 
@@ -25,6 +27,9 @@ def fake_quant(
     *,
     symmetric: bool = True,
     per: Literal["channel", "tensor"] = "channel",
+    block: int | None = None,
+    scale: Scale = "float32",
+    full_range: bool = False,
     clip: Literal["max", "least_squares"] = "max",
     where: Where | None = None,
     axes: AxesLike | None = None,
@@ -38,6 +43,8 @@ def fake_quant(
     - Symmetric: ``zero`` is 0 and ``q`` from ``-(2**(bits - 1) - 1)`` to
       ``2**(bits - 1) - 1``. Otherwise ``q`` is from 0 to ``2**bits - 1``, from the
       smallest to the largest weight (or 0), which suits weights that lean to a side.
+    - With ``full_range``, symmetric integers reach down to ``-2**(bits - 1)``: there
+      stands the weight of the largest magnitude, and the scale has the opposite sign.
     - The range reaches to the largest weight, or, with ``clip="least_squares"``, to
       where a search finds the least squared error of the rounded weights: more
       accurate at 4 bits and below, but about forty passes over the weights: use it in
@@ -52,6 +59,11 @@ def fake_quant(
       per: "channel", a scale for each output of a layer, and for each row of a lookup
         table; or "tensor", one for each layer. What is neither a matrix nor a table has
         one. A layer is a leaf or a slice of stacked layers.
+      block: a scale for each of so many inputs of an output, of a lookup table for each
+        so many numbers of a row; the last block may be shorter. Blocks run along the
+        last input axis. None: as ``per`` says.
+      scale: "float32", or as what the scales are stored: "float16" or "bfloat16".
+      full_range: whether symmetric integers use their lowest value too.
       clip: "max" or "least_squares".
       where: which leaves, see `prunable`.
       axes: what is known of the axes, see `axes_of`.
@@ -60,10 +72,10 @@ def fake_quant(
       A projector.
 
     Raises:
-      ValueError: bits out of range, ``per`` or ``clip`` unknown; at ``init``, if
-        ``where`` chooses no leaf.
-      TypeError: bits is not an integer, or ``symmetric`` not a bool; at ``init``, if a
-        leaf to quantise is not of a floating dtype.
+      ValueError: bits or block out of range, ``per``, ``scale`` or ``clip`` unknown, or
+        options that exclude each other; at ``init``, if ``where`` chooses no leaf.
+      TypeError: bits or block is not an integer, or ``symmetric`` or ``full_range`` not
+        a bool; at ``init``, if a leaf to quantise is not of a floating dtype.
 
     Example:
       >>> params = [jnp.array([[0.1], [-0.7], [0.32]])]
@@ -72,16 +84,37 @@ def fake_quant(
       >>> compress(params, fake_quant(2, symmetric=False)).params[0].ravel()
       Array([ 0.  , -0.68,  0.34], dtype=float32)
 
+      What formats hold, bit for bit:
+
+      >>> matmul_n_bits = fake_quant(4, block=32, scale="float16")
+      >>> q4_0 = fake_quant(4, block=32, scale="float16", full_range=True)  # GGUF
+      >>> q8_0 = fake_quant(8, block=32, scale="float16")
+      >>> litert = fake_quant(4, block=32, scale="bfloat16")
+
     Reference: Peste et al., CrAM, ICLR 2023, table 16, arXiv 2207.14200.
     """
     check_integer("bits", bits, 2, 16)
     check_flag("symmetric", symmetric)
     check_choice("per", per, ("channel", "tensor"))
+    check_choice("scale", scale, ("float32", "float16", "bfloat16"))
+    check_flag("full_range", full_range)
     check_choice("clip", clip, ("max", "least_squares"))
+    if block is not None:
+        check_integer("block", block, 1)
+        if per == "tensor":
+            raise ValueError(f"per must be 'channel' with block={block}, got 'tensor'")
+    if full_range and (not symmetric or clip != "max"):
+        raise ValueError(
+            f"full_range=True needs symmetric=True and clip='max', got "
+            f"symmetric={symmetric} and clip={clip!r}"
+        )
     return FakeQuant(
         int(bits),
         symmetric=bool(symmetric),
         per=per,
+        block=None if block is None else int(block),
+        scale=scale,
+        full_range=bool(full_range),
         clip=clip,
         where=where_value(where),
         axes=axes_value(axes),
@@ -96,9 +129,17 @@ class FakeQuant(LeafProjector):
     _: KW_ONLY
     symmetric: bool = True
     per: Literal["channel", "tensor"] = "channel"
+    block: int | None = None
+    scale: Scale = "float32"
+    full_range: bool = False
     clip: Literal["max", "least_squares"] = "max"
     where: Any = None
     axes: Any = None
+
+    def obstacle(self, leaf: Leaf) -> str:
+        """That there is nothing for blocks to run along."""
+        without = self.block is not None and blocked_axis(leaf.axes) is None
+        return "it has no inputs to cut into blocks" if without else ""
 
     def project_leaves(
         self, leaves: Sequence[Leaf]
@@ -110,20 +151,37 @@ class FakeQuant(LeafProjector):
         ]
 
     def _round(self, leaf: jax.Array, axes: Axes) -> jax.Array:
-        fit = _fit_range if self.clip == "max" else _fit_least_squares
-        highest = 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
-        own = _own_scale(axes) if self.per == "channel" else axes.stack
         # bfloat16 cannot hold the ratio w / scale to the nearest of 255 levels.
         wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-        over = tuple(axis for axis in range(leaf.ndim) if axis not in own)
-        grid = fit(wide, highest, self.symmetric, over)
+        if self.block is None:
+            own = own_scale(axes) if self.per == "channel" else axes.stack
+            over = tuple(axis for axis in range(leaf.ndim) if axis not in own)
+            rounded = self._rounded(wide, over)
+        else:
+            axis = blocked_axis(axes)
+            assert axis is not None
+            split = split_blocks(wide, axis, self.block)
+            rounded = join_blocks(self._rounded(split, (axis + 1,)), leaf, axis)
         # The outermost level may lie outside of the dtype, if its range is used up.
         limit = jnp.finfo(leaf.dtype).max.astype(wide.dtype)
-        rounded = jnp.clip(_rounded(wide, grid), -limit, limit).astype(leaf.dtype)
+        rounded = jnp.clip(rounded, -limit, limit).astype(leaf.dtype)
         return jax.lax.stop_gradient(rounded) + (leaf - jax.lax.stop_gradient(leaf))
 
+    def _rounded(self, wide: jax.Array, over: "Over") -> jax.Array:
+        """The nearest levels; weights along ``over`` share a grid."""
+        make = partial(
+            _grid, bits=self.bits, symmetric=self.symmetric, stored=self.scale
+        )
+        if self.full_range:
+            grid = _fit_full_range(wide, self.bits, self.scale, over)
+        elif self.clip == "max":
+            grid = make(*_ends(wide, over))
+        else:
+            grid = _fit_least_squares(wide, make, self.scale, over)
+        return _levels(wide, grid) * grid.scale
 
-def _own_scale(axes: Axes) -> tuple[int, ...]:
+
+def own_scale(axes: Axes) -> tuple[int, ...]:
     """The axes along which each entry has a scale of its own."""
     if not axes.is_matrix:
         return axes.stack
@@ -156,52 +214,65 @@ def _levels(leaf: jax.Array, grid: _Grid) -> jax.Array:
     return jnp.clip(jnp.round(leaf / grid.scale), grid.low, grid.high)
 
 
-def _rounded(leaf: jax.Array, grid: _Grid) -> jax.Array:
-    return _levels(leaf, grid) * grid.scale
-
-
 def _grid(
-    smallest: jax.Array, largest: jax.Array, highest: int, symmetric: bool
+    smallest: jax.Array,
+    largest: jax.Array,
+    *,
+    bits: int,
+    symmetric: bool,
+    stored: Scale,
 ) -> _Grid:
     """The grid from the smallest to the largest value, with zero on it."""
     if symmetric:
-        scale = jnp.maximum(-smallest, largest) / highest
-        low = jnp.full_like(scale, -highest)
-    else:
-        # Each by itself: the difference of the two may be too large for the dtype.
-        scale = largest / highest - smallest / highest
-        low = jnp.round(smallest / safe_denominator(scale))
-    return _Grid(
-        safe_denominator(scale), low, low + (2 * highest if symmetric else highest)
-    )
+        highest = 2 ** (bits - 1) - 1
+        scale = round_scale(jnp.maximum(-smallest, largest) / highest, stored)
+        high = jnp.full_like(scale, highest)
+        return _Grid(safe_denominator(scale), -high, high)
+    steps = 2**bits - 1
+    # Each by itself: the difference of the two may be too large for the dtype.
+    scale = round_scale(largest / steps - smallest / steps, stored)
+    low = jnp.round(smallest / safe_denominator(scale))
+    # A scale that was rounded down may need one step more than there are.
+    low = jnp.clip(low, -steps, 0)
+    return _Grid(safe_denominator(scale), low, low + steps)
 
 
-def _fit_range(leaf: jax.Array, highest: int, symmetric: bool, over: Over) -> _Grid:
+def _ends(leaf: jax.Array, over: Over) -> tuple[jax.Array, jax.Array]:
+    """The smallest and the largest weight, or 0."""
     smallest = jnp.min(leaf, over, keepdims=True, initial=0)
-    largest = jnp.max(leaf, over, keepdims=True, initial=0)
-    return _grid(smallest, largest, highest, symmetric)
+    return smallest, jnp.max(leaf, over, keepdims=True, initial=0)
+
+
+def _fit_full_range(leaf: jax.Array, bits: int, stored: Scale, over: Over) -> _Grid:
+    """The grid whose lowest level is the weight of the largest magnitude."""
+    smallest, largest = _ends(leaf, over)
+    lowest = 2 ** (bits - 1)
+    scale = round_scale(jnp.maximum(-smallest, largest) / lowest, stored)
+    scale = safe_denominator(jnp.where(largest > -smallest, -scale, scale))
+    low = jnp.full_like(scale, -lowest)
+    return _Grid(scale, low, low + 2**bits - 1)
 
 
 def _fit_least_squares(
-    leaf: jax.Array, highest: int, symmetric: bool, over: Over
+    leaf: jax.Array, make: Callable[..., _Grid], stored: Scale, over: Over
 ) -> _Grid:
     """Tries shares of the range, then alternates between levels and their best scale.
 
     The error has many small dips, so the search is a fine one. Neither half of an
-    alternation can make it larger.
+    alternation can make it larger, before the scale is rounded to what is stored.
     """
-    smallest = jnp.min(leaf, over, keepdims=True, initial=0)
-    largest = jnp.max(leaf, over, keepdims=True, initial=0)
+    smallest, largest = _ends(leaf, over)
 
     def error(grid: _Grid) -> jax.Array:
-        return jnp.sum((_rounded(leaf, grid) - leaf) ** 2, over, keepdims=True)
+        rounded = _levels(leaf, grid) * grid.scale
+        return jnp.sum((rounded - leaf) ** 2, over, keepdims=True)
 
     def search(shares: jax.Array, best: _Attempt) -> _Attempt:
         """Tries shares, a first axis of them before the axes of a grid."""
 
         def attempt(index: int, best: _Attempt) -> _Attempt:
             share = shares[index]
-            grid = _grid(share * smallest, share * largest, highest, symmetric)
+            grid = make(share * smallest, share * largest)
             challenger = _Attempt(error(grid), share, grid)
             wins = challenger.error < best.error
             return jax.tree.map(partial(jnp.where, wins), challenger, best)
@@ -212,10 +283,11 @@ def _fit_least_squares(
         levels = _levels(leaf, grid)
         along = jnp.sum(levels * leaf, over, keepdims=True)
         scale = along / safe_denominator(jnp.sum(levels**2, over, keepdims=True))
+        scale = round_scale(scale, stored)
         return grid._replace(scale=jnp.where(scale > 0, scale, grid.scale))
 
     ones = jnp.ones_like(largest)
-    whole = _grid(smallest, largest, highest, symmetric)
+    whole = make(smallest, largest)
     shares = jnp.asarray(_SHARES, leaf.dtype).reshape(-1, *[1] * leaf.ndim)
     coarse = search(shares * ones, _Attempt(error(whole), ones, whole))
     between = (shares / _SHARES[0]) ** (2 / (len(_SHARES) - 1)) * _SHARES[-2]

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -33,6 +34,34 @@ def split_axis(array: jax.Array, axis: int, size: int) -> jax.Array:
 def join_axes(array: jax.Array, like: jax.Array) -> jax.Array:
     """Undoes `split_axis`: the shape and sharding of ``like``."""
     return jax.lax.reshape(array, like.shape, out_sharding=explicit_sharding(like))
+
+
+def pad_axis(array: jax.Array, axis: int, size: int) -> jax.Array:
+    """Fills an axis up with zeros to a multiple of a size.
+
+    Shards of explicit mesh axes would be uneven: then the axis is gathered first.
+    """
+    missing = -array.shape[axis] % size
+    if not missing:
+        return array
+    sharding = explicit_sharding(array)
+    if sharding is not None:
+        entries = [*sharding.spec, *[None] * (array.ndim - len(sharding.spec))]
+        entries[axis] = None
+        array = jax.sharding.reshard(
+            array, NamedSharding(sharding.mesh, PartitionSpec(*entries))
+        )
+    width = [(0, missing if other == axis else 0) for other in range(array.ndim)]
+    return jnp.pad(array, width)
+
+
+def crop(array: jax.Array, like: jax.Array) -> jax.Array:
+    """Undoes `pad_axis`: the shape and sharding of ``like``."""
+    if array.shape == like.shape:
+        return array
+    cropped = array[tuple(slice(size) for size in like.shape)]
+    sharding = explicit_sharding(like)
+    return cropped if sharding is None else jax.sharding.reshard(cropped, sharding)
 
 
 def explicit_sharding(array: jax.Array) -> NamedSharding | None:

@@ -1,20 +1,140 @@
-"""Writes the model of a run on text as others store it."""
+"""Compresses a model, writes it as others store it, and runs what was written."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from experiments import checkpoints
-from experiments.errors import ConfigError
+from cram_jax.export import ParityError, check_parity
+from cram_jax.safetensors import replacing
+from experiments import checkpoints, targets
+from experiments.deployment.formats import WRITERS, Model
+from experiments.errors import ConfigError, UserError, cannot_write
+from experiments.evaluation import check_targets, make_evaluation
 from experiments.kinds import kind_of
 from experiments.metrics import make_console
+from experiments.open_run import open_run
+from experiments.pruning_options import PrunerOptions
 from experiments.run_directory import load_config
+from experiments.verbs.export import Export
+
+EXAMPLES = 32
+"""With which outputs are compared."""
 
 
-def export(run: Path, out: Path, vocabulary: Path | None) -> None:
-    """Writes the model of a run on text as Hugging Face stores it."""
+class Compressed(NamedTuple):
+    """A run's model, compressed.
+
+    Attributes:
+      model: to be written.
+      before: the metric of the dense network, in per cent.
+      after: of the compressed one, with recalibrated batch norm.
+    """
+
+    model: Model
+    before: float
+    after: float
+
+
+def export(options: Export) -> None:
+    """Carries out the verb."""
+    say = partial(make_console().print, soft_wrap=True)
+    if options.format == "huggingface":
+        _export_huggingface(options, say)
+        return
+    found = _compress(options, say)
+    model, width = found.model, options.width
+    rounds = width in (4, 8) and not _is_rounded(options.target, width)
+    tolerance = options.tolerance or (0.25 if rounds or model.calibrated else 1e-4)
+    inputs = model.samples.inputs(EXAMPLES)
+    expected = model.network.forward(*inputs)
+    try:
+        with replacing(options.out) as beside:
+            run = WRITERS[options.format](model, beside, width)
+            if run is not None:
+                name = f"{options.format} in {width} bits"
+                share = check_parity(run(*inputs), expected, tolerance, name)
+    except (ParityError, ImportError) as error:
+        raise UserError(f"{error}; nothing was written") from error
+    except OSError as error:
+        raise cannot_write(options.out, error) from error
+    size, metric = _size(options.out), model.samples.metric.capitalize()
+    say(
+        f"{options.out}: {size / 1e6:.3f} MB, {100 * size / model.network.nbytes:.1f} "
+        f"% of {model.network.nbytes / 1e6:.3f} MB dense"
+    )
+    words = f"{metric} {found.before:.2f} % dense, {found.after:.2f} % as "
+    say(f"{words}{targets.label(options.target)}")
+    if run is None:
+        say("It cannot be run on this machine: nothing was compared.")
+        return
+    say(
+        f"Largest difference from JAX on {EXAMPLES} examples: {share:.2g} of the "
+        f"largest output (tolerance {tolerance:.2g})"
+    )
+    if model.samples.score is not None:
+        score = model.samples.score(lambda examples: run(*examples))
+        say(f"{metric} of the file: {score:.2f} %")
+
+
+def _compress(options: Export, say: Callable[..., Any]) -> Compressed:
+    config, data, task, params, batch_stats = open_run(
+        options.run, options.data_dir, say
+    )
+    check_targets((options.target,), config, task)
+    pruners = PrunerOptions(options.second_order, options.layerwise)
+    evaluation = make_evaluation(config, data, task, pruners)
+    before = evaluation.accuracy(params, batch_stats)
+    # Leading bits are taken when the file is read.
+    whole = options.format == "packed" and options.target.startswith("nested")
+    target = "nested8" if whole else options.target
+    params = evaluation.compress(params, target, batch_stats).params
+    batch_stats = evaluation.recalibrate(params, batch_stats)
+    after = evaluation.accuracy(params, batch_stats)
+    kind = kind_of(config)
+    samples = kind.samples(config, data)
+    model = Model(
+        params,
+        batch_stats,
+        partial(kind.deploy, config, data),
+        kind.deploy(config, data, params, batch_stats),
+        samples,
+        samples.calibration(options.calibration)
+        if options.format == "onnx" and options.width == 8
+        else [],
+        "2:4" in options.target.split("+"),
+    )
+    return Compressed(model, before, after)
+
+
+def _export_huggingface(options: Export, say: Callable[..., Any]) -> None:
+    run, out = options.run, options.out
     config = load_config(run)
     if out.exists() and out.resolve() == run.resolve():
         raise ConfigError(f"out must be a directory of its own, got {out}, the run's")
-    params, _ = checkpoints.read_model(run)
-    kind_of(config).export(config, params, run, out, vocabulary)
+    if options.target == "dense":
+        params, _ = checkpoints.read_model(run)
+    else:
+        found = _compress(options, say)
+        params = found.model.params
+        say(
+            f"{found.model.samples.metric.capitalize()} {found.before:.2f} % dense, "
+            f"{found.after:.2f} % as {targets.label(options.target)}"
+        )
+    kind_of(config).export(config, params, run, out, options.vocabulary)
     names = sorted(path.name for path in out.iterdir())
-    make_console().print(f"{out}: {', '.join(names)}", soft_wrap=True)
+    say(f"{out}: {', '.join(names)}")
+
+
+def _is_rounded(target: str, width: int) -> bool:
+    """Whether a target leaves weights that integers of this width hold exactly."""
+    last = targets.parse(target)[-1]
+    if last.form == "nested":
+        return width == 8
+    return last.form == "quantised" and last.numbers[0] == width
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size

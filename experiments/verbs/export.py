@@ -1,32 +1,112 @@
-"""``export``: a model as others store it."""
+"""``export``: a model in a file that other engines and libraries take."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import tyro
 
-from experiments.run_directory import load_config
-from experiments.verbs.common import start_jax
+from experiments import targets
+from experiments.errors import ConfigError
+from experiments.pruning_options import Layerwise
+from experiments.run_directory import check_path, load_config
+from experiments.second_order import SecondOrder
+from experiments.verbs.common import check_named, start_jax
+
+Format: TypeAlias = Literal["huggingface", "packed", "onnx", "litert", "coreml"]
+
+SUFFIXES: dict[Format, str] = {
+    "packed": ".safetensors",
+    "onnx": ".onnx",
+    "litert": ".tflite",
+    "coreml": ".mlpackage",
+}
+BITS: dict[Format, tuple[int, ...]] = {
+    "huggingface": (32,),
+    "packed": (32, 16, 8, 4),
+    "onnx": (32, 8, 4),
+    "litert": (32, 8, 4),
+    "coreml": (16,),
+}
+"""The widths of weights that a format has, the usual one first."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """Write the model of a run on text as Hugging Face stores it."""
+    """Write a model in a file that other engines and libraries take.
+
+    It is compressed in one shot, batch norm is recalibrated, and what was written is
+    read back, run and compared with JAX: if it differs, there is an error and no file.
+    """
 
     run: tyro.conf.Positional[Path]
     """Directory of the run, or of a compressed model."""
     out: Path
-    """The directory for config.json, model.safetensors and the vocabulary."""
+    """The file, with the suffix of its format: .safetensors (packed), .onnx, .tflite,
+    .mlpackage; for huggingface a directory."""
+    target: str = "dense"
+    """What to compress to: k90, b90, 2:4, 4bit, 4bit@32, ..., see compress."""
+    format: Format = "huggingface"
+    """huggingface (of text), packed (masks and kept values, for cram_jax), onnx, litert
+    (TensorFlow Lite) or coreml."""
+    bits: int | None = None
+    """Width of the weights in the file: packed 32, 16, 8 or 4; onnx 32, 8 (INT8,
+    calibrated) or 4 (linear layers in blocks of 32); litert 32, 8 or 4. By default what
+    the target rounds to, if the format has it, else 32."""
+    tolerance: float | None = None
+    """The largest difference from JAX, as a share of the largest output; by default
+    0.0001 for weights that the target has rounded already, else 0.25."""
+    calibration: int = 200
+    """Training examples that INT8 activations are calibrated with."""
     vocabulary: Path | None = None
-    """vocab.txt or tokenizer.json, or a directory with one; by default the run's."""
+    """For huggingface: vocab.txt or tokenizer.json, or a directory with one; by default
+    the run's."""
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps its data; by default where the run found it."""
+    module: str | None = None
+    """The model.module of a run with a network of your own, to allow its import."""
+    second_order: SecondOrder = field(default_factory=SecondOrder)
+    """How targets such as o90 go about it."""
+    layerwise: Layerwise = field(default_factory=Layerwise)
+    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
+
+    @property
+    def width(self) -> int:
+        """The bits of the weights in the file."""
+        if self.bits is not None:
+            return self.bits
+        last = targets.parse(self.target)[-1]
+        rounded = last.numbers[0] if last.form in ("quantised", "nested") else 0
+        # In ONNX 4 bits mean blocks; scales by output are not what the target rounds.
+        if self.format in ("onnx", "litert") and rounded == 4:
+            rounded = 4 if last.numbers[1:] == (32,) else 0
+        if last.form == "nested" and self.format == "packed":
+            rounded = 8  # all of them are the leading bits of 8
+        choices = BITS[self.format]
+        return rounded if rounded in choices else choices[0]
 
     def check(self) -> None:
-        """The run can be read."""
-        load_config(self.run)
+        """The target is known, the format has the width, and the run can be read."""
+        targets.check(self.target)
+        choices = BITS[self.format]
+        if self.width not in choices:
+            expected = " or ".join(map(str, choices))
+            raise ConfigError(
+                f"bits must be {expected} for {self.format}, got {self.bits}"
+            )
+        suffix = SUFFIXES.get(self.format, self.out.suffix)
+        if self.out.suffix != suffix:
+            raise ConfigError(f"out must end in {suffix}, got {self.out}")
+        if self.calibration < 1:
+            raise ConfigError(f"calibration must be at least 1, got {self.calibration}")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ConfigError(f"tolerance must be above 0, got {self.tolerance}")
+        check_path(self.out)
+        check_named(self.run, load_config(self.run), self.module)
 
     def execute(self) -> None:
-        """Writes the files."""
+        """Writes the file."""
         start_jax()
         from experiments.commands.export import export
 
-        export(self.run, self.out, self.vocabulary)
+        export(self)

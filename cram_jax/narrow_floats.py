@@ -1,0 +1,46 @@
+"""Numbers rounded to narrow floating-point formats, and kept in a wider dtype.
+
+A conversion there and back would not do: under `jax.jit` XLA may leave it out.
+"""
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+Scale: TypeAlias = Literal["float32", "float16", "bfloat16"]
+
+
+def round_scale(scale: jax.Array, kind: Scale) -> jax.Array:
+    """Positive scales as a format keeps them, within its finite range."""
+    return _ROUNDINGS[kind](scale)
+
+
+def round_e4m3(x: jax.Array) -> jax.Array:
+    """The nearest number of 8 bits with 4 of exponent (OCP E4M3), at most 448."""
+    return _rounded(x, mantissa=3, smallest=2.0**-6, largest=448.0)
+
+
+def round_e2m1(x: jax.Array) -> jax.Array:
+    """The nearest of the numbers of 4 bits, 0, 0.5, 1, 1.5, 2, 3, 4, 6 and minus those.
+
+    Half to even, at most 6 (OCP E2M1).
+    """
+    return _rounded(x, mantissa=1, smallest=1.0, largest=6.0)
+
+
+def _rounded(x: jax.Array, mantissa: int, smallest: float, largest: float) -> jax.Array:
+    """Rounds to a mantissa of so many bits; below ``smallest`` in even steps."""
+    step = smallest * 2.0**-mantissa
+    small = jnp.round(x / step) * step
+    normal = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=mantissa)
+    rounded = jnp.where(jnp.abs(x) < smallest, small, normal)
+    return jnp.clip(rounded, -largest, largest)
+
+
+_ROUNDINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "float32": lambda x: x,
+    "float16": lambda x: _rounded(x, 10, smallest=2.0**-14, largest=65504.0),
+    "bfloat16": lambda x: jax.lax.reduce_precision(x, 8, 7),
+}

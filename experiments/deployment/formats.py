@@ -1,0 +1,72 @@
+"""Formats of other engines and libraries: how a compressed run is written in each."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from cram_jax import export
+from experiments.deployment.network import Inputs, Network, Samples
+from experiments.errors import ConfigError
+
+Call: TypeAlias = Callable[..., np.ndarray]
+"""From a network's inputs to its output, computed by what was written."""
+
+
+class Model(NamedTuple):
+    """A compressed model, to be written.
+
+    Attributes:
+      params: as compressed.
+      batch_stats: recalibrated.
+      deploy: from parameters and statistics to the network.
+      network: of these.
+      samples: the examples of its run.
+      calibration: batches for INT8 activations; none if they stay in floats.
+      is_2_4: whether the target asks for 2:4.
+    """
+
+    params: Any
+    batch_stats: Any
+    deploy: Callable[[Any, Any], Network]
+    network: Network
+    samples: Samples
+    calibration: list[Inputs]
+    is_2_4: bool
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether activations are rounded."""
+        return bool(self.calibration)
+
+
+def write_packed(model: Model, path: Path, bits: int) -> Call:
+    """Masks and kept values; they are read back and run by our engine."""
+    tree = {"params": model.params, "batch_stats": model.batch_stats}
+    values: Any = {32: "same", 16: "float16", 8: "int8", 4: "int4"}[bits]
+    export.save_packed(tree, path, values=values)
+    again = export.load_packed(path, like=tree)
+    graph = model.deploy(again["params"], again["batch_stats"]).graph
+    from cram_jax import engine
+
+    return engine.compile(graph)
+
+
+def write_onnx(model: Model, path: Path, bits: int) -> Call:
+    """An ONNX file, run by ONNX Runtime; 2:4 is checked in it."""
+    graph = model.network.graph
+    batches = model.calibration or None
+    export.to_onnx(graph, path, bits=bits, calibration=batches)
+    if model.is_2_4:
+        layers = export.n_m_layers(path, 2, 4)
+        if not any(layers.values()):
+            raise ConfigError(f"no layer of {path.name} is 2:4")
+    return export.run_onnx(graph, path)
+
+
+WRITERS: dict[str, Callable[[Model, Path, int], Call | None]] = {
+    "packed": write_packed,
+    "onnx": write_onnx,
+}
+"""Each writes a file, and returns what runs it, or None if nothing here can."""
