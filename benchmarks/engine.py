@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import timing
-from benchmarks.engine_peers import peers
 from cram_jax import engine
 from cram_jax.engine.targets import choose_target
+from experiments.deployment.peers import OnnxFiles, load_onnxruntime, load_openvino
+from experiments.deployment.timing import measure
 from experiments.engine_graphs import bert_graph, image_graph
 from experiments.images.config import ModelConfig
 from experiments.images.models import make_model
@@ -83,21 +84,30 @@ def _pruned(kernel: np.ndarray, sparsity: float, block: tuple[int, int]) -> np.n
     return (blocks * kept[..., :, None, :, None]).reshape(kernel.shape)
 
 
-def measure(
-    runs: Mapping[str, Callable[[], Any]], rounds: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """CPU and wall seconds of every run, in turn, after two that do not count."""
-    for run in runs.values():
-        run(), run()
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            # Once for the caches, which the one before has filled with its own.
-            run()
-            cpu, wall = time.process_time(), time.perf_counter()
-            run()
-            times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-    return {name: tuple(np.array(pairs).T) for name, pairs in times.items()}
+def peers(
+    graph: engine.Graph, inputs: Inputs, folder: Path, threads: int
+) -> dict[str, Callable[[], Any]]:
+    """Runs of the same network in other engines, by name; those that are installed."""
+    files = OnnxFiles(graph, [inputs], folder)
+    feed = files.feed(inputs)
+    is_text = inputs[0].dtype.kind == "i"
+    runs: dict[str, Callable[[], Any]] = {}
+    for label, form, load in (
+        ("onnxruntime float32", "float32", load_onnxruntime),
+        ("onnxruntime int8", "int8", load_onnxruntime),
+        ("onnxruntime int8 dynamic", "dynamic", load_onnxruntime),
+        ("openvino float32", "float32", load_openvino),
+        ("openvino int8", "int8", load_openvino),
+    ):
+        if form == "dynamic" and not is_text:
+            continue
+        try:
+            run = load(files.path(form), threads)
+        except ImportError as error:
+            print(f"no {label}: {error}")
+            continue
+        runs[label] = lambda run=run: run(feed)
+    return runs
 
 
 def compare(name: str, arguments: argparse.Namespace) -> None:
@@ -111,7 +121,10 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
         pruned = prune(graph, arguments.sparsity, block)
         start = time.perf_counter()
         compiled = engine.compile(
-            pruned, calibration=[inputs] if int8 else None, threads=arguments.threads
+            pruned,
+            calibration=[inputs] if int8 else None,
+            threads=arguments.threads,
+            attention=arguments.attention,
         )
         compiled(*inputs)
         print(f"{label}: compiled in {time.perf_counter() - start:.2f} s")
@@ -121,23 +134,23 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
     if arguments.profile:
         print(compiled.profile(*inputs))
     with tempfile.TemporaryDirectory() as folder:
-        runs |= peers(pruned, inputs, Path(folder), arguments.threads)
+        if not arguments.ours:
+            runs |= peers(pruned, inputs, Path(folder), arguments.threads)
         outputs = {label: np.asarray(run()) for label, run in runs.items()}
         times = measure(runs, arguments.rounds)
-    exact = outputs.get("onnxruntime float32", outputs["ours int8, blocks (4, 2)"])
-    medians = {label: float(np.median(cpu)) for label, (cpu, _) in times.items()}
+    exact = engine.compile(pruned)(*inputs)
+    medians = {label: cpu.median for label, (cpu, _) in times.items()}
     dense = [m for n, m in medians.items() if "int8" in n and "ours" not in n]
     print(f"\n{name}, batch {arguments.batch}, {arguments.sparsity:.0%} pruned")
     print(f"{'':30} CPU ms (least, most)   wall ms   x int8   x f32   error")
     for label, (cpu, wall) in times.items():
         error = np.linalg.norm(outputs[label] - exact) / np.linalg.norm(exact)
-        over_int8 = min(dense) / medians[label] if dense else np.nan
-        over_f32 = medians.get("onnxruntime float32", np.nan) / medians[label]
+        over_int8 = min(dense) / cpu.median if dense else np.nan
+        over_f32 = medians.get("onnxruntime float32", np.nan) / cpu.median
         note = "  other weights" if "single" in label else f"{error:8.1e}"
         print(
-            f"{label:30} {1e3 * medians[label]:8.2f} "
-            f"({1e3 * cpu.min():.2f}, {1e3 * cpu.max():.2f}) "
-            f"{1e3 * np.median(wall):8.2f} {over_int8:7.2f} {over_f32:7.2f} {note}"
+            f"{label:30} {cpu.median:8.2f} ({cpu.least:.2f}, {cpu.most:.2f}) "
+            f"{wall.median:8.2f} {over_int8:7.2f} {over_f32:7.2f} {note}"
         )
 
 
@@ -149,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--attention", choices=("int8", "float32"), default="int8")
+    parser.add_argument("--ours", action="store_true", help="leave the others out")
     parser.add_argument("--tune", action="store_true", help="measure tiles first")
     parser.add_argument("--profile", action="store_true", help="time every node")
     arguments = parser.parse_args(argv)

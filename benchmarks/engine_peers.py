@@ -1,15 +1,11 @@
-"""The engine's networks in ONNX Runtime and OpenVINO, in float32 and INT8."""
+"""The engine's networks as ONNX models."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cram_jax.engine import Graph, operations
 from cram_jax.engine.fusion import Lookup, Product, fuse
-
-Run = Callable[[], Any]
 
 
 class OnnxWriter:
@@ -138,92 +134,3 @@ class OnnxWriter:
         y = self._add("Transpose", y, perm=[0, 2, 1, 3])
         joined = self._constant([0, 0, features], np.int64)
         self._add("Reshape", y, joined, out=name)
-
-
-def peers(
-    graph: Graph, inputs: tuple[np.ndarray, ...], folder: Path, threads: int
-) -> dict[str, Run]:
-    """Runs of the same network in other engines, by name; those that are installed."""
-    try:
-        import onnx
-        import onnxruntime
-        from onnxruntime import quantization
-    except ImportError as error:
-        print(f"no ONNX Runtime: {error}")
-        return {}
-    length = next((x.shape[1] for x in inputs if x.dtype.kind == "i"), 1)
-    is_text = inputs[0].dtype.kind == "i"
-    feed = {
-        node.name: x.astype(np.int64) if is_text else x.transpose(0, 3, 1, 2).copy()
-        for node, x in zip(graph.inputs, inputs, strict=True)
-    }
-    plain, static = folder / "f32.onnx", folder / "int8.onnx"
-    onnx.save(OnnxWriter(graph, length).model, plain)
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        """The inputs, once."""
-
-        def __init__(self) -> None:
-            self._feeds = iter([feed])
-
-        def get_next(self) -> Any:
-            return next(self._feeds, None)
-
-    kinds = quantization.QuantType
-    quantization.quantize_static(
-        plain,
-        static,
-        Reader(),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=kinds.QUInt8,
-        weight_type=kinds.QInt8,
-        op_types_to_quantize=["MatMul"] if is_text else None,
-        extra_options={"MatMulConstBOnly": True} if is_text else {},
-    )
-    paths = {"onnxruntime float32": plain, "onnxruntime int8": static}
-    if is_text:
-        dynamic = folder / "dynamic.onnx"
-        quantization.quantize_dynamic(
-            plain,
-            dynamic,
-            per_channel=True,
-            weight_type=kinds.QInt8,
-            extra_options={"MatMulConstBOnly": True},
-        )
-        paths["onnxruntime int8 dynamic"] = dynamic
-    runs: dict[str, Run] = {}
-    for name, path in paths.items():
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
-        runs[name] = lambda session=session: session.run(None, feed)[0]
-    runs |= _openvino(
-        {"openvino float32": plain, "openvino int8": static}, feed, threads
-    )
-    return runs
-
-
-def _openvino(paths: dict[str, Path], feed: Any, threads: int) -> dict[str, Run]:
-    try:
-        import openvino
-    except ImportError as error:
-        print(f"no OpenVINO: {error}")
-        return {}
-    core = openvino.Core()
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    runs: dict[str, Run] = {}
-    for name, path in paths.items():
-        request = core.compile_model(path, "CPU", settings).create_infer_request()
-        runs[name] = lambda request=request: next(iter(request.infer(feed).values()))
-    return runs

@@ -9,6 +9,21 @@ targets.
 from cram_jax.transforms import CramState, cram, cram_plus
 from cram_jax.baselines import compressed_sam, sam
 from cram_jax.losses import loss_scaled, subsampled
+from cram_jax.pulling import PulledState, pulled
+
+# Training under masks, around an optimiser.
+from cram_jax.masking import MaskRule, PrunedState, Step, pruned, renew_by
+
+# Inside the loss.
+from cram_jax.reparameterizations import (
+    gated,
+    open_share,
+    scored,
+    scores_like,
+    soft_threshold,
+    straight_through,
+    thresholded,
+)
 
 # Projectors: what the model is trained for, and compressed with.
 from cram_jax.sparsity import n_m, top_k
@@ -17,6 +32,7 @@ from cram_jax.microscaling import mxfp4, nvfp4
 from cram_jax.nested import nested
 from cram_jax.combinators import compose, identity, one_of
 from cram_jax.caching import CachedState, cached
+from cram_jax.scheduling import ScheduledState, scheduled
 from cram_jax.projector import Projection, Projector, stateless
 
 # After training.
@@ -37,9 +53,14 @@ __all__ = [
     "CachedState",
     "CramState",
     "KeepPrunedState",
+    "MaskRule",
     "Projection",
     "Projector",
+    "PrunedState",
+    "PulledState",
+    "ScheduledState",
     "SparsityReport",
+    "Step",
     "Where",
     "all_but",
     "axes_of",
@@ -50,6 +71,7 @@ __all__ = [
     "cram",
     "cram_plus",
     "fake_quant",
+    "gated",
     "identity",
     "keep_largest",
     "keep_pruned",
@@ -60,13 +82,23 @@ __all__ = [
     "nested",
     "nvfp4",
     "one_of",
+    "open_share",
     "prunable",
+    "pruned",
+    "pulled",
     "recalibrate",
+    "renew_by",
     "sam",
+    "scheduled",
+    "scored",
+    "scores_like",
     "second_order",
+    "soft_threshold",
     "sparsity_report",
     "stacked",
     "stateless",
+    "straight_through",
     "subsampled",
+    "thresholded",
     "top_k",
 ]

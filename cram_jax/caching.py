@@ -74,6 +74,15 @@ class Cached(Projector):
     _: KW_ONLY
     every: int
 
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the projector is."""
+        return self.projector.is_scheduled
+
+    def changes(self, params: Params) -> list[bool]:
+        """The leaves that the projector may change."""
+        return self.projector.changes(params)
+
     def notes(self, params: Params) -> list[str]:
         """What the projector notes."""
         return self.projector.notes(params)

@@ -43,6 +43,10 @@ class Identity(Projector):
         """Itself."""
         return self
 
+    def changes(self, params: Params) -> list[bool]:
+        """None."""
+        return [False] * len(jax.tree.leaves(params))
+
     def project(
         self, params: Params, state: Any, key: jax.Array | None
     ) -> tuple[Projection, Any]:
@@ -97,6 +101,18 @@ class Combination(Projector):
     def init(self, params: Params) -> tuple[Any, ...]:
         """The states of the members."""
         return tuple(member.init(params) for member in self.projectors)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a member is."""
+        return any(member.is_scheduled for member in self.projectors)
+
+    def changes(self, params: Params) -> list[bool]:
+        """The leaves that some member may change."""
+        by_leaf = zip(
+            *(member.changes(params) for member in self.projectors), strict=True
+        )
+        return [any(changes) for changes in by_leaf]
 
     def notes(self, params: Params) -> list[str]:
         """What the members note, each once."""

@@ -36,7 +36,8 @@ def compress(
 
     Raises:
       TypeError: the projector or the key is not one.
-      ValueError: the projector draws, and there is no key.
+      ValueError: the projector draws, and there is no key; or it follows a schedule,
+        see `scheduled`.
 
     Example:
       >>> compress({"kernel": jnp.array([[3.0, -1.0]])}, top_k(0.5))
@@ -46,6 +47,11 @@ masks={'kernel': Array([[ True, False]], dtype=bool)})
     Reference: Peste et al., CrAM, ICLR 2023, arXiv 2207.14200.
     """
     check_projector("projector", projector)
+    if projector.is_scheduled:
+        raise ValueError(
+            f"projector must do the same at every use, got {projector!r}, which "
+            f"follows a schedule; pass the one it ends with, such as top_k(0.9)"
+        )
     draw = None if key is None else as_key(key)
     projection, _ = projector.project(params, projector.init(params), draw)
     return projection
@@ -123,12 +129,12 @@ def keep_pruned(
         del extra_args
         if params is None:
             raise ValueError("keep_pruned needs params in update(...), got None")
-        return jax.tree.map(_held, state.masks, updates, params), state
+        return jax.tree.map(held, state.masks, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _held(mask: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
+def held(mask: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
     """The update, or what takes the parameter to exactly zero."""
     # A parameter that was rounded to a narrower dtype would leave a remainder.
     dtype = jnp.promote_types(update.dtype, param.dtype)

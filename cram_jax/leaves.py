@@ -223,6 +223,10 @@ class LeafProjector(Projector):
         del leaf
         return ""
 
+    def changes(self, params: Params) -> list[bool]:
+        """The prunable leaves without an obstacle."""
+        return self._fits(*_choose(params, self.where, self.axes))
+
     def notes(self, params: Params) -> list[str]:
         """Why leaves stay dense, and which axes were assumed of the others."""
         leaves = described(params, self.axes)
@@ -241,10 +245,7 @@ class LeafProjector(Projector):
         """Compresses the prunable leaves."""
         del key
         leaves, chosen = _choose(params, self.where, self.axes)
-        fits = [
-            is_chosen and not self.obstacle(leaf)
-            for leaf, is_chosen in zip(leaves, chosen, strict=True)
-        ]
+        fits = self._fits(leaves, chosen)
         if not any(fits):
             first, *others = itertools.compress(leaves, chosen)
             raise ValueError(
@@ -262,3 +263,9 @@ class LeafProjector(Projector):
         values, masks = zip(*pairs, strict=True)
         structure: Any = jax.tree.structure(params)
         return Projection(*map(structure.unflatten, (values, masks))), state
+
+    def _fits(self, leaves: Sequence[Leaf], chosen: Sequence[bool]) -> list[bool]:
+        return [
+            is_chosen and not self.obstacle(leaf)
+            for leaf, is_chosen in zip(leaves, chosen, strict=True)
+        ]

@@ -82,6 +82,18 @@ class Projector(Value, abc.ABC):
         """What a report says of each leaf: why it stays dense, or what was assumed."""
         return [""] * len(jax.tree.leaves(params))
 
+    def changes(self, params: Params) -> list[bool]:
+        """Says of each leaf, in the order of ``jax.tree.leaves``, if it may change.
+
+        By default all may. `pulled` leaves the others alone.
+        """
+        return [True] * len(jax.tree.leaves(params))
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a use depends on how many there were before; see `scheduled`."""
+        return False
+
     @property
     def shared(self) -> Hashable:
         """Equal for projectors that one program can serve; None if there is none.

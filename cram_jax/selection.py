@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.reshaping import explicit_sharding, join_axes, shards, split_axis
+from cram_jax.reshaping import explicit_sharding, shards, split_axis
 
 # Bits settled by one pass over the data, which counts for 2**3 - 1 candidates. Seven
 # counts and the candidates just fit the registers of a CPU.
@@ -27,22 +27,23 @@ _PARTS = 32
 
 _INT32_ENTRIES = 2**31 - 1
 
-Arrays: TypeAlias = Sequence[jax.Array]
-Predicate: TypeAlias = Callable[[Arrays, jax.Array], list[jax.Array]]
-"""From arrays and a candidate to bool arrays: which entries lie below it."""
+Predicate: TypeAlias = Callable[[jax.Array, jax.Array, int], jax.Array]
+"""Which entries of an array, the i-th of those searched, lie below a candidate."""
 
 
 def keep_largest(
-    arrays: Sequence[jax.Array], k: int | jax.Array
+    arrays: Sequence[jax.Array], k: int | jax.Array, *, signed: bool = False
 ) -> tuple[jax.Array, ...]:
     """Marks the k entries of largest magnitude over all arrays together.
+
+    With ``signed`` it is the largest values, so that -3 is less than 1.
 
     Exactly ``k`` are marked, whatever the dtype. Equal magnitudes: the entry that comes
     first is marked, in the order of the arrays and then row by row. NaN counts as
     larger than infinity. Arrays of different dtypes are compared in their common one.
 
     Works under ``jit`` (``k`` may be traced), ``vmap`` and control flow, and on arrays
-    that are sharded with automatic or explicit axes. At most 12 passes over float32, 6
+    that are sharded with automatic or explicit axes. At most 11 passes over float32, 5
     over bfloat16. Arrays of equal shape are first copied into one, which XLA compiles
     several times faster than a loop for each.
 
@@ -50,6 +51,7 @@ def keep_largest(
       arrays: floating-point arrays of any shapes.
       k: how many to mark, an integer scalar; below 0 counts as 0, above the number of
         entries as all of them.
+      signed: whether to compare values instead of magnitudes.
 
     Returns:
       One bool array for each array, of its shape.
@@ -63,6 +65,8 @@ def keep_largest(
       (Array([False,  True], dtype=bool), Array([ True, False], dtype=bool))
       >>> keep_largest([jnp.array([1.0, -3.0]), jnp.array([3.0, 3.0])], 2)
       (Array([False,  True], dtype=bool), Array([ True, False], dtype=bool))
+      >>> keep_largest([jnp.array([1.0, -3.0, 2.0])], 2, signed=True)
+      (Array([ True, False,  True], dtype=bool),)
     """
     for index, array in enumerate(arrays):
         if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
@@ -76,7 +80,7 @@ def keep_largest(
             f"arrays hold {total} entries, expected at most {_INT32_ENTRIES} unless "
             f"64-bit integers are enabled: jax.config.update('jax_enable_x64', True)"
         )
-    return _keep_largest(tuple(map(jnp.asarray, arrays)), k)
+    return _keep_largest(tuple(map(jnp.asarray, arrays)), k, signed=bool(signed))
 
 
 def magnitude_key(array: jax.Array) -> jax.Array:
@@ -88,77 +92,108 @@ def magnitude_key(array: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(array, bits) & jnp.iinfo(bits).max
 
 
-@jax.jit
+def value_key(array: jax.Array) -> jax.Array:
+    """Signed integers in the order of the values of a floating-point array.
+
+    Both zeros give 0, and every NaN the same number above infinity's. None is the
+    smallest integer.
+    """
+    array = jnp.where(array == 0, jnp.zeros_like(array), array)
+    array = jnp.where(jnp.isnan(array), jnp.full_like(array, jnp.nan), array)
+    bits = jax.lax.bitcast_convert_type(array, f"int{8 * array.dtype.itemsize}")
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
+
+
+@partial(jax.jit, static_argnames="signed")
 def _keep_largest(
-    arrays: tuple[jax.Array, ...], k: int | jax.Array
+    arrays: tuple[jax.Array, ...], k: int | jax.Array, *, signed: bool
 ) -> tuple[jax.Array, ...]:
     if not arrays:
         return ()
+    key = value_key if signed else magnitude_key
     total = sum(array.size for array in arrays)
     integer = jnp.int64 if total > _INT32_ENTRIES else jnp.int32
     k = jnp.clip(k, 0, total).astype(integer)
     dtype = jnp.result_type(*arrays)
     arrays = tuple(array.astype(dtype) for array in arrays)
     groups = _group_alike(arrays)
-    stacks = [_split_axes(jnp.stack([arrays[i] for i in group])) for group in groups]
+    stacks = [
+        _cut(_stack([arrays[i] for i in group], signed=signed)) for group in groups
+    ]
+    in_order = np.argsort(np.concatenate(groups))
+    sizes = np.array([array.size for array in arrays], integer)
 
-    def is_smaller(stacks: Arrays, candidate: jax.Array) -> list[jax.Array]:
-        return [magnitude_key(stack) < candidate for stack in stacks]
+    width = 8 * dtype.itemsize
+    bits = f"int{width}"
 
-    width = 8 * dtype.itemsize - 1
-    zero = jnp.zeros([], f"int{width + 1}")
-    threshold = _radix_select(is_smaller, stacks, total - k, zero, width)
+    def as_key(candidate: jax.Array) -> jax.Array:
+        """Candidates start at 0, and the keys of values at the smallest integer."""
+        if not signed:
+            return candidate
+        smallest = jnp.iinfo(bits).min
+        return jax.lax.bitcast_convert_type(candidate, bits) ^ smallest
+
+    def is_smaller(stack: jax.Array, candidate: jax.Array, group: int) -> jax.Array:
+        del group
+        return key(stack) < as_key(candidate)
+
+    if signed:
+        zero = jnp.zeros([], f"u{bits}")
+    else:
+        zero, width = jnp.zeros([], bits), width - 1
+    found = _radix_select(is_smaller, stacks, total - k, zero, width, _DIGIT)
+    threshold = as_key(found.value)
+    if signed:  # no key is less, and the bars below may not wrap around
+        threshold = jnp.maximum(threshold, -jnp.iinfo(bits).max)
 
     # Of the entries that equal the threshold the first ones are kept, as many as are
     # missing: all of some arrays, the first ones of one at most, none of the others.
-    counts = _count_true(
-        [
-            [magnitude_key(stack) > threshold for stack in stacks],
-            [magnitude_key(stack) == threshold for stack in stacks],
-        ],
-        integer,
-    )
-    in_order = np.argsort(np.concatenate(groups))
-    larger, equal = jnp.concatenate(counts, axis=1)[:, in_order]
+    # Had the search stopped early, all from the threshold on would count as equal, and
+    # none would be missing.
+    larger = sizes - found.not_above[in_order]
+    equal = found.not_above[in_order] - found.below[in_order]
     before = jnp.cumsum(equal, dtype=integer) - equal
     missing = k - jnp.sum(larger, dtype=integer) - before
     is_cut = (missing > 0) & (missing < equal)
 
-    def is_earlier_tie(arrays: Arrays, place: jax.Array) -> list[jax.Array]:
-        return [
-            (magnitude_key(array) == threshold)
-            & jnp.any(is_cut[np.array(group)])
-            & (_places(array, -place) < 0)
-            for array, group in zip(arrays, groups, strict=True)
+    def end_of_ties() -> jax.Array:
+        """The place, in the array that is cut, before which ties are kept."""
+        cut = jnp.argmax(is_cut[np.concatenate(groups)])
+        group_of = np.concatenate([np.full(len(g), i) for i, g in enumerate(groups)])
+        index_of = np.concatenate([np.arange(len(group)) for group in groups])
+        cut_group, index = jnp.asarray(group_of)[cut], jnp.asarray(index_of)[cut]
+
+        def is_earlier_tie(layer: jax.Array, place: jax.Array, group: int) -> jax.Array:
+            tied = (key(layer) == threshold) & (cut_group == group)
+            return tied & (_places(layer, -place) < 0)
+
+        layers = [
+            _Cut(
+                array
+                if len(array) == 1
+                else jax.lax.dynamic_index_in_dim(array, index),
+                inner,
+            )
+            for array, inner in stacks
         ]
-
-    def first_ties(arrays: Arrays) -> list[jax.Array]:
-        width = max(array.size for array in arrays).bit_length()
         number = jnp.sum(jnp.where(is_cut, missing, 0), dtype=integer)
+        length = max(array.size for array in arrays).bit_length()
         zero = jnp.zeros([], integer)
-        end = _radix_select(is_earlier_tie, arrays, number, zero, width)
-        return is_earlier_tie(arrays, end)
+        # Ties are rare and of one array: a smaller program matters more than passes.
+        return _radix_select(is_earlier_tie, layers, number, zero, length, 1).value
 
-    ties = jax.lax.cond(
-        jnp.any(is_cut),
-        first_ties,
-        lambda arrays: [magnitude_key(array) > threshold for array in arrays],
-        [
-            jax.lax.dynamic_index_in_dim(stack, jnp.argmax(is_cut[np.array(group)]))
-            for stack, group in zip(stacks, groups, strict=True)
-        ],
+    end = jax.lax.cond(
+        jnp.any(is_cut), end_of_ties, lambda: jnp.zeros_like(missing, shape=())
     )
-    ties_of = {index: ties[i] for i, group in enumerate(groups) for index in group}
     bars = _unstack(threshold - (missing >= equal).astype(threshold.dtype))
-    cuts = _unstack(is_cut.astype(threshold.dtype))
+    ends = _unstack(jnp.where(is_cut, end, 0))
     return tuple(
-        (magnitude_key(array) > bars[index])
-        | (join_axes(ties_of[index], array) & (cuts[index] > 0))
-        for index, array in enumerate(arrays)
+        (key(array) > bar) | ((key(array) == threshold) & (_places(array, -end) < 0))
+        for array, bar, end in zip(arrays, bars, ends, strict=True)
     )
 
 
-def _group_alike(arrays: Arrays) -> list[list[int]]:
+def _group_alike(arrays: Sequence[jax.Array]) -> list[list[int]]:
     """The indices of arrays of one shape and, where their types tell, one sharding."""
     groups: dict[Any, list[int]] = {}
     for index, array in enumerate(arrays):
@@ -167,12 +202,29 @@ def _group_alike(arrays: Arrays) -> list[list[int]]:
     return list(groups.values())
 
 
-def _split_axes(stack: jax.Array) -> jax.Array:
-    """Cuts each axis but the first in two: (l, a, b) to (l, p, a / p, q, b / q).
+def _stack(arrays: Sequence[jax.Array], *, signed: bool) -> jax.Array:
+    stack = jnp.stack(arrays)  # of one array no copy
+    # A plain copy takes XLA on CPU longer to compile, and signs make no difference.
+    return stack if signed or len(arrays) == 1 else jnp.abs(stack)
 
-    Sums over the second halves are local as long as the first ones hold the sharding.
+
+class _Cut(NamedTuple):
+    """Arrays stacked along a new first axis, whose other axes are cut in two.
+
+    Attributes:
+      array: (l, a, b) as (l, p, a / p, q, b / q), without the axes of size 1.
+      inner: the axes of ``a / p`` and ``b / q``. Sums over them are local as long as
+        the others hold the sharding.
     """
+
+    array: jax.Array
+    inner: tuple[int, ...]
+
+
+def _cut(stack: jax.Array) -> _Cut:
+    """Cuts each axis but the first."""
     sharding = explicit_sharding(stack)
+    ranks: list[bool] = []  # of each axis after the first, whether it is an inner one
     for axis in reversed(range(1, stack.ndim)):
         size = stack.shape[axis]
         number = _PARTS
@@ -180,8 +232,14 @@ def _split_axes(stack: jax.Array) -> jax.Array:
             number = max(8, min(number, 2 ** ((size // 32).bit_length() - 1)))
         if sharding is not None:
             number = math.lcm(number, shards(sharding, sharding.spec[axis]))
-        stack = split_axis(stack, axis, max(1, size // math.gcd(size, number)))
-    return stack
+        parts = math.gcd(size, number)
+        if 1 < parts < size:
+            stack = split_axis(stack, axis, size // parts)
+            ranks = [False, True, *ranks]
+        else:
+            ranks = [parts == 1, *ranks]
+    inner = tuple(axis for axis, is_inner in enumerate(ranks, 1) if is_inner)
+    return _Cut(stack, inner)
 
 
 def _places(array: jax.Array, start: jax.Array) -> jax.Array:
@@ -198,89 +256,111 @@ def _places(array: jax.Array, start: jax.Array) -> jax.Array:
     return places
 
 
-class _Bound(NamedTuple):
-    """A value, and how many entries lie below it."""
+class _Found(NamedTuple):
+    """A value, and how many entries of each array lie below it and up to it."""
 
     value: jax.Array
     below: jax.Array
+    not_above: jax.Array
 
 
 def _radix_select(
     predicate: Predicate,
-    arrays: Arrays,
+    stacks: Sequence[_Cut],
     limit: jax.Array,
     zero: jax.Array,
     width: int,
-) -> jax.Array:
+    digit: int,
+) -> _Found:
     """Finds the largest value below ``2**width`` with at most ``limit`` entries below.
 
-    Stops early at one with exactly ``limit`` entries below.
+    Stops early at one with exactly ``limit`` entries below; ``not_above`` then counts
+    up to a later value.
 
     Args:
-      predicate: which entries lie below a candidate; below ``zero`` none do.
-      arrays: what the predicate is called with.
+      predicate: which entries of a stack lie below a candidate; below ``zero`` none do.
+      stacks: what is searched.
       limit: an integer scalar, at least 0.
       zero: of the dtype of the candidates.
       width: bits of the value.
+      digit: bits settled by one pass, which counts for ``2**digit - 1`` candidates.
     """
-    digits = jnp.arange(1, 2**_DIGIT, dtype=zero.dtype)
+    arrays, inner = zip(*stacks, strict=True)
+    steps = jnp.arange(1, 2**digit, dtype=zero.dtype)
+    sizes = np.concatenate(
+        [np.full(len(array), array.size // max(len(array), 1)) for array in arrays]
+    )
 
-    def cond(state: tuple[_Bound, jax.Array]) -> jax.Array:
-        bound, bits = state
-        return (bits > 0) & (bound.below != limit)
+    def cond(state: tuple[_Found, jax.Array]) -> jax.Array:
+        found, bits = state
+        return (bits > 0) & (jnp.sum(found.below, dtype=limit.dtype) != limit)
 
-    def body(state: tuple[_Bound, jax.Array]) -> tuple[_Bound, jax.Array]:
-        bound, bits = state
+    def body(state: tuple[_Found, jax.Array]) -> tuple[_Found, jax.Array]:
+        found, bits = state
         # The last digit may reach above the bits that are open: too many entries lie
         # below those candidates to choose them. They must not wrap around, though.
-        bits = jnp.maximum(bits - _DIGIT, 0)
-        room = jnp.iinfo(zero.dtype).max - bound.value
-        steps = jnp.minimum(digits << bits.astype(zero.dtype), room)
-        candidates = bound.value + steps
+        bits = jnp.maximum(bits - digit, 0)
+        room = jnp.array(jnp.iinfo(zero.dtype).max, zero.dtype) - found.value
+        candidates = found.value + jnp.minimum(steps << bits.astype(zero.dtype), room)
         # Tied to the step, or XLA would compute the keys before the loop and keep them.
         here, candidates = jax.lax.optimization_barrier((arrays, candidates))
-        by_array = _count_true([predicate(here, c) for c in candidates], limit.dtype)
-        counts = jnp.sum(jnp.concatenate(by_array, 1), axis=1, dtype=limit.dtype)
-        fitting = jnp.sum(counts <= limit)
-        best = _Bound(candidates[fitting - 1], counts[fitting - 1])
-        return jax.tree.map(partial(jnp.where, fitting > 0), best, bound), bits
+        by_array = [
+            _count_true(
+                [predicate(array, candidate, i) for candidate in candidates],
+                inner[i],
+                limit.dtype,
+            )
+            for i, array in enumerate(here)
+        ]
+        counts = jnp.concatenate(by_array, axis=1)
+        fitting = jnp.sum(jnp.sum(counts, axis=1, dtype=limit.dtype) <= limit)
+        # Between the last candidate that fits and the next lies what is found.
+        values = jnp.concatenate([found.value[None], candidates])
+        bounds = jnp.concatenate([found.below[None], counts, found.not_above[None]])
+        return _Found(values[fitting], bounds[fitting], bounds[fitting + 1]), bits
 
     # Under shard_map a loop has to start from values that vary as its results do.
     nothing = jnp.zeros_like(limit)
     for array in arrays:
         nothing += jnp.zeros_like(array, limit.dtype, shape=())
-    start = _Bound(zero + nothing.astype(zero.dtype), nothing)
-    bound, _ = jax.lax.while_loop(cond, body, (start, jnp.array(width)))
-    return bound.value
+    start = _Found(
+        zero + nothing.astype(zero.dtype),
+        jnp.full(sizes.shape, nothing),
+        jnp.asarray(sizes, limit.dtype) + nothing,
+    )
+    found, _ = jax.lax.while_loop(cond, body, (start, jnp.array(width)))
+    return found
 
 
-def _count_true(sets: Sequence[Arrays], dtype: jnp.dtype) -> list[jax.Array]:
+def _count_true(
+    masks: Sequence[jax.Array], inner: tuple[int, ...], dtype: jnp.dtype
+) -> jax.Array:
     """Counts the true entries along all axes but the first.
 
     Args:
-      sets: bool arrays as ``sets[which][array]``, cut by `_split_axes`.
+      masks: bool arrays of one shape, cut by `_cut`.
+      inner: their inner axes.
       dtype: of the counts, an integer that can hold them.
 
     Returns:
-      For each array of a set the counts, shape (sets, first axis).
+      The counts, shape (masks, first axis).
     """
-    return [
-        jax.lax.platform_dependent(
-            masks,
-            cpu=partial(_count_in_one_loop, dtype=dtype),
-            default=partial(_count_each, dtype=dtype),
-        )
-        for masks in zip(*sets, strict=True)
-    ]
+    return jax.lax.platform_dependent(
+        masks,
+        cpu=partial(_count_in_one_loop, inner=inner, dtype=dtype),
+        default=partial(_count_each, dtype=dtype),
+    )
 
 
-def _count_each(masks: Arrays, dtype: jnp.dtype) -> jax.Array:
+def _count_each(masks: Sequence[jax.Array], dtype: jnp.dtype) -> jax.Array:
     return jnp.stack(
         [jnp.sum(mask, axis=range(1, mask.ndim), dtype=dtype) for mask in masks]
     )
 
 
-def _count_in_one_loop(masks: Arrays, dtype: jnp.dtype) -> jax.Array:
+def _count_in_one_loop(
+    masks: Sequence[jax.Array], inner: tuple[int, ...], dtype: jnp.dtype
+) -> jax.Array:
     """Counts in all masks at once, as XLA does by itself on GPU but not on CPU.
 
     There it computes each sum as a tree, many times slower than a plain loop; a
@@ -291,7 +371,7 @@ def _count_in_one_loop(masks: Arrays, dtype: jnp.dtype) -> jax.Array:
         [mask.astype(dtype) for mask in masks],
         [jnp.zeros([], dtype)] * len(masks),
         lambda xs, ys: [x + y for x, y in zip(xs, ys, strict=True)],
-        range(2, masks[0].ndim, 2),
+        inner,
     )
     return jnp.sum(jnp.stack(counts), axis=range(2, counts[0].ndim + 1), dtype=dtype)
 

@@ -96,7 +96,7 @@ def top_k(
     check_choice("scope", scope, ("global", "layer"))
     check_flag("pad", pad)
     return TopK(
-        _sparsity_value(sparsity),
+        sparsity_value(sparsity),
         scope=scope,
         block=None if block is None else block_value(block),
         pad=bool(pad),
@@ -120,11 +120,11 @@ class TopK(LeafProjector):
     @property
     def shared(self) -> Hashable:
         """Itself with another sparsity."""
-        return None if isinstance(self.sparsity, _Traced) else replace(self, sparsity=0)
+        return None if isinstance(self.sparsity, Traced) else replace(self, sparsity=0)
 
     def drawn(self, members: Sequence["TopK"], index: jax.Array) -> "TopK":
         """Itself with the sparsity of ``members[index]``."""
-        return replace(self, sparsity=_Drawn(tuple(m.sparsity for m in members), index))
+        return replace(self, sparsity=Drawn(tuple(m.sparsity for m in members), index))
 
     def obstacle(self, leaf: Leaf) -> str:
         """That the block does not divide the leaf."""
@@ -280,7 +280,7 @@ class NM(LeafProjector):
 
 
 @dataclass(frozen=True, eq=False)
-class _Traced:
+class Traced:
     """A traced sparsity, which has no value to compare: it equals only itself."""
 
     value: jax.Array
@@ -290,20 +290,27 @@ class _Traced:
 
 
 @dataclass(frozen=True, eq=False)
-class _Drawn:
+class Drawn:
     """The sparsity at a traced index."""
 
     sparsities: tuple[float, ...]
     index: jax.Array
 
 
-def _sparsity_value(sparsity: Number) -> Any:
+def sparsity_value(sparsity: Number) -> Any:
     """The decimal that a sparsity prints as."""
     if isinstance(sparsity, jax.core.Tracer):
-        return _Traced(sparsity)
+        return Traced(sparsity)
     if isinstance(sparsity, float | int) and not isinstance(sparsity, np.floating):
         return sparsity
     return float(str(np.asarray(sparsity)[()]))
+
+
+def sparsity_now(sparsity: Any) -> float | jax.Array:
+    """The number that a sparsity is, an array where it is traced."""
+    if isinstance(sparsity, Drawn):
+        return jnp.asarray(sparsity.sparsities)[sparsity.index]
+    return sparsity.value if isinstance(sparsity, Traced) else sparsity
 
 
 def kept_count(size: int, sparsity: Any) -> int | jax.Array:
@@ -325,10 +332,10 @@ def kept_count(size: int, sparsity: Any) -> int | jax.Array:
             f"a sparsity is of a number of weights: the shapes of what is pruned must "
             f"be known, got {size} weights"
         )
-    if isinstance(sparsity, _Drawn):
+    if isinstance(sparsity, Drawn):
         counts = [kept_count(size, share) for share in sparsity.sparsities]
         return jnp.asarray(counts)[sparsity.index]
-    if isinstance(sparsity, _Traced):
+    if isinstance(sparsity, Traced):
         sparsity = sparsity.value
     if not isinstance(sparsity, jax.core.Tracer):
         exact = Fraction(str(np.asarray(sparsity)[()])) * size

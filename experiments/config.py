@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from experiments import targets
 from experiments.errors import ConfigError
+from experiments.methods.config import SEVERAL_TARGETS, Method, PruningConfig
 
-Rule = Literal["none", "sam", "cram", "cram_plus", "topk_plus"]
+Rule = Literal["none", "sam", "cram", "cram_plus", "topk_plus", Method]
 Base = Literal["sgd", "adam"]
 Schedule = Literal["cosine", "linear", "constant"]
 Dtype = Literal["float32", "bfloat16"]
@@ -22,8 +23,10 @@ class OptimizerConfig:
 
     Attributes:
       rule: none (only the base optimiser), sam, cram (equation 2), cram_plus (equation
-        4), topk_plus (rho 0).
-      train_targets: what to compress to; of several, one is drawn at every step.
+        4), topk_plus (rho 0); or a method that prunes during training, see
+        `experiments.methods`.
+      train_targets: what to compress to; of several, one is drawn at every step. Most
+        methods that prune during training take exactly one.
       masks_every: steps for which the masks of a target serve (appendix C.6).
       rho: radius of the ascent step.
       subsample: the compressed gradient on every n-th example of the batch (1 = all).
@@ -50,6 +53,7 @@ class OptimizerConfig:
         in the ascent too, such as ``^bert/embeddings/``. Empty: none.
       keep_pruned: weights that are zero at the start stay zero, as those of a
         compressed model that ``init_from`` names.
+      pruning: how a method that prunes during training goes about it.
     """
 
     rule: Rule = "cram_plus"
@@ -72,6 +76,7 @@ class OptimizerConfig:
     ema: float = 0.0
     frozen: str = ""
     keep_pruned: bool = False
+    pruning: PruningConfig = field(default_factory=PruningConfig)
 
     def __post_init__(self) -> None:
         for name, kind in (("rule", Rule), ("base", Base), ("schedule", Schedule)):
@@ -88,6 +93,11 @@ class OptimizerConfig:
         check(self, "train_targets", self.train_targets, "at least one")
         for target in self.train_targets:
             targets.check(target, training=True)
+        if self.rule in typing.get_args(Method) and self.rule not in SEVERAL_TARGETS:
+            is_one = len(self.train_targets) == 1
+            check(self, "train_targets", is_one, f"one target for rule {self.rule}")
+            check(self, "ema", not self.ema, f"0 for rule {self.rule}")
+        check_pruning(self.pruning)
         try:
             re.compile(self.frozen)
         except re.error as error:
@@ -218,6 +228,17 @@ def variant(
         eval_targets=eval_targets or config.eval_targets,
         optimizer=dataclasses.replace(config.optimizer, **optimizer),
     )
+
+
+def check_pruning(config: PruningConfig) -> None:
+    """Raises unless the numbers of a method are in range, see `check`."""
+    check_numbers(config)
+    check_at_least(config, 1, "every")
+    check_at_least(config, 0, "begin", "strength")
+    check(config, "end", config.begin <= config.end <= 1, "from begin to 1")
+    check(config, "replaced", 0 <= config.replaced <= 1, "from 0 to 1")
+    for name in ("score_rate", "radius"):
+        check(config, name, getattr(config, name) > 0, "above 0")
 
 
 def check(config: Any, name: str, holds: Any, expected: str) -> None:

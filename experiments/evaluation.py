@@ -12,9 +12,9 @@ from experiments.batches import Batch, Source
 from experiments.config import RunConfig
 from experiments.errors import ConfigError
 from experiments.images.data import Dataset
-from experiments.second_order import SecondOrder
-from experiments.second_order import second_order as second_order_projector
-from experiments.targets import is_second_order, parse, projector, sparsity
+from experiments.pruners import AbstractPruners, TrainedPruners
+from experiments.pruning_options import PrunerOptions
+from experiments.targets import needs_data, parse, projector, sparsity
 from experiments.task import Task
 
 
@@ -42,7 +42,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
       compress: ``(params, target, batch_stats=None) -> Projection``, in one shot;
-        second-order pruning needs the statistics, where there are some.
+        what looks at the data needs the statistics, where there are some.
       recalibrate: ``(params, batch_stats, draw=0) -> batch_stats``, on a random draw of
         training images, by its number, augmented as in training.
       metrics: ``(params, batch_stats) -> {...}``, all that the task measures.
@@ -63,21 +63,29 @@ def make_evaluation(
     config: RunConfig,
     data: Dataset,
     task: Task,
-    second_order: SecondOrder | None = None,
+    pruning: PrunerOptions | None = None,
 ) -> Evaluation:
     """Prepares an evaluation.
 
     Args:
       config: sizes of the batches, number of calibration images.
-      data: calibration images, and the examples of second-order pruning, are of
+      data: calibration images, and the examples that pruning looks at, are of
         ``train``; ``evaluation`` is judged.
       task: the model.
-      second_order: how second-order pruning goes about it.
+      pruning: how pruning goes about it that needs data.
 
     Returns:
       The functions; each compiles at first use.
     """
-    options = second_order or SecondOrder()
+    pruners: list[TrainedPruners] = []  # of the model that was compressed last
+
+    def pruners_of(params: Any, batch_stats: Any) -> TrainedPruners:
+        if not pruners or pruners[0].params is not params:
+            options = pruning or PrunerOptions()
+            made = TrainedPruners(task, data.train, params, batch_stats, options)
+            pruners[:] = [made]
+        return pruners[0]
+
     compiled_compress = jax.jit(cram_jax.compress, static_argnames="projector")
 
     @partial(jax.jit, static_argnames="scope")
@@ -95,15 +103,11 @@ def make_evaluation(
             share = sparsity(target, scope)
             if share is not None:
                 return prune(params, share, scope)
-        chosen = projector(
-            target,
-            filters=task.filters,
-            second_order=partial(
-                second_order_projector, task, data.train, batch_stats, options
-            ),
-        )
-        if is_second_order(target):  # it refuses to be traced: it compiles its steps
+        if needs_data(target):  # it holds arrays: it compiles its own steps
+            own = pruners_of(params, batch_stats)
+            chosen = projector(target, filters=task.filters, pruners=own)
             return cram_jax.compress(params, chosen)
+        chosen = projector(target, filters=task.filters)
         return compiled_compress(params, projector=chosen)
 
     @jax.jit
@@ -166,12 +170,10 @@ def check_targets(names: tuple[str, ...], config: RunConfig, task: Task) -> None
     """
     params = jax.eval_shape(task.init, 0)[0]
     for name in dict.fromkeys(names):
-        if not {part.form for part in parse(name)} & {"n of m", "blocks", "channels"}:
+        if not any(part.numbers or part.form == "channels" for part in parse(name)):
             continue
         try:
-            pruner = projector(
-                name, filters=task.filters, second_order=lambda _: cram_jax.identity()
-            )
+            pruner = projector(name, filters=task.filters, pruners=AbstractPruners())
             jax.eval_shape(partial(cram_jax.compress, projector=pruner), params)
         except ValueError as error:
             reason = str(error).split(", got shapes")[0]

@@ -12,6 +12,7 @@ from cram_jax import Projector
 from experiments import targets
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigError
+from experiments.methods.build import front_rule, wrapped
 from experiments.targets import LeafFilters
 
 
@@ -36,22 +37,25 @@ def make_optimizer(
       The chain; its ``update`` takes the arguments of ``loss_fn`` by name, and where
       there are plain steps ``dropout_key``, a new one at every step.
     """
-    rule = _update_rule(config, loss_fn, seed, filters)
+    filters = filters or LeafFilters()
+    rule = _update_rule(config, loss_fn, steps, seed, filters)
     if config.plain_steps:
         rule = _at_some_steps(rule, 1 - config.plain_steps)
-    base = _base_optimizer(config, steps)
+
+    plain = _base_optimizer(config, steps)
     if config.clip_norm:
-        base = [optax.clip_by_global_norm(config.clip_norm), *base]
+        plain = optax.chain(optax.clip_by_global_norm(config.clip_norm), plain)
+    base, freeze = plain, optax.identity()
     if config.frozen:
         frozen = _matching(config.frozen)
-        kinds = {True: optax.set_to_zero(), False: optax.chain(*base)}
-        # Before the rule too: a frozen leaf takes no part in the ascent.
+        base = optax.partition({True: optax.set_to_zero(), False: plain}, frozen)
         freeze = optax.masked(optax.set_to_zero(), frozen)
-        chain = [freeze, rule, optax.partition(kinds, frozen)]
-    else:
-        chain = [rule, *base]
+    schedule = learning_rate(config, steps)
+    whole = wrapped(config, loss_fn, base, plain, schedule, steps, seed, filters)
+    # Before the rule too: a frozen leaf takes no part in the ascent.
+    chain = [freeze, rule, base if whole is None else optax.chain(whole, freeze)]
     if config.keep_pruned:
-        chain.append(cram_jax.keep_pruned(where=(filters or LeafFilters()).prunable))
+        chain.append(cram_jax.keep_pruned(where=filters.prunable))
     return optax.with_extra_args_support(optax.chain(*chain))
 
 
@@ -70,16 +74,16 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def _base_optimizer(
     config: OptimizerConfig, steps: int
-) -> list[optax.GradientTransformation]:
+) -> optax.GradientTransformation:
     """Weight decay and the base optimiser."""
     decay = optax.add_decayed_weights(config.weight_decay)
     schedule = learning_rate(config, steps)
     if config.base == "sgd":
-        return [
-            decay,
-            optax.sgd(schedule, config.momentum, nesterov=config.nesterov),
-        ]
-    return [optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule)]
+        descend = optax.sgd(schedule, config.momentum, nesterov=config.nesterov)
+        return optax.chain(decay, descend)
+    return optax.chain(
+        optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule)
+    )
 
 
 def _at_some_steps(
@@ -105,6 +109,8 @@ def _matching(pattern: str) -> Callable[[Any], Any]:
         return expression.search(name) is not None
 
     def mask(tree: Any) -> Any:
+        if not jax.tree.leaves(tree):  # the placeholder of optax.tree.map_params
+            return tree
         found = jax.tree.map_with_path(matches, tree)
         if len(set(jax.tree.leaves(found))) != 2:
             raise ConfigError(
@@ -118,8 +124,9 @@ def _matching(pattern: str) -> Callable[[Any], Any]:
 def _update_rule(
     config: OptimizerConfig,
     loss_fn: Callable[..., Any],
+    steps: int,
     seed: int,
-    filters: LeafFilters | None,
+    filters: LeafFilters,
 ) -> optax.GradientTransformation:
     options: dict[str, Any] = {
         "sparse_gradients": config.sparse_gradients,
@@ -143,10 +150,12 @@ def _update_rule(
         case "topk_plus":
             projector = _projector(config, filters)
             return cram_jax.cram_plus(loss_fn, projector, 0.0, **options)
-    raise ValueError(f"rule must be a known one, got {config.rule!r}")
+    projector = _projector(config, filters)
+    made = front_rule(config, loss_fn, projector, steps, seed, filters)
+    return optax.identity() if made is None else made  # it wraps the optimiser
 
 
-def _projector(config: OptimizerConfig, filters: LeafFilters | None) -> Projector:
+def _projector(config: OptimizerConfig, filters: LeafFilters) -> Projector:
     projectors = [
         targets.projector(target, masks_every=config.masks_every, filters=filters)
         for target in config.train_targets

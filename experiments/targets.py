@@ -1,7 +1,6 @@
 """Names for compression targets, as the paper writes them, and their projectors."""
 
 import re
-from collections.abc import Callable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -11,6 +10,7 @@ if TYPE_CHECKING:  # jax takes seconds to import, and names need none of it
     from cram_jax import Projector
     from cram_jax.leaves import Where
     from experiments.channels import CoupledChannels
+    from experiments.pruners import Pruners
 
 Form = Literal[
     "dense",
@@ -20,6 +20,8 @@ Form = Literal[
     "second order",
     "blocks",
     "n of m",
+    "wanda",
+    "sparse gpt",
     "quantised",
     "nested",
     "mxfp4",
@@ -28,6 +30,7 @@ Form = Literal[
 Scope = Literal["global", "layer", "blocks", "channels"]
 
 NUMBER = r"(\d{1,3}(?:\.\d{1,6})?)"
+GROUP = r"(\d{1,4}):(\d{1,4})"
 FORMS: dict[Form, str] = {
     "dense": "dense",
     "global": f"k{NUMBER}",
@@ -35,12 +38,18 @@ FORMS: dict[Form, str] = {
     "channels": f"c{NUMBER}",
     "second order": f"o{NUMBER}",
     "blocks": rf"b{NUMBER}(?:@(\d{{1,4}})x(\d{{1,4}}))?",
-    "n of m": r"(\d{1,4}):(\d{1,4})",
+    "n of m": GROUP,
+    "wanda": f"w(?:{NUMBER}|{GROUP})",
+    "sparse gpt": rf"g(?:{NUMBER}|{GROUP})(?:@(\d{{1,4}})bit)?",
     "quantised": r"(\d{1,4})bit(?:@(\d{1,4}))?",
     "nested": r"nested(\d)",
     "mxfp4": "mxfp4",
     "nvfp4": "nvfp4",
 }
+TRAINED: tuple[Form, ...] = ("second order", "wanda", "sparse gpt")
+"""Forms that look at a trained network and its training data."""
+ROUNDING: tuple[Form, ...] = ("quantised", "nested", "mxfp4", "nvfp4")
+"""Forms that remove nothing."""
 BLOCK = (4, 2)
 """Inputs and outputs of a block, the shape that the engine computes fastest."""
 
@@ -48,8 +57,9 @@ EXPECTED = (
     "expected dense, k90 (90 % zeros), u90 (in every layer), b90 (in blocks of 4 "
     "inputs x 2 outputs; b90@8x1 for others), c50 (50 % of the channels), 2:4 (n of "
     "m), 4bit (4bit@32 in blocks of 32 inputs), nested4 (leading bits of 8), mxfp4, "
-    "nvfp4, or several joined by +, such as k90+4bit; or o90 (second order, when "
-    "evaluated)"
+    "nvfp4, or several joined by +, such as k90+4bit; or, of trained networks, o90 "
+    "(second order), w90 or w2:4 (Wanda), g90, g2:4 or g90@4bit (SparseGPT), and with "
+    "r before, as rk90, what is kept refitted"
 )
 
 
@@ -74,11 +84,20 @@ class Part(NamedTuple):
       form: what it does.
       share: of zeros; 0 if it does not say.
       numbers: inputs and outputs of a block, n and m, or bits.
+      bits: what is kept is rounded to on the way; None: it is not.
+      refitted: whether what is kept gets its best values.
     """
 
     form: Form
     share: float = 0.0
     numbers: tuple[int, ...] = ()
+    bits: int | None = None
+    refitted: bool = False
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it looks at a trained network and its training data."""
+        return self.refitted or self.form in TRAINED
 
 
 def parse(target: str) -> tuple[Part, ...]:
@@ -92,8 +111,11 @@ def parse(target: str) -> tuple[Part, ...]:
         together; of a BERT, of the heads and of the hidden units); ``2:4`` (n of every
         m); ``4bit`` (fake quantisation; ``4bit@32`` with a float16 scale for each 32
         inputs, as ``MatMulNBits`` has); ``nested4`` (the leading 4 of 8 bits);
-        ``mxfp4``; ``nvfp4``; ``o90`` (second-order pruning); or several applied in
-        order, such as ``k90+4bit``.
+        ``mxfp4``; ``nvfp4``; ``o90`` (second-order pruning); ``w90``, ``w2:4`` (Wanda,
+        the same share of every layer); ``g90``, ``g2:4`` (SparseGPT, likewise; with
+        ``@4bit`` it rounds as it prunes); any of those that prune with ``r`` before, as
+        ``rk90`` (refitted: least squares on what is kept); or several applied in order,
+        such as ``k90+4bit``.
 
     Returns:
       Its parts, in order.
@@ -109,21 +131,21 @@ def check(target: str, *, training: bool = False) -> None:
 
     Args:
       target: its name.
-      training: whether to train for it; second-order pruning is for trained networks.
+      training: whether to train for it; what needs a trained network cannot be.
 
     Raises:
       ConfigError: see `parse`.
     """
-    if is_second_order(target) and training:
+    if needs_data(target) and training:
         raise ConfigError(
-            f"target {target!r} is second-order pruning, which applies only to trained "
-            f"networks; train for k or u with the same number"
+            f"target {target!r} looks at a trained network and applies only to one; "
+            f"train for k or u with the same number"
         )
 
 
-def is_second_order(target: str) -> bool:
-    """Whether a target looks at the loss, as ``o90`` and ``o90+4bit`` do."""
-    return any(part.form == "second order" for part in parse(target))
+def needs_data(target: str) -> bool:
+    """Whether a target looks at a trained network and its training data."""
+    return any(part.needs_data for part in parse(target))
 
 
 def projector(
@@ -131,7 +153,7 @@ def projector(
     *,
     masks_every: int = 1,
     filters: LeafFilters | None = None,
-    second_order: "Callable[[float], Projector] | None" = None,
+    pruners: "Pruners | None" = None,
 ) -> "Projector":
     """Makes the projector of a target.
 
@@ -139,101 +161,124 @@ def projector(
       target: its name, see `parse`.
       masks_every: uses for which the masks of one projection serve.
       filters: the leaves; by default all of two or more dimensions.
-      second_order: makes the projector of ``o90`` from the share of zeros.
+      pruners: make the projectors that need a trained network and its data.
 
     Returns:
       The projector.
 
     Raises:
-      ConfigError: see `parse`; or the target needs ``second_order`` or the channels of
+      ConfigError: see `parse`; or the target needs ``pruners`` or the channels of
         ``filters``, and got None.
     """
     import cram_jax
 
     filters = filters or LeafFilters()
     made: list[Projector] = []
-    pruner: Projector
     for part in parse(target):
-        where, uniform, coupled = filters
-        match part.form:
-            case "dense":
-                made.append(cram_jax.identity())
-                continue
-            case "quantised":
-                bits, *block = part.numbers
-                made.append(
-                    cram_jax.fake_quant(
-                        bits, block=block[0], scale="float16", where=where
-                    )
-                    if block
-                    else cram_jax.fake_quant(bits, where=where)
-                )
-                continue
-            case "nested":
-                made.append(cram_jax.nested(*part.numbers, where=where))
-                continue
-            case "mxfp4":
-                made.append(cram_jax.mxfp4(where=where))
-                continue
-            case "nvfp4":
-                made.append(cram_jax.nvfp4(where=where))
-                continue
-            case "global":
-                pruner = cram_jax.top_k(part.share, where=where)
-            case "layer":
-                pruner = cram_jax.top_k(part.share, scope="layer", where=uniform)
-            case "blocks":
-                pruner = cram_jax.top_k(
-                    part.share, scope="layer", block=part.numbers, where=uniform
-                )
-            case "channels":
-                if coupled is None:
-                    raise ConfigError(
-                        f"target {target!r} removes channels, and which of them belong "
-                        f"together is not known of this network"
-                    )
-                pruner = coupled.projector(part.share)
-            case "n of m":
-                pruner = cram_jax.n_m(*part.numbers, where=where)
-            case "second order":
-                if second_order is None:
-                    raise ConfigError(
-                        f"target {target!r} is second-order pruning, which needs a "
-                        f"trained network and its training data"
-                    )
-                made.append(second_order(part.share))
-                continue
-        made.append(
-            cram_jax.cached(pruner, every=masks_every) if masks_every > 1 else pruner
-        )
+        if pruners is not None:
+            own = _with_data(part, filters, pruners)
+        elif part.needs_data:
+            raise ConfigError(
+                f"target {target!r} needs a trained network and its training data"
+            )
+        else:
+            own = _without_data(part, filters)
+        if masks_every > 1 and part.form not in ("dense", *ROUNDING):
+            own = cram_jax.cached(own, every=masks_every)
+        made.append(own)
     return made[0] if len(made) == 1 else cram_jax.compose(*made)
+
+
+def _without_data(part: Part, filters: LeafFilters) -> "Projector":
+    import cram_jax
+
+    where, uniform, coupled = filters
+    match part.form:
+        case "quantised":
+            bits, *block = part.numbers
+            if not block:
+                return cram_jax.fake_quant(bits, where=where)
+            return cram_jax.fake_quant(
+                bits, block=block[0], scale="float16", where=where
+            )
+        case "nested":
+            return cram_jax.nested(*part.numbers, where=where)
+        case "mxfp4":
+            return cram_jax.mxfp4(where=where)
+        case "nvfp4":
+            return cram_jax.nvfp4(where=where)
+        case "global":
+            return cram_jax.top_k(part.share, where=where)
+        case "layer":
+            return cram_jax.top_k(part.share, scope="layer", where=uniform)
+        case "blocks":
+            return cram_jax.top_k(
+                part.share, scope="layer", block=part.numbers, where=uniform
+            )
+        case "channels":
+            if coupled is None:
+                raise ConfigError(
+                    "channels are to be removed, and which of them belong together is "
+                    "not known of this network"
+                )
+            return coupled.projector(part.share)
+        case "n of m":
+            return cram_jax.n_m(*part.numbers, where=where)
+        case _:
+            return cram_jax.identity()
+
+
+def _with_data(part: Part, filters: LeafFilters, pruners: "Pruners") -> "Projector":
+    pattern: float | tuple[int, int] = part.share
+    where = filters.uniform
+    if part.numbers:
+        pattern, where = (part.numbers[0], part.numbers[-1]), filters.prunable
+    match part.form:
+        case "second order":
+            own = pruners.second_order(part.share)
+        case "wanda":
+            own = pruners.wanda(pattern, where)
+        case "sparse gpt":
+            own = pruners.sparse_gpt(pattern, where, part.bits)
+        case _:
+            own = _without_data(part, filters)
+    return pruners.refit(own, filters.prunable) if part.refitted else own
 
 
 def label(target: str) -> str:
     """The name of a target in tables: ``k90+4bit`` is ``90 % + 4-bit``."""
     words = []
     for name, part in zip(target.split("+"), parse(target), strict=True):
-        percent = f"{name[1:].partition('@')[0]} %"
+        shown = name.removeprefix("r") if part.refitted else name
+        amount = shown[1:].partition("@")[0]
+        percent = f"{amount} %"
+        most = amount if part.numbers else percent
         match part.form:
             case "global":
-                words.append(percent)
+                word = percent
             case "layer":
-                words.append(f"{percent} uniform")
+                word = f"{percent} uniform"
             case "channels":
-                words.append(f"{percent} of channels")
+                word = f"{percent} of channels"
             case "second order":
-                words.append(f"{percent} second order")
+                word = f"{percent} second order"
             case "blocks":
-                words.append(f"{percent} in {part.numbers[0]}x{part.numbers[1]} blocks")
+                word = f"{percent} in {part.numbers[0]}x{part.numbers[1]} blocks"
+            case "wanda":
+                word = f"{most} Wanda"
+            case "sparse gpt":
+                word = f"{most} SparseGPT"
             case "quantised":
                 bits, *block = part.numbers
-                words.append(f"{bits}-bit" + "".join(f" by {b}" for b in block))
+                word = f"{bits}-bit" + "".join(f" by {size}" for size in block)
             case "nested":
-                words.append(f"{part.numbers[0]} of 8 bits")
+                word = f"{part.numbers[0]} of 8 bits"
             case "mxfp4" | "nvfp4":
-                words.append(name.upper())
+                word = shown.upper()
             case _:
-                words.append(name)
+                word = shown
+        rounded = f" in {part.bits}-bit" if part.bits else ""
+        words.append(word + rounded + " refitted" * part.refitted)
     return " + ".join(words)
 
 
@@ -248,17 +293,25 @@ def sparsity(target: str, scope: Scope = "global") -> float | None:
     part, *others = parse(target)
     if not others and part.form == "dense":
         return 0.0
-    return None if others or part.form != scope else part.share
+    is_other = others or part.form != scope or part.refitted
+    return None if is_other else part.share
 
 
 def _part(part: str, target: str) -> Part:
-    found = [(f, m) for f, p in FORMS.items() if (m := re.fullmatch(p, part))]
-    if not found:
+    refitted = part.startswith("r")
+    own = part.removeprefix("r")
+    found = [(f, m) for f, p in FORMS.items() if (m := re.fullmatch(p, own))]
+    if not found or (refitted and found[0][0] in ("dense", *ROUNDING)):
         raise ConfigError(f"target {target!r} is unknown; {EXPECTED}")
     form, match = found[0]
     share, numbers = 0.0, match.groups()
-    if form in ("global", "layer", "channels", "second order", "blocks"):
-        share, numbers = float(Decimal(numbers[0]) / 100), numbers[1:]
+    bits: int | None = None
+    if form == "sparse gpt" and numbers[3] is not None:
+        bits = int(numbers[3])
+    if form not in ("dense", "n of m", *ROUNDING):
+        if numbers[0] is not None:
+            share = float(Decimal(numbers[0]) / 100)
+        numbers = numbers[1:3]
         if share >= 1:
             raise ConfigError(f"target {target!r}: sparsity must be below 100 %")
     sizes = tuple(int(number) for number in numbers if number is not None)
@@ -266,12 +319,13 @@ def _part(part: str, target: str) -> Part:
         sizes = sizes or BLOCK
         if min(sizes) < 1:
             raise ConfigError(f"target {target!r}: a block must be at least 1x1")
-    if form == "n of m" and not 1 <= sizes[0] <= sizes[1]:
+    elif form not in ROUNDING and sizes and not 1 <= sizes[0] <= sizes[1]:
         raise ConfigError(f"target {target!r}: n must be between 1 and m={sizes[1]}")
-    if form == "quantised" and not 2 <= sizes[0] <= 16:
+    width = sizes[0] if form == "quantised" else bits
+    if width is not None and not 2 <= width <= 16:
         raise ConfigError(f"target {target!r}: bits must be between 2 and 16")
     if form == "quantised" and 0 in sizes:
         raise ConfigError(f"target {target!r}: a block must be at least 1")
     if form == "nested" and not 2 <= sizes[0] <= 8:
         raise ConfigError(f"target {target!r}: bits must be between 2 and 8")
-    return Part(form, share, sizes)
+    return Part(form, share, sizes, bits, refitted)

@@ -80,6 +80,18 @@ def split_bytes(k: Kernel, x: Value) -> list[Value]:
     return [even, k.cast(odd, k.ints)]
 
 
+def split_weights(k: Kernel, w: Value) -> list[Value]:
+    """Signed bytes in as many words as `dot` takes."""
+    return [w] if k.target.words == 1 else _even_odd(k, w, signed=True)
+
+
+def ones(k: Kernel) -> list[Value]:
+    """Weights of one, with which `dot` adds up bytes."""
+    if k.target.words == 1:
+        return [k.int_constant(0x01010101)]
+    return [k.int_constant(0x00010001)] * 2
+
+
 def dot(k: Kernel, total: Value, x: Sequence[Value], w: Sequence[Value]) -> Value:
     """``total`` plus, in each 32-bit lane, four unsigned times four signed bytes.
 

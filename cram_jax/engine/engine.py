@@ -6,7 +6,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,12 +16,18 @@ from cram_jax.engine.executor import Program
 from cram_jax.engine.fusion import Lookup, fuse
 from cram_jax.engine.graph import Graph
 from cram_jax.engine.kernels import SparseProduct
-from cram_jax.engine.model import Model, PackedProduct, choose_forms, pack
+from cram_jax.engine.model import (
+    Model,
+    PackedProduct,
+    choose_forms,
+    pack,
+    with_integer_attention,
+)
 from cram_jax.engine.plan import Tiles
 from cram_jax.engine.profiling import NodeProfile, Profile, timed
 from cram_jax.engine.session import Session
 from cram_jax.engine.targets import Target, choose_target
-from cram_jax.validation import check_integer
+from cram_jax.validation import check_choice, check_integer
 
 _PLANS = 8  # batch sizes and lengths whose buffers are kept
 
@@ -32,6 +38,7 @@ def compile(
     calibration: Calibration | Iterable[Any] | None = None,
     threads: int = 1,
     target: str | Target | None = None,
+    attention: Literal["int8", "float32"] = "int8",
 ) -> "Engine":
     """Compiles a network whose zeros it then skips.
 
@@ -46,6 +53,9 @@ def compile(
       threads: how many work on a call.
       target: the instruction set, a name in `TARGETS` or a `Target`; by default the
         best that this processor has.
+      attention: with a calibration, whether the products of attention are INT8 too;
+        its softmax is float32 in either case. Heads without a multiple of four
+        features stay float32.
 
     Returns:
       The engine: called with NumPy arrays, it returns NumPy arrays.
@@ -66,6 +76,7 @@ def compile(
     """
     if not isinstance(graph, Graph):
         raise TypeError(f"graph must be a Graph, got {type(graph).__name__}")
+    check_choice("attention", attention, ("int8", "float32"))
     chosen = choose_target(target)
     examples = as_calibration(calibration)
     fused = fuse(graph)
@@ -73,7 +84,10 @@ def compile(
     if examples is None:
         return Engine(model, chosen, threads)
     observed = Engine(model, chosen, threads)
-    forms = choose_forms(model.graph, int8=True)
+    packed = model.graph
+    if attention == "int8":
+        fused, packed = map(with_integer_attention, (fused, packed))
+    forms = choose_forms(packed, int8=True)
     names = [name for name, form in forms.items() if "u8" in form]
 
     def observe(batch: Any) -> dict[str, np.ndarray]:

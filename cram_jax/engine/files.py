@@ -20,6 +20,7 @@ from cram_jax.engine.fusion import Lookup
 from cram_jax.engine.graph import Graph, Node
 from cram_jax.engine.kernels import UNIT
 from cram_jax.engine.model import (
+    IntegerAttention,
     Model,
     PackedProduct,
     Range,
@@ -42,6 +43,7 @@ _KINDS = {
         *(operations.AddPositions, operations.Attention, operations.MaxPool),
         *(operations.AvgPool, operations.Mean, operations.Flatten),
         *(operations.SpaceToDepth, operations.Token, Lookup, PackedProduct),
+        IntegerAttention,
     )
 }
 _LARGEST_CHANNELS = 2**24

@@ -60,6 +60,7 @@ class Layout:
                 if _shares_grid(node, name):
                     self._parent[self._root(name)] = self._root(node.name)
         self.grids: dict[str, Grid] = {}
+        self._quarters: dict[int, Grid] = {}
         by_root: dict[str, Grid] = {}
         for node in graph.nodes:
             root = self._root(node.name)
@@ -75,6 +76,13 @@ class Layout:
         for node in graph.nodes:
             if isinstance(node.operation, PackedProduct):
                 self._require_taps(node, node.operation)
+
+    def quarter(self, grid: Grid) -> Grid:
+        """The grid of tensors with four neighbouring columns of another in a lane."""
+        if id(grid) not in self._quarters:
+            columns = -(-grid.stride // 4)
+            self._quarters[id(grid)] = Grid(1, grid.lanes, (1, columns))
+        return self._quarters[id(grid)]
 
     def masked(self, name: str) -> bool:
         """Whether columns of a node's grid are padding that others may read."""

@@ -90,6 +90,43 @@ class PackedProduct(Operation):
         return result
 
 
+@operation
+class IntegerAttention(Attention):
+    """`Attention` whose products are of bytes, around a float32 softmax.
+
+    Attributes:
+      heads: how many; each has a multiple of four features, at most 2**14.
+    """
+
+    def infer(self, *inputs: TensorType) -> TensorType:
+        """See `Operation.infer`."""
+        result = super().infer(*inputs)
+        if not suits_integers(self, result):
+            raise ValueError(
+                f"heads={self.heads} must each have a multiple of 4 features, at most "
+                f"16384, got {result.features} in all"
+            )
+        return result
+
+
+def suits_integers(part: Attention, result: TensorType) -> bool:
+    """Whether a head fills lanes of four bytes, and its sums 32 bits."""
+    depth = result.features // part.heads
+    return depth % 4 == 0 and depth <= 2**14
+
+
+def with_integer_attention(graph: Graph) -> Graph:
+    """A graph whose attention is of bytes, wherever it can be."""
+    nodes = [
+        replace(node, operation=IntegerAttention(node.operation.heads))
+        if type(node.operation) is Attention
+        and suits_integers(node.operation, graph.types[node.name])
+        else node
+        for node in graph.nodes
+    ]
+    return Graph(tuple(nodes), graph.outputs)
+
+
 _LINEAR = ((1, 1), (1, 1), ((0, 0), (0, 0)))
 
 
@@ -193,9 +230,9 @@ def restore_rows(rows: np.ndarray, scale: np.ndarray) -> np.ndarray:
 def choose_forms(graph: Graph, int8: bool) -> dict[str, frozenset[str]]:
     """How the result of every node is stored: as floats, as bytes, or as both.
 
-    Products read bytes. What reads either gets bytes in an image, so that a convolution
-    network has no floats between, and floats in a sequence, so that the residual stream
-    of a transformer is exact.
+    Products and attention of bytes read bytes. What reads either gets bytes in an
+    image, so that a convolution network has no floats between, and floats in a
+    sequence, so that the residual stream of a transformer is exact.
     """
     readers = consumers(graph)
     forms: dict[str, frozenset[str]] = {}
@@ -205,7 +242,9 @@ def choose_forms(graph: Graph, int8: bool) -> dict[str, frozenset[str]]:
         either = False
         for reader in readers[node.name]:
             part = reader.operation
-            if int8 and isinstance(part, PackedProduct):
+            if isinstance(part, IntegerAttention):
+                wanted.add("u8" if node.name in reader.inputs[:3] else "f32")
+            elif int8 and isinstance(part, PackedProduct):
                 # It may be both the input and the residual.
                 wanted |= {"u8"} if reader.inputs[0] == node.name else set()
                 either |= node.name in reader.inputs[1:]

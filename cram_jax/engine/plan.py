@@ -55,6 +55,10 @@ class Builder:
         free = self._free.get((rows, id(grid), form, fill))
         return free.pop() if free else Buffer(rows, grid, form, fill)
 
+    def free(self, buffer: Buffer) -> None:
+        """Hands a buffer back that no later step reads."""
+        self._free.setdefault(buffer.key, []).append(buffer)
+
     def output(self, name: str, form: str) -> Buffer:
         """A new buffer for the result of a node."""
         channels = self.types[name].features
@@ -87,11 +91,9 @@ class Builder:
             last = self.layout.last_read[name]
             is_int = self.types[name].dtype == "int32"
             if last == index and name not in self.graph.outputs and not is_int:
-                buffer = self.buffers.pop((name, form))
-                self._free.setdefault(buffer.key, []).append(buffer)
+                self.free(self.buffers.pop((name, form)))
         for key in [k for k in self._phases if self.layout.last_read[k[0]] == index]:
-            buffer, _ = self._phases.pop(key)
-            self._free.setdefault(buffer.key, []).append(buffer)
+            self.free(self._phases.pop(key)[0])
 
     # --------------------------------------------------------------------------- steps
     def add(

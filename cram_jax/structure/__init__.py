@@ -4,6 +4,7 @@ from cram_jax.structure.channels import Channels, channels
 from cram_jax.structure.check import check_apply
 from cram_jax.structure.grams import InputGrams, input_grams
 from cram_jax.structure.groups import group_masks, kept_groups
+from cram_jax.structure.leaf_costs import multiply_adds
 from cram_jax.structure.ranking import producer_norm
 from cram_jax.structure.shrink import shrink, small_shapes
 from cram_jax.structure.small import small_apply
@@ -22,6 +23,7 @@ __all__ = [
     "group_masks",
     "input_grams",
     "kept_groups",
+    "multiply_adds",
     "producer_norm",
     "shrink",
     "small_apply",

@@ -1,28 +1,34 @@
 """A projector that removes whole channels, heads and units."""
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
-from fractions import Fraction
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cram_jax import Projection, Projector
+from cram_jax.sparsity import (
+    Drawn,
+    Number,
+    Traced,
+    check_sparsity,
+    kept_count,
+    sparsity_now,
+    sparsity_value,
+)
+from cram_jax.structure.choosing import WhereFamily, choose
 from cram_jax.structure.costs import share, total
-from cram_jax.structure.groups import group_masks, leaves_like
+from cram_jax.structure.groups import group_masks, has_groups, leaves_like
 from cram_jax.structure.ranking import Rank, producer_norm
-from cram_jax.structure.structure import Family, Structure
+from cram_jax.structure.stacks import one_layer, stacked_leaves
+from cram_jax.structure.structure import Structure
 from cram_jax.validation import check_choice, check_integer
-
-WhereFamily: TypeAlias = str | Sequence[str] | Callable[[Family], bool]
-"""Names of axes, a regular expression of them, or ``family -> bool``."""
 
 
 def channels(
-    sparsity: float,
+    sparsity: Number,
     structure: Structure,
     *,
     scope: Literal["global", "family"] = "global",
@@ -31,6 +37,7 @@ def channels(
     where: WhereFamily | None = None,
     multiple_of: int = 1,
     at_least: int = 1,
+    by_layer: bool = False,
 ) -> "Channels":
     """Keeps the channels that matter most, and sets all that the others own to 0.
 
@@ -48,7 +55,7 @@ def channels(
     groups stay as fit, in the order of their rank, to the precision of float32.
 
     Args:
-      sparsity: 0 <= sparsity < 1.
+      sparsity: 0 <= sparsity < 1; a number or a scalar array, which may be traced.
       structure: of the parameters that are projected: see `trace_structure` and, if
         that also saw batch statistics, `Structure.part`.
       scope: "global" or "family".
@@ -59,14 +66,17 @@ def channels(
         names; or ``family -> bool``. By default all.
       multiple_of: see above.
       at_least: groups that stay in every family.
+      by_layer: whether layers that are stacked for a scan each keep their own best
+        channels, the same number in all; by default all keep the same ones. See
+        `Family.layers`.
 
     Returns:
       A projector without randomness.
 
     Raises:
       ValueError: a number is out of range; ``where`` names a frozen axis, with the
-        reason, or chooses no family; or what has to stay is more than the sparsity
-        leaves.
+        reason, or chooses no family; what has to stay is more than the sparsity leaves;
+        or ``by_layer``, and the chosen families are not all of one number of layers.
       TypeError: ``sparsity`` is not a number, or ``structure`` not a `Structure`.
 
     Example:
@@ -81,12 +91,7 @@ def channels(
       >>> compress(params, channels(1 / 3, structure)).params["b"]
       Array([0., 1., 1.], dtype=float32)
     """
-    if isinstance(sparsity, bool) or not isinstance(
-        sparsity, int | float | np.integer | np.floating
-    ):
-        raise TypeError(f"sparsity must be a number, got {sparsity!r}")
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must be at least 0 and below 1, got {sparsity!r}")
+    check_sparsity(sparsity)
     if not isinstance(structure, Structure):
         raise TypeError(f"structure must be a Structure, got {structure!r}")
     check_choice("scope", scope, ("global", "family"))
@@ -98,7 +103,7 @@ def channels(
     if where is not None and not callable(where) and not isinstance(where, str):
         where = tuple(where)
     projector = Channels(
-        float(sparsity),
+        sparsity_value(sparsity),
         structure,
         scope=scope,
         of=of,
@@ -106,6 +111,7 @@ def channels(
         where=where,
         multiple_of=int(multiple_of),
         at_least=int(at_least),
+        by_layer=bool(by_layer),
     )
     projector.check()
     return projector
@@ -131,7 +137,7 @@ class Block(NamedTuple):
 class Channels(Projector):
     """See `channels`."""
 
-    sparsity: float
+    sparsity: Any
     structure: Structure
     _: KW_ONLY
     scope: Literal["global", "family"] = "global"
@@ -140,6 +146,7 @@ class Channels(Projector):
     where: Any = None
     multiple_of: int = 1
     at_least: int = 1
+    by_layer: bool = False
 
     def __repr__(self) -> str:
         options = [
@@ -153,6 +160,23 @@ class Channels(Projector):
     def draws(self) -> bool:
         """It does not."""
         return False
+
+    @property
+    def shared(self) -> Hashable:
+        """Itself with another sparsity."""
+        return None if isinstance(self.sparsity, Traced) else replace(self, sparsity=0)
+
+    def drawn(self, members: Sequence["Channels"], index: jax.Array) -> "Channels":
+        """Itself with the sparsity of ``members[index]``."""
+        return replace(self, sparsity=Drawn(tuple(m.sparsity for m in members), index))
+
+    def changes(self, params: Any) -> list[bool]:
+        """Those that channels can be removed from."""
+        del params
+        return [
+            any(has_groups(leaf, axis) for axis in range(len(leaf.shape)))
+            for leaf in self.structure.leaves
+        ]
 
     def project(
         self, params: Any, state: Any, key: jax.Array | None
@@ -169,18 +193,63 @@ class Channels(Projector):
         return Projection(kept, masks), state
 
     def keep(self, params: Any) -> jax.Array:
-        """The groups that stay: bool, one each.
+        """The groups that stay: bool, one each; or a row of them for each layer.
 
         Args:
           params: a tree like those that were traced.
         """
-        scores = (self.rank or producer_norm)(self.structure, params)
-        if jnp.shape(scores) != (self.structure.size,):
+        scores = self._scores(self.structure, params)
+        if not self.by_layer:
+            return self._keep_best(scores)
+        layers = self._layers()
+        of_layers = self._scores_of_layers(params, layers)
+        chosen = [f for f in self.structure.families if f.layers == layers]
+        for family in chosen:
+            # The place of a group is that of its rank, whichever it is in each layer.
+            best = -jnp.sort(-of_layers[:, family.groups], axis=1)
+            scores = scores.at[family.groups].set(best.mean(axis=0))
+        kept = jnp.tile(self._keep_best(scores), (layers, 1))
+        for family in chosen:
+            order = jnp.argsort(-of_layers[:, family.groups], axis=1, stable=True)
+            ranks = jnp.argsort(order, axis=1)
+            count = jnp.sum(kept[0, family.groups])
+            kept = kept.at[:, family.groups].set(ranks < count)
+        return kept
+
+    def _scores(self, structure: Structure, params: Any) -> jax.Array:
+        scores = (self.rank or producer_norm)(structure, params)
+        if jnp.shape(scores) != (structure.size,):
             raise ValueError(
-                f"rank must return one score for each of {self.structure.size} groups, "
-                f"got shape {jnp.shape(scores)}"
+                f"rank must return one score for each of {structure.size} groups, got "
+                f"shape {jnp.shape(scores)}"
             )
-        scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+        return jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+
+    def _scores_of_layers(self, params: Any, layers: int) -> jax.Array:
+        """(layers, groups): each layer ranked as if there were no others."""
+        one = one_layer(self.structure, layers)
+        leaves = jax.tree.leaves(params)
+        treedef: Any = jax.tree.structure(params)
+        axes = [0 if s else None for s in stacked_leaves(self.structure, layers)]
+
+        def of_one(*leaves: Any) -> jax.Array:
+            return self._scores(one, treedef.unflatten(leaves))
+
+        return jax.vmap(of_one, in_axes=axes)(*leaves)
+
+    def _layers(self) -> int:
+        """The number of layers of all chosen families that are stacked."""
+        families = [self.structure.families[number] for number in self._families()]
+        lengths = {family.layers for family in families} - {1}
+        if len(lengths) != 1:
+            raise ValueError(
+                f"by_layer needs families of one number of layers, stacked for a scan, "
+                f"got {sorted(lengths)}; choose some with where"
+            )
+        return lengths.pop()
+
+    def _keep_best(self, scores: jax.Array) -> jax.Array:
+        """The groups that stay, by their scores."""
         kept = jnp.ones(self.structure.size, bool)
         families = self._families()
         scopes = [families] if self.scope == "global" else [[f] for f in families]
@@ -191,6 +260,10 @@ class Channels(Projector):
     def check(self) -> None:
         """Raises if `where` chooses nothing, or more must stay than may."""
         families = self._families()
+        if self.by_layer:
+            self._layers()
+        if isinstance(self.sparsity, Traced):
+            return
         scopes = [families] if self.scope == "global" else [[f] for f in families]
         for members in scopes:
             stays = sum(b.size for b in self._blocks(members) if b.stays)
@@ -209,7 +282,7 @@ class Channels(Projector):
             )
 
     def _families(self) -> list[int]:
-        chosen = _choose(self.structure, self.where)
+        chosen = choose(self.structure, self.where)
         # A family up to the multiple is one block, which always stays.
         whole = self.multiple_of if self.multiple_of > 1 else 0
         return [n for n in chosen if self.structure.families[n].size > whole]
@@ -274,11 +347,14 @@ class Channels(Projector):
     ) -> jax.Array:
         """How many blocks stay, from the best on."""
         sizes = np.array([block.size for block in blocks])
+        fixed = sum(block.stays for block in blocks)
         if self.of == "groups":
             may_stay = kept_count(int(sizes.sum()), self.sparsity)
-            return jnp.sum(jnp.cumsum(jnp.asarray(sizes)[order]) <= may_stay)
+            fits = jnp.cumsum(jnp.asarray(sizes)[order]) <= may_stay
+            # A traced sparsity could not be checked before.
+            return jnp.maximum(jnp.sum(fits), fixed)
         costs = self.structure.costs
-        terms, limit = getattr(costs, self.of), 1 - self.sparsity
+        terms, limit = getattr(costs, self.of), 1 - sparsity_now(self.sparsity)
 
         def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> Any:
             low, high = bounds  # low blocks fit, high ones do not
@@ -286,7 +362,6 @@ class Channels(Projector):
             fits = share(terms, costs.parts, keep_first(middle)) <= limit
             return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
 
-        fixed = sum(block.stays for block in blocks)
         bounds = jnp.array(fixed), jnp.array(len(blocks) + 1)
         turns = (len(blocks) + 1).bit_length()
         return jax.lax.fori_loop(0, turns, halve, bounds)[0]
@@ -295,64 +370,3 @@ class Channels(Projector):
         masks = jax.tree.leaves(group_masks(self.structure, kept))
         treedef: Any = jax.tree.structure(params)
         return treedef.unflatten(masks)
-
-
-def kept_count(size: int, sparsity: float) -> int:
-    """``size - floor(sparsity * size)``, the sparsity read as it prints."""
-    exact = Fraction(str(sparsity)) * size
-    nearest = round(exact)
-    # A share such as 1/3 is not exact as a decimal: forgive it its rounding.
-    if abs(exact - nearest) <= Fraction(size, 2**52):
-        return size - min(nearest, size - 1)
-    return size - int(exact)
-
-
-def _choose(structure: Structure, where: Any) -> list[int]:
-    """The numbers of the families that `where` chooses, at least one."""
-    if where is None:
-        chosen = list(range(len(structure.families)))
-    elif isinstance(where, tuple):
-        chosen = sorted({_named_family(structure, name) for name in where})
-    elif isinstance(where, str):
-        chosen = _matching_families(structure, where)
-    else:
-        chosen = [n for n, family in enumerate(structure.families) if where(family)]
-    if not chosen:
-        raise ValueError(
-            f"where={where!r} chooses none of {len(structure.families)} families of "
-            f"channels"
-        )
-    return chosen
-
-
-def _named_family(structure: Structure, name: str) -> int:
-    for number, family in enumerate(structure.families):
-        if name in family.names:
-            return number
-    reasons = structure.frozen.get(name)
-    if reasons:
-        raise ValueError(f"where names {name!r}, which is frozen: {'; '.join(reasons)}")
-    names = [family.names[0] for family in structure.families if family.names]
-    raise ValueError(
-        f"where names {name!r}, which is no axis with channels; there are {names}"
-    )
-
-
-def _matching_families(structure: Structure, pattern: str) -> list[int]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(
-            f"where must be a regular expression or names of axes, got {pattern!r}: "
-            f"{error}"
-        ) from error
-    chosen = [
-        number
-        for number, family in enumerate(structure.families)
-        if any(expression.search(name) for name in family.names)
-    ]
-    frozen = {n: r for n, r in structure.frozen.items() if expression.search(n)}
-    if not chosen and frozen:
-        why = ", ".join(f"{name}: {'; '.join(r)}" for name, r in frozen.items())
-        raise ValueError(f"where={pattern!r} matches frozen axes only: {why}")
-    return chosen

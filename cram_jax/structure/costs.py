@@ -98,7 +98,7 @@ def count_costs(analysis: Analysis, group_of: Ids, leaves: int) -> Costs:
     products = [
         term
         for key, labelled in analysis.equations.items()
-        if (term := _products(counter, labelled, _turns(analysis, key))) is not None
+        if (term := _products(counter, labelled, turns(analysis, key))) is not None
     ]
     return Costs(
         tuple(groups for _, groups in counter.parts.values()),
@@ -115,7 +115,7 @@ def _merged(terms: Iterable[Term]) -> tuple[Term, ...]:
     return tuple(Term(constant, parts) for parts, constant in constants.items())
 
 
-def _turns(analysis: Analysis, key: Key) -> int:
+def turns(analysis: Analysis, key: Key) -> int:
     """How often an equation runs: the product of the lengths of its scans."""
     turns = 1
     for end in range(1, len(key)):

@@ -1,6 +1,7 @@
 """Groups that stay, as masks of the parameters; and the way back."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 
 from cram_jax.paths import named_leaves
 from cram_jax.structure.labels import Ids, Kept
+from cram_jax.structure.stacks import one_layer, stacked_leaves, unstacked
 from cram_jax.structure.structure import Leaf, Structure
 
 
@@ -17,7 +19,8 @@ def group_masks(structure: Structure, kept: Any) -> Any:
 
     Args:
       structure: of the parameters.
-      kept: bool, one a group, True where it stays; may be traced.
+      kept: bool, one a group, True where it stays; may be traced. Or a row of them for
+        each layer, see `Family.layers`.
 
     Returns:
       A tree like the parameters: bool, False at every entry that belongs to a removed
@@ -32,8 +35,22 @@ def group_masks(structure: Structure, kept: Any) -> Any:
       >>> group_masks(structure, jnp.array([True, False, True]))["a"]
       Array([[ True, False,  True]], dtype=bool)
     """
-    masks = [_leaf_mask(leaf, kept) for leaf in structure.leaves]
-    return structure.treedef.unflatten(masks)
+    return structure.treedef.unflatten(_leaf_masks(structure, kept))
+
+
+def _leaf_masks(structure: Structure, kept: Any) -> list[Any]:
+    if kept.ndim == 1:
+        return [_leaf_mask(leaf, kept) for leaf in structure.leaves]
+    stacked = stacked_leaves(structure, len(kept))
+    masks = []
+    for leaf, of_layers in zip(structure.leaves, stacked, strict=True):
+        if not of_layers:
+            masks.append(_leaf_mask(leaf, kept[0]))
+        elif isinstance(kept, np.ndarray):
+            masks.append(np.stack([_leaf_mask(unstacked(leaf), row) for row in kept]))
+        else:
+            masks.append(jax.vmap(partial(_leaf_mask, unstacked(leaf)))(kept))
+    return masks
 
 
 def _leaf_mask(leaf: Leaf, kept: Any) -> Any:
@@ -78,7 +95,8 @@ def kept_groups(structure: Structure, masks: Any) -> Kept:
       masks: a tree like the parameters, bool, as from `cram_jax.compress`.
 
     Returns:
-      Bool, one a group: True where it stays.
+      Bool, one a group: True where it stays. If layers that are stacked for a scan lose
+      other channels each, a row of them for each layer.
 
     Raises:
       TypeError: the masks are traced.
@@ -92,20 +110,55 @@ def kept_groups(structure: Structure, masks: Any) -> Kept:
             "call it outside of jax.jit"
         )
     arrays = [np.asarray(leaf, bool) for leaf in leaves]
-    kept: Kept = np.zeros(structure.size, bool)
-    for leaf, mask in zip(structure.leaves, arrays, strict=True):
+    kept = _find_kept(structure.leaves, arrays, structure.size)
+    for layers in sorted({family.layers for family in structure.families} - {1}):
+        if _first_wrong(structure, arrays, kept) is None:
+            break
+        rows = _find_rows(structure, arrays, layers)
+        if _first_wrong(structure, arrays, rows) is None:
+            kept = rows
+    wrong = _first_wrong(structure, arrays, kept)
+    if wrong is not None:
+        leaf, mask, place = wrong
+        raise ValueError(
+            f"masks must remove whole groups of channels, but masks[{leaf.path!r}] is "
+            f"{bool(mask[place])} at {place}, against the rest of its group"
+        )
+    return check_kept(structure, kept)
+
+
+def _find_kept(leaves: Sequence[Leaf], masks: Sequence[Kept], size: int) -> Kept:
+    """The groups of which a mask keeps anything."""
+    kept: Kept = np.zeros(size, bool)
+    for leaf, mask in zip(leaves, masks, strict=True):
         for axis in range(mask.ndim):
             if has_groups(leaf, axis):
                 _add_kept(kept, leaf, axis, mask)
-    for leaf, mask in zip(structure.leaves, arrays, strict=True):
-        wrong = mask != _leaf_mask(leaf, kept)
+    return kept
+
+
+def _find_rows(structure: Structure, masks: Sequence[Kept], layers: int) -> Kept:
+    """The same for each layer."""
+    one = one_layer(structure, layers).leaves
+    stacked = stacked_leaves(structure, layers)
+    rows = [
+        [mask[layer] if s else mask for mask, s in zip(masks, stacked, strict=True)]
+        for layer in range(layers)
+    ]
+    found: Kept = np.stack([_find_kept(one, row, structure.size) for row in rows])
+    return found
+
+
+def _first_wrong(
+    structure: Structure, masks: Sequence[Kept], kept: Kept
+) -> tuple[Leaf, Kept, tuple[int, ...]] | None:
+    """The first entry that masks keep, or not, against these groups."""
+    expected = _leaf_masks(structure, kept)
+    for leaf, mask, right in zip(structure.leaves, masks, expected, strict=True):
+        wrong = mask != right
         if wrong.any():
-            place = tuple(int(i[0]) for i in np.nonzero(wrong))
-            raise ValueError(
-                f"masks must remove whole groups of channels, but masks[{leaf.path!r}] "
-                f"is {bool(mask[place])} at {place}, against the rest of its group"
-            )
-    return check_kept(structure, kept)
+            return leaf, mask, tuple(int(i[0]) for i in np.nonzero(wrong))
+    return None
 
 
 def _add_kept(kept: Kept, leaf: Leaf, axis: int, mask: Kept) -> None:
@@ -119,11 +172,12 @@ def _add_kept(kept: Kept, leaf: Leaf, axis: int, mask: Kept) -> None:
 
 
 def check_kept(structure: Structure, kept: Any) -> Kept:
-    """Returns `kept` as NumPy bools.
+    """Returns `kept` as NumPy bools: one a group, or a row of them for each layer.
 
     Raises:
       TypeError: it is traced, or not of bools.
-      ValueError: it is not one bool a group, or removes all groups of a family.
+      ValueError: it is not one bool a group, or removes all groups of a family; or its
+        rows differ in a family that is not of so many layers, or in their number.
     """
     if isinstance(kept, jax.core.Tracer):
         raise TypeError(
@@ -133,16 +187,30 @@ def check_kept(structure: Structure, kept: Any) -> Kept:
     array = np.asarray(kept)
     if array.dtype != np.bool_:
         raise TypeError(f"kept must be bool, got {array.dtype}")
-    if array.shape != (structure.size,):
+    if array.ndim not in (1, 2) or array.shape[-1:] != (structure.size,):
         raise ValueError(
             f"kept must have one bool for each of {structure.size} groups, "
             f"got shape {array.shape}"
         )
+    rows = np.atleast_2d(array)
     for number, family in enumerate(structure.families):
-        if not array[family.groups].any():
+        of_family = rows[:, family.groups]
+        counts = of_family.sum(axis=1)
+        if not counts.all():
             raise ValueError(
                 f"kept removes all {family.size} groups of family {number} "
                 f"({', '.join(family.names)}); at least one must stay"
+            )
+        differ = (of_family != of_family[0]).any()
+        if differ and family.layers != len(rows):
+            raise ValueError(
+                f"kept has {len(rows)} rows that differ in family {number} "
+                f"({', '.join(family.names)}), which is not one of {len(rows)} layers"
+            )
+        if (counts != counts[0]).any():
+            raise ValueError(
+                f"kept must keep as many groups in each layer, got {counts.tolist()} "
+                f"of family {number} ({', '.join(family.names)})"
             )
     return array
 

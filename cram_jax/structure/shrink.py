@@ -1,5 +1,6 @@
 """Cutting removed channels out of parameters and of trees like them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from cram_jax.structure.groups import (
     leaves_like,
 )
 from cram_jax.structure.labels import Kept
+from cram_jax.structure.stacks import stacked_leaves
 from cram_jax.structure.structure import Structure
 
 
@@ -27,8 +29,8 @@ def shrink(structure: Structure, variables: Any, kept: Any) -> Any:
       variables: a tree like those that were traced: parameters, batch statistics; or a
         tree with such trees inside, such as the state of an optimiser, whose other
         leaves stay.
-      kept: bool, one a group, True where it stays; or masks like the variables, as
-        from `cram_jax.compress`.
+      kept: bool, one a group, True where it stays, or a row of them for each layer, see
+        `Family.layers`; or masks like the variables, as from `cram_jax.compress`.
 
     Returns:
       The tree with smaller arrays.
@@ -66,26 +68,44 @@ def shrink(structure: Structure, variables: Any, kept: Any) -> Any:
 
 
 def as_kept(structure: Structure, kept: Any) -> Kept:
-    """One bool a group, from those or from masks, checked."""
-    if jax.tree_util.all_leaves([kept]) and np.ndim(kept) == 1:
+    """One bool a group, or a row for each layer, from those or from masks, checked."""
+    is_one_leaf = jax.tree_util.treedef_is_leaf(structure.treedef)
+    if jax.tree_util.all_leaves([kept]) and np.ndim(kept) <= 2 - is_one_leaf:
         return check_kept(structure, kept)
     return kept_groups(structure, kept)
 
 
 def _shrink_tree(structure: Structure, tree: Any, kept: Kept) -> Any:
     leaves = leaves_like(structure, "variables", tree)
+    rows = np.atleast_2d(kept)
+    stacked = stacked_leaves(structure, len(rows))
     small = []
-    for leaf, array in zip(structure.leaves, leaves, strict=True):
+    for leaf, array, of_layers in zip(structure.leaves, leaves, stacked, strict=True):
         for axis in range(len(leaf.shape)):
             if has_groups(leaf, axis):
-                positions = kept_positions(leaf, axis, kept)
-                if not positions.all():
-                    # NumPy arrays stay on the host, in their dtype.
-                    take: Any = np.take if isinstance(array, np.ndarray) else jnp.take
-                    array = take(array, np.flatnonzero(positions), axis=axis)
+                own = [kept_positions(leaf, axis, row) for row in rows]
+                if of_layers and any((own[0] != other).any() for other in own):
+                    array = _take_of_layers(array, own, axis)
+                elif not own[0].all():
+                    take = _module(array).take
+                    array = take(array, np.flatnonzero(own[0]), axis=axis)
         small.append(array)
     treedef: Any = jax.tree.structure(tree)
     return treedef.unflatten(small)
+
+
+def _take_of_layers(array: Any, positions: Sequence[Kept], axis: int) -> Any:
+    """What stays of each layer along axis 0."""
+    places = np.stack([np.flatnonzero(row) for row in positions])
+    shape = [1] * np.ndim(array)
+    shape[0], shape[axis] = places.shape
+    taken = _module(array).take_along_axis(array, places.reshape(shape), axis)
+    return taken
+
+
+def _module(array: Any) -> Any:
+    """NumPy arrays stay on the host, in their dtype."""
+    return np if isinstance(array, np.ndarray) else jnp
 
 
 def small_shapes(structure: Structure, kept: Any) -> dict[str, tuple[int, ...]]:
@@ -98,7 +118,7 @@ def small_shapes(structure: Structure, kept: Any) -> dict[str, tuple[int, ...]]:
     Returns:
       Shapes by path, such as to construct the layers of a smaller module.
     """
-    groups = as_kept(structure, kept)
+    groups = np.atleast_2d(as_kept(structure, kept))[0]
     return {
         leaf.path: tuple(
             int(kept_positions(leaf, axis, groups).sum()) if size != 1 else 1

@@ -53,7 +53,8 @@ def small_apply(structure: Structure, kept: Any) -> Callable[..., Any]:
       Array([[3.],
              [3.]], dtype=float32)
     """
-    groups = as_kept(structure, kept)
+    # Of layers that differ, the program is that of any one of them: see stacks.
+    groups: Kept = np.atleast_2d(as_kept(structure, kept))[0]
     model = model_of(structure)
 
     def apply(variables: Any, *inputs: Any) -> Any:

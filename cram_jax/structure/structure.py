@@ -41,11 +41,14 @@ class Family(NamedTuple):
       members: the axes.
       start: number of its first group.
       size: how many groups it has.
+      layers: how many layers, stacked for a scan, may each lose other groups; 1 if all
+        lose the same.
     """
 
     members: tuple[Member, ...]
     start: int
     size: int
+    layers: int = 1
 
     @property
     def groups(self) -> slice:
@@ -237,7 +240,8 @@ class Structure:
 
     def _family_lines(self) -> list[str]:
         return ["families"] * bool(self.families) + [
-            f"  {number}: {family.size} groups of {', '.join(family.names)}"
+            f"  {number}: {family.size} groups{_of_layers(family)} of "
+            f"{', '.join(family.names)}"
             for number, family in enumerate(self.families)
         ]
 
@@ -249,6 +253,10 @@ class Structure:
             f"  {'; '.join(reasons)}: {', '.join(names)}"
             for reasons, names in by_reasons.items()
         ]
+
+
+def _of_layers(family: Family) -> str:
+    return f" in each of {family.layers} layers" if family.layers > 1 else ""
 
 
 def axis_roles(

@@ -11,6 +11,7 @@ from cram_jax.paths import named_leaves
 from cram_jax.structure.costs import count_costs
 from cram_jax.structure.interpret import Analysis, Input, analyse
 from cram_jax.structure.labels import Ids, Role, Source
+from cram_jax.structure.stacks import with_layers
 from cram_jax.structure.structure import (
     Family,
     Leaf,
@@ -95,7 +96,7 @@ def trace_structure(
     )
     return Structure(
         described,
-        families,
+        with_layers(analysis, group_of, families, described),
         jax.tree.structure(variables),
         count_costs(analysis, group_of, len(leaves)),
         Model(apply, variables, outputs, analysis, inputs, result),

@@ -18,7 +18,7 @@ from experiments.deployment.tables import console_table, write_outcomes
 from experiments.deployment.tradeoff import drawn_targets, plot_tradeoff
 from experiments.errors import ConfigError
 from experiments.metrics import make_console
-from experiments.second_order import SecondOrder
+from experiments.pruning_options import PrunerOptions
 
 PACKAGES = ("cram-jax", "jax", "llvmlite", "onnxruntime", "openvino", "numpy")
 
@@ -28,15 +28,14 @@ def benchmark(
     conduct: Conduct,
     out: Path | None,
     data_dir: Path | None,
-    second_order: SecondOrder,
+    pruning: PrunerOptions,
 ) -> None:
     """Compares engines on every network, prints tables, and stores the numbers."""
     check_llvmlite()
     console = make_console()
     say = partial(console.print, soft_wrap=True, highlight=False)
     subjects = [
-        subject_of(what, conduct.targets, data_dir, second_order, say)
-        for what in networks
+        subject_of(what, conduct.targets, data_dir, pruning, say) for what in networks
     ]
     outcomes = []
     for subject in subjects:
@@ -55,13 +54,13 @@ def tradeoff(
     conduct: Conduct,
     out: Path | None,
     data_dir: Path | None,
-    second_order: SecondOrder,
+    pruning: PrunerOptions,
 ) -> None:
     """Draws accuracy against time and size, and stores the numbers beside."""
     check_llvmlite()
     console = make_console()
     say = partial(console.print, soft_wrap=True, highlight=False)
-    subject = subject_of(str(run), conduct.targets, data_dir, second_order, say)
+    subject = subject_of(str(run), conduct.targets, data_dir, pruning, say)
     if not conduct.targets:
         names = drawn_targets(subject.eval_targets)
         conduct = dataclasses.replace(conduct, targets=names)

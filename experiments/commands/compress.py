@@ -12,6 +12,7 @@ from experiments.evaluation import check_targets, has_statistics, make_evaluatio
 from experiments.kinds import kind_of
 from experiments.metrics import make_console
 from experiments.open_run import open_run, stored_data_dir
+from experiments.pruning_options import PrunerOptions
 from experiments.run_directory import (
     check_free,
     check_path,
@@ -19,7 +20,6 @@ from experiments.run_directory import (
     write_status,
     write_text,
 )
-from experiments.second_order import SecondOrder
 
 
 def compress(
@@ -28,7 +28,7 @@ def compress(
     out: Path | None,
     overwrite: bool,
     data_dir: Path | None,
-    second_order: SecondOrder,
+    pruning: PrunerOptions,
 ) -> None:
     """Compresses, recalibrates batch norm, stores the model, prints what is left."""
     out = out or run / "compressed" / target
@@ -41,7 +41,7 @@ def compress(
     say = partial(console.print, soft_wrap=True)
     config, data, task, params, batch_stats = open_run(run, data_dir, say)
     check_targets((target,), config, task)
-    evaluation = make_evaluation(config, data, task, second_order)
+    evaluation = make_evaluation(config, data, task, pruning)
     before = evaluation.accuracy(params, batch_stats)
     compressed, masks = evaluation.compress(params, target, batch_stats)
     statistics = evaluation.recalibrate(compressed, batch_stats)

@@ -15,6 +15,7 @@ from experiments.evaluation import (
 )
 from experiments.metrics import make_console, progress_bar
 from experiments.open_run import open_run
+from experiments.pruning_options import PrunerOptions
 from experiments.results import (
     Results,
     add_run,
@@ -25,7 +26,6 @@ from experiments.results import (
     save_results,
 )
 from experiments.run_directory import load_config
-from experiments.second_order import SecondOrder
 from experiments.unfinished import resumable
 
 
@@ -35,7 +35,7 @@ def evaluate(
     calibrations: int,
     out: Path | None,
     data_dir: Path | None,
-    second_order: SecondOrder,
+    pruning: PrunerOptions,
 ) -> None:
     """Prints the accuracy on every target and stores it in evaluation.json."""
     out = out or run / "evaluation.json"
@@ -51,14 +51,14 @@ def evaluate(
     names = names or (("dense",) if compressed else config.eval_targets)
     check_targets(names, config, task)
     results = new_results(names, task.metric)
-    evaluation = make_evaluation(config, data, task, second_order)
+    evaluation = make_evaluation(config, data, task, pruning)
     unfinished = out.with_name(f"{out.stem}.part.json")
     model = digest((params, batch_stats))
     depends_on = {
         "model": model,
         "data_dir": str(data_dir),
         "calibrations": calibrations,
-        "second_order": dataclasses.asdict(second_order),
+        "pruning": dataclasses.asdict(pruning),
         "versions": results["versions"],
     }
     accuracies, seconds = [], 0.0

@@ -14,6 +14,7 @@ from experiments.evaluation import check_targets, make_evaluation
 from experiments.kinds import kind_of
 from experiments.metrics import make_console
 from experiments.open_run import open_run
+from experiments.pruning_options import PrunerOptions
 from experiments.run_directory import load_config
 from experiments.verbs.export import Export
 
@@ -78,7 +79,8 @@ def _compress(options: Export, say: Callable[..., Any]) -> Compressed:
         options.run, options.data_dir, say
     )
     check_targets((options.target,), config, task)
-    evaluation = make_evaluation(config, data, task, options.second_order)
+    pruners = PrunerOptions(options.second_order, options.layerwise)
+    evaluation = make_evaluation(config, data, task, pruners)
     before = evaluation.accuracy(params, batch_stats)
     # Leading bits are taken when the file is read.
     whole = options.format == "packed" and options.target.startswith("nested")

@@ -19,7 +19,7 @@ from experiments.images.models import CIFAR_RESNETS, IMAGENET_RESNETS, make_mode
 from experiments.images.task import FILTERS
 from experiments.kinds import kind_of
 from experiments.open_run import open_run
-from experiments.second_order import SecondOrder
+from experiments.pruning_options import PrunerOptions
 from experiments.targets import LeafFilters, projector
 from experiments.text import deployment as texts
 from experiments.text.classification import make_network
@@ -43,7 +43,7 @@ def subject_of(
     what: str,
     targets: tuple[str, ...],
     data_dir: Path | None,
-    second_order: SecondOrder,
+    pruning: PrunerOptions,
     say: Callable[[str], Any],
 ) -> Subject:
     """The subject of a word on the command line.
@@ -52,7 +52,7 @@ def subject_of(
       what: the directory of a run, or the name of a network.
       targets: what it will be compressed to.
       data_dir: where tensorflow-datasets keeps its data; None: where the run found it.
-      second_order: how the target ``o90`` goes about it.
+      pruning: how targets go about it that look at the data.
       say: told what is worth knowing of a run.
 
     Raises:
@@ -62,7 +62,7 @@ def subject_of(
     if (Path(what) / "config.json").exists():
         config, data, task, *model = open_run(Path(what), data_dir, say)
         check_targets(targets, config, task)
-        evaluation = make_evaluation(config, data, task, second_order)
+        evaluation = make_evaluation(config, data, task, pruning)
         name = Path(what).name
         return subject_of_model(name, config, data, evaluation, *model)
     if what in SIDES:

@@ -36,14 +36,29 @@ HELD_OUT = 300
 def candidates() -> dict[str, list[ImageConfig]]:
     """The settings of every method.
 
-    A step of SGD costs half, so it takes twice as many. SGD keeps the weight decay with
-    which the dense network is best, see the recipe.
+    A step with one gradient costs half, so there are twice as many. SGD keeps the
+    weight decay with which the dense network is best, see the recipe. Gradual pruning
+    trains a network for each target, and only that target is its to be good at.
     """
     decays = (5e-4, 5e-3, 2e-2)
+    longer = 2 * BASE.epochs
 
     def sgd(decay: float) -> ImageConfig:
-        name, epochs = f"sgd-decay{decay}", 2 * BASE.epochs
-        return variant(BASE, name, epochs=epochs, rule="none", weight_decay=decay)
+        name = f"sgd-decay{decay}"
+        return variant(BASE, name, epochs=longer, rule="none", weight_decay=decay)
+
+    def gradual(target: str) -> list[ImageConfig]:
+        return [
+            variant(
+                BASE,
+                f"gradual-{target}-decay{decay}",
+                epochs=longer,
+                rule="gradual",
+                train_targets=(target,),
+                weight_decay=decay,
+            )
+            for decay in decays[:2]
+        ]
 
     return {
         "SGD": [sgd(5e-4)],
@@ -54,9 +69,10 @@ def candidates() -> dict[str, list[ImageConfig]]:
         ],
         "CrAM+": [
             variant(BASE, f"cram-rho{rho}-decay{decay}", rho=rho, weight_decay=decay)
-            for decay in (5e-4, 5e-3)
+            for decay in decays[:2]
             for rho in (0.05, 0.1, 0.2)
         ],
+        **{f"Gradual {target}": gradual(target) for target in TARGETS[1:]},
     }
 
 
@@ -98,12 +114,15 @@ def chosen(
     methods: dict[str, list[ImageConfig]], out: Path, data_dir: Path | None
 ) -> Iterator[tuple[str, ImageConfig]]:
     """The candidate of each method that is best on the images that were held out."""
+    data = dataclasses.replace(BASE.data, validation=HELD_OUT)
     for method, configs in methods.items():
-        data = dataclasses.replace(BASE.data, validation=HELD_OUT)
-        means = [
-            np.mean(list(remembered(c, out, data_dir)["recalibrated"].values()))
-            for c in (dataclasses.replace(config, data=data) for config in configs)
-        ]
+        means = []
+        for config in configs:
+            held_out = dataclasses.replace(config, data=data)
+            found = remembered(held_out, out, data_dir)["recalibrated"]
+            rule = config.optimizer
+            names = rule.train_targets if rule.rule == "gradual" else TARGETS
+            means.append(np.mean([found[name] for name in names]))
         yield method, configs[int(np.argmax(means))]
 
 

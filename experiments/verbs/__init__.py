@@ -8,6 +8,7 @@ does the work, mostly by `experiments.commands`, and imports what needs jax.
 from typing import Protocol
 
 from experiments.verbs.benchmark import Benchmark
+from experiments.verbs.compare import Compare
 from experiments.verbs.compress import Compress
 from experiments.verbs.demo import Demo
 from experiments.verbs.evaluate import Evaluate
@@ -39,6 +40,7 @@ VERBS: dict[str, type[Verb]] = {
     "tradeoff": Tradeoff,
     "export": Export,
     "recipes": Recipes,
+    "compare": Compare,
     "demo": Demo,
 }
 """In the order of the help."""

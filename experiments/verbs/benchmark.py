@@ -8,6 +8,7 @@ import tyro
 
 from experiments import targets
 from experiments.errors import ConfigError
+from experiments.pruning_options import Layerwise, PrunerOptions
 from experiments.run_directory import check_path, load_config
 from experiments.second_order import SecondOrder
 from experiments.verbs.common import check_named, start_jax
@@ -71,6 +72,8 @@ class Benchmark:
     """The model.module of a run with a network of your own, to allow its import."""
     second_order: SecondOrder = field(default_factory=SecondOrder)
     """How o90 goes about it."""
+    layerwise: Layerwise = field(default_factory=Layerwise)
+    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
 
     def check(self) -> None:
         """Targets are known, numbers in range, and runs can be read."""
@@ -113,4 +116,10 @@ class Benchmark:
             judge=not self.no_accuracy,
             tune=self.tune,
         )
-        benchmark(self.networks, conduct, self.out, self.data_dir, self.second_order)
+        benchmark(
+            self.networks,
+            conduct,
+            self.out,
+            self.data_dir,
+            PrunerOptions(self.second_order, self.layerwise),
+        )

@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from experiments import targets
+from experiments.pruning_options import Layerwise, PrunerOptions
 from experiments.run_directory import load_config
 from experiments.second_order import SecondOrder
 from experiments.verbs.common import check_named, start_jax
@@ -20,7 +21,8 @@ class Compress:
     target: str
     """k90 (90 % zeros), u90 (in every layer), b90 (in blocks of 4 inputs x 2 outputs;
     b90@8x1 for others), c50 (50 % of the channels), 2:4, 4bit, several, such as
-    k90+4bit, or o90 (second order: oBERT, WoodFisher)."""
+    k90+4bit; o90 (second order: oBERT, WoodFisher), w90 or w2:4 (Wanda), g90, g2:4 or
+    g90@4bit (SparseGPT); rk90, rg2:4: what is kept refitted by least squares."""
     out: Path | None = None
     """Directory of the compressed model; by default RUN/compressed/TARGET."""
     overwrite: bool = False
@@ -31,6 +33,8 @@ class Compress:
     """The model.module of a run with a network of your own, to allow its import."""
     second_order: SecondOrder = field(default_factory=SecondOrder)
     """How o90 goes about it."""
+    layerwise: Layerwise = field(default_factory=Layerwise)
+    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
 
     def check(self) -> None:
         """The target has a name that is known, and the run can be read."""
@@ -48,5 +52,5 @@ class Compress:
             self.out,
             self.overwrite,
             self.data_dir,
-            self.second_order,
+            PrunerOptions(self.second_order, self.layerwise),
         )

@@ -8,6 +8,7 @@ import tyro
 
 from experiments import targets
 from experiments.errors import ConfigError
+from experiments.pruning_options import Layerwise, PrunerOptions
 from experiments.run_directory import load_config
 from experiments.second_order import SecondOrder
 from experiments.verbs.common import check_named, start_jax
@@ -36,6 +37,8 @@ class Evaluate:
     """The model.module of a run with a network of your own, to allow its import."""
     second_order: SecondOrder = field(default_factory=SecondOrder)
     """How targets such as o90 go about it."""
+    layerwise: Layerwise = field(default_factory=Layerwise)
+    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
 
     def check(self) -> None:
         """The targets have names that are known, and the run can be read."""
@@ -58,5 +61,5 @@ class Evaluate:
             self.calibrations,
             self.out,
             self.data_dir,
-            self.second_order,
+            PrunerOptions(self.second_order, self.layerwise),
         )

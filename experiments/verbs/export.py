@@ -8,6 +8,7 @@ import tyro
 
 from experiments import targets
 from experiments.errors import ConfigError
+from experiments.pruning_options import Layerwise
 from experiments.run_directory import check_path, load_config
 from experiments.second_order import SecondOrder
 from experiments.verbs.common import check_named, start_jax
@@ -65,7 +66,9 @@ class Export:
     module: str | None = None
     """The model.module of a run with a network of your own, to allow its import."""
     second_order: SecondOrder = field(default_factory=SecondOrder)
-    """How o90 goes about it."""
+    """How targets such as o90 go about it."""
+    layerwise: Layerwise = field(default_factory=Layerwise)
+    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
 
     @property
     def width(self) -> int:

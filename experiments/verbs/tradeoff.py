@@ -8,6 +8,7 @@ import tyro
 
 from experiments import targets
 from experiments.errors import ConfigError
+from experiments.pruning_options import Layerwise, PrunerOptions
 from experiments.run_directory import check_path, load_config
 from experiments.second_order import SecondOrder
 from experiments.verbs.common import check_named, start_jax
@@ -43,6 +44,8 @@ class Tradeoff:
     """The model.module of a run with a network of your own, to allow its import."""
     second_order: SecondOrder = field(default_factory=SecondOrder)
     """How o90 goes about it."""
+    layerwise: Layerwise = field(default_factory=Layerwise)
+    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
 
     def check(self) -> None:
         """Targets are known, numbers in range, and the run can be read."""
@@ -75,4 +78,10 @@ class Tradeoff:
             calibration=self.calibration,
             method=self.method,
         )
-        tradeoff(self.run, conduct, self.out, self.data_dir, self.second_order)
+        tradeoff(
+            self.run,
+            conduct,
+            self.out,
+            self.data_dir,
+            PrunerOptions(self.second_order, self.layerwise),
+        )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from engine.networks import convolutional, pointwise, transformer
-from engine.references import integer_product
+from engine.references import integer_attention, integer_product
 
 from cram_jax import engine
 from cram_jax.engine import jit, kernels, llvm
@@ -81,6 +81,29 @@ def test_int8_products_are_those_of_exact_integers(name, target):
         np.testing.assert_array_equal(got, expected, err_msg=node.name)
         compared += 1
     assert compared >= 5
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("length", [1, 19])
+def test_int8_attention_is_that_of_exact_integers(length, target):
+    """Padding, a sequence of nothing else, and lengths that four does not divide."""
+    graph, inputs = transformer(np.random.default_rng(1), length)
+    compiled = engine.compile(graph, calibration=[inputs], target=target)
+    tensors, ranges = compiled.tensors(*inputs), compiled.model.ranges
+    node = compiled.model.graph["attended"]
+    operands = [
+        np.rint(tensors[name] / ranges[name].scale) + ranges[name].zero
+        for name in node.inputs[:3]
+    ]
+    expected = integer_attention(
+        node.operation.heads,
+        *operands,
+        [ranges[name] for name in node.inputs[:3]],
+        tensors[node.inputs[3]],
+        ranges["attended"],
+    )
+    got = np.rint(tensors["attended"] / ranges["attended"].scale)
+    np.testing.assert_array_equal(got + ranges["attended"].zero, expected)
 
 
 @pytest.mark.parametrize("name", ["convolutional", "transformer"])

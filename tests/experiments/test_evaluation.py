@@ -7,6 +7,7 @@ import pytest
 
 from experiments.batches import Examples
 from experiments.evaluation import evaluate_target, make_evaluation
+from experiments.pruning_options import Layerwise, PrunerOptions
 from experiments.second_order import SecondOrder
 from experiments.targets import projector
 
@@ -59,7 +60,7 @@ def test_second_order_pruning_serves_images_too(config, data, task):
     """With the statistics of the dense model, and the loss of evaluation."""
     params, batch_stats = task.init(0)
     options = SecondOrder(gradients=16, block_size=4, damping=1e-3, recomputations=1)
-    ours, masks = make_evaluation(config, data, task, options).compress(
+    ours, masks = make_evaluation(config, data, task, PrunerOptions(options)).compress(
         params, "o50", batch_stats
     )
     sizes = [mask.size for mask in jax.tree.leaves(masks) if mask.ndim > 1]
@@ -112,3 +113,27 @@ def test_draws_of_calibration_images_are_random_and_repeatable(config, data, tas
     row = evaluate_target(evaluation, params, batch_stats, "k50", 3)
     assert len(row.draws) == 3
     assert row.recalibrated == np.mean(row.draws)
+
+
+@pytest.mark.parametrize("target", ["w50", "rg2:4"])
+def test_layerwise_pruning_serves_images(target, config, data, task):
+    """It prunes what its plain twin does, and what it leaves is nearer to dense."""
+    params, batch_stats = task.init(0)
+    options = PrunerOptions(layerwise=Layerwise(examples=32, batch=16))
+    evaluation = make_evaluation(config, data, task, options)
+    ours, masks = evaluation.compress(params, target, batch_stats)
+    twin = "2:4" if ":" in target else "u50"
+    plain, others = evaluation.compress(params, twin)
+    kept = [
+        [int(mask.sum()) for mask in jax.tree.leaves(tree)] for tree in (masks, others)
+    ]
+    assert kept[0] == kept[1]
+    if target != "w50":
+        images = data.train.take(range(40))
+        logits = jax.jit(task.predict)
+        before = logits(params, batch_stats, images)
+
+        def distance(model):
+            return np.linalg.norm(logits(model, batch_stats, images) - before)
+
+        assert distance(ours) < distance(plain)

@@ -5,10 +5,19 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from structure.comparing import filled
 
-from cram_jax import Projector, cached, compose, compress, fake_quant, one_of
+from cram_jax import (
+    Projector,
+    cached,
+    compose,
+    compress,
+    fake_quant,
+    one_of,
+    scheduled,
+)
 from cram_jax.structure import (
     channels,
     group_masks,
@@ -203,6 +212,27 @@ def test_it_works_inside_the_other_projectors_and_under_jit():
     assert params["dense0"]["kernel"].dtype == jnp.float32
 
 
+def test_many_sparsities_share_one_program_and_one_may_follow_a_schedule():
+    drawn = one_of(*(channels(s, STRUCTURE) for s in (0.25, 0.5, 0.75)))
+
+    def draw(key):
+        return drawn.project(PARAMS, drawn.init(PARAMS), key)
+
+    program = str(jax.make_jaxpr(draw)(jax.random.key(0)))
+    assert " cond[" not in program
+    gradual = scheduled(
+        lambda share: channels(share, STRUCTURE), optax.linear_schedule(0.0, 0.98, 3)
+    )
+    project = jax.jit(lambda state: gradual.project(PARAMS, state, None))
+    state = gradual.init(PARAMS)
+    counts = []
+    for _ in range(4):
+        (_, masks), state = project(state)
+        counts.append(int(kept_groups(STRUCTURE, masks).sum()))
+    # At least one group of each of two families stays.
+    assert counts == [26, 26 - int(26 * 0.98 / 3), 26 - int(26 * 1.96 / 3), 2]
+
+
 def test_a_part_of_the_variables_is_projected():
     def with_statistics(variables, x):
         params, stats = variables["params"], variables["stats"]
@@ -239,7 +269,7 @@ def test_sharded_parameters_give_the_same_masks():
     ("arguments", "error", "message"),
     [
         ({"sparsity": 1.0}, ValueError, "sparsity must be at least 0 and below 1"),
-        ({"sparsity": "half"}, TypeError, "sparsity must be a number, got 'half'"),
+        ({"sparsity": "half"}, TypeError, "sparsity must be a number .* got 'half'"),
         ({"structure": 3}, TypeError, "structure must be a Structure, got 3"),
         ({"scope": "layer"}, ValueError, "scope must be 'global' or 'family'"),
         ({"of": "bytes"}, ValueError, "of must be 'groups', 'parameters' or"),

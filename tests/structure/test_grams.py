@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cram_jax.structure import input_grams
+from cram_jax.structure import input_grams, multiply_adds
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -195,3 +195,24 @@ def test_no_batch_and_no_parameter_are_errors():
         input_grams(network, {"w": KERNEL}, [])
     with pytest.raises(ValueError, match="params must have at least one array"):
         input_grams(network, {}, [KERNEL])
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("dense", 4 * 5 * 3),
+        ("heads in, units first", 2 * 4 * 6 * 5),
+        ("convolution", 2 * (3 * 6) * (3 * 2 * 2) * 4),
+        ("experts", 2 * 4 * 5 * 3),
+        ("stacked layers", 2 * 4 * 5 * 3),
+        ("shared by steps", 6 * 4 * 5 * 3),
+    ],
+)
+def test_multiply_adds_are_rows_times_inputs_times_outputs(name, count):
+    apply, of_weights, of_inputs, *_ = LINEAR[name]
+    counts = multiply_adds(
+        lambda params, x: apply(params["w"], x),
+        {"w": jax.ShapeDtypeStruct(of_weights, jnp.float32)},
+        jax.ShapeDtypeStruct(of_inputs, jnp.float32),
+    )
+    assert counts == {"w": count}

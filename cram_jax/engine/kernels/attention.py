@@ -8,7 +8,7 @@ from cram_jax.engine import arithmetic
 from cram_jax.engine.code import Kernel, Value
 from cram_jax.engine.kernels.base import KernelSpec
 
-_LOWEST = -3.4028234e38
+LOWEST = -3.4028234e38
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ class Attend(KernelSpec):
                     score = k.mul(sums[r * self.tile + t], scale)
                     if self.masked:
                         is_token = k.splat(k.scalar(mask, row, k.i32))
-                        score = k.where(is_token, score, k.constant(_LOWEST))
+                        score = k.where(is_token, score, k.constant(LOWEST))
                     k.store(score, scratch, k.plus(k.times(row, width), t * k.lanes))
                     top[t] = k.max(score, top[t])
             return top
 
-        top = _in_rows(k, length, self.rows, scores, [k.constant(_LOWEST)] * self.tile)
+        top = in_rows(k, length, self.rows, scores, [k.constant(LOWEST)] * self.tile)
 
         def exponentials(j: Value, *totals: Value) -> list[Value]:
             results = []
@@ -112,7 +112,7 @@ class Attend(KernelSpec):
             store(d, sums, rows)
             return []
 
-        _in_rows(k, depth, self.rows, outputs, [])
+        in_rows(k, depth, self.rows, outputs, [])
 
 
 class _Store:
@@ -166,7 +166,7 @@ def _product(
     return k.loop(0, depth, accumulate, [k.constant(0)] * (rows * tile))
 
 
-def _in_rows(
+def in_rows(
     k: Kernel,
     total: Value,
     rows: int,

@@ -5,7 +5,7 @@ from typing import Any
 
 from cram_jax.engine.fusion import Lookup
 from cram_jax.engine.graph import Node
-from cram_jax.engine.model import PackedProduct
+from cram_jax.engine.model import IntegerAttention, PackedProduct
 from cram_jax.engine.operations import (
     Add,
     AddPositions,
@@ -24,8 +24,8 @@ from cram_jax.engine.operations import (
     Tanh,
     Token,
 )
+from cram_jax.engine.steps.attention import emit_attention, emit_integer_attention
 from cram_jax.engine.steps.columns import (
-    emit_attention,
     emit_layer_norm,
     emit_pointwise,
     emit_softmax,
@@ -48,6 +48,7 @@ EMITTERS: dict[type, Callable[[Any, Node], None]] = {
     LayerNorm: emit_layer_norm,
     Softmax: emit_softmax,
     Attention: emit_attention,
+    IntegerAttention: emit_integer_attention,
     MaxPool: emit_pool,
     AvgPool: emit_pool,
     Mean: emit_mean,

@@ -1,4 +1,4 @@
-"""Steps that compute columns, or sequences, on their own."""
+"""Steps that compute columns on their own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cram_jax.engine import kernels
-from cram_jax.engine.buffers import aligned, tiles_of
+from cram_jax.engine.buffers import tiles_of
 from cram_jax.engine.fusion import ACTIVATIONS
 from cram_jax.engine.graph import Node
 from cram_jax.engine.model import Range
-from cram_jax.engine.operations import Add, Affine, Attention, LayerNorm
-from cram_jax.engine.packing import round_up
+from cram_jax.engine.operations import Add, Affine, LayerNorm
 
 if TYPE_CHECKING:
     from cram_jax.engine.plan import Builder
@@ -96,48 +95,4 @@ def emit_pointwise(b: Builder, node: Node) -> None:
         stride=x.grid.stride,
         vectors=x.grid.vectors,
     )
-    b.finish(node)
-
-
-def emit_attention(b: Builder, node: Node) -> None:
-    """Attention, some queries of a head at a time."""
-    part = node.operation
-    assert isinstance(part, Attention)
-    query, key, value = (b.operand(name) for name in node.inputs[:3])
-    masks = [b.operand(name) for name in node.inputs[3:]]
-    depth = b.types[node.name].features // part.heads
-    octets = b.model.forms[node.name] == {"u8"}
-    y = b.output(node.name, "u8" if octets else "f32")
-    grid = query.grid
-    largest = 4 if b.target.registers == 32 else 2
-    what = b.range_of(node.name) if octets else Range(1.0, 0)
-    for tile, count, first in tiles_of(grid.item // grid.lanes, largest):
-        width = tile * grid.lanes
-        size = round_up(b.length * width, 16)
-        b.add(
-            node,
-            kernels.Attend(tile, 4, bool(masks), octets),
-            grid.batch * part.heads * count,
-            [query, key, value, *masks],
-            [y],
-            query=query.address,
-            key=key.address,
-            value=value.address,
-            mask=masks[0].address if masks else 0,
-            y=y.address,
-            scratch=aligned(size * b.threads, np.float32),
-            scratch_size=size,
-            stride=grid.stride,
-            item=grid.item,
-            length=b.length,
-            heads=part.heads,
-            depth=depth,
-            first=first * grid.lanes,
-            parts=count,
-            scale=np.float32(depth**-0.5),
-            inverse=np.float32(1) / np.float32(what.scale),
-            zero=float(what.zero),
-        )
-        step = b.steps[-1]
-        step.multiply_adds = 2 * step.jobs * width * b.length * depth
     b.finish(node)

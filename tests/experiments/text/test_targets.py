@@ -9,6 +9,7 @@ import pytest
 
 from cram_jax import keep_pruned
 from experiments.evaluation import make_evaluation
+from experiments.pruning_options import Layerwise, PrunerOptions
 from experiments.second_order import SecondOrder
 from experiments.text.network import ENCODER
 
@@ -36,7 +37,10 @@ def params(text_task):
 
 @pytest.fixture(scope="module")
 def evaluation(text_config, text_data, text_task):
-    options = SecondOrder(gradients=8, block_size=8, recomputations=2, micro_batch=4)
+    options = PrunerOptions(
+        SecondOrder(gradients=8, block_size=8, recomputations=2, micro_batch=4),
+        Layerwise(examples=8, batch=4),
+    )
     return make_evaluation(text_config, text_data, text_task, options)
 
 
@@ -90,6 +94,23 @@ def test_second_order_pruning_composes_with_quantisation(compress):
     np.testing.assert_allclose(
         both[path], np.rint(pruned[path] / step) * step, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("target", ["w60", "g60", "ru60"])
+def test_layerwise_pruning_is_of_every_dense_layer(target, compress, params):
+    before = by_path(params)
+    pruned, masks = compress(target)
+    for path, mask in masks.items():
+        if not is_encoder_kernel(path):
+            np.testing.assert_array_equal(pruned[path], before[path])
+            continue
+        # Each of Wanda's outputs loses as many inputs.
+        columns = mask.shape[1] if target == "w60" else 1
+        size = mask.size // columns
+        assert mask.sum() == columns * (size - size * 6 // 10), path
+        assert not pruned[path][~mask].any()
+        moved = not np.array_equal(pruned[path][mask], before[path][mask])
+        assert moved == (target != "w60"), path
 
 
 def test_embeddings_and_heads_are_no_target(compress, params):

@@ -1,0 +1,200 @@
+"""A pull towards the compressed parameters."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from cram_jax.keys import check_key, key_data, split_key_data
+from cram_jax.projector import Params, Projector, check_projector, check_structure
+from cram_jax.validation import check_flag, check_integer
+
+
+class PulledState(NamedTuple):
+    """State of `pulled`.
+
+    Attributes:
+      count: int32 scalar, the number of updates so far.
+      key: uint32 array, the data of the PRNG key for the projector's draws.
+      projector_state: the projector's own state.
+      target: the compressed parameters :math:`z`, like the parameters; ``()`` if they
+        are computed at every step without a dual variable.
+      dual: the dual variable :math:`v`, like the parameters; ``()`` without one.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # optax's name, over tuple.count
+    key: jax.Array
+    projector_state: Any
+    target: Params
+    dual: Params
+
+
+def pulled(
+    projector: Projector,
+    strength: float | optax.Schedule,
+    *,
+    every: int = 1,
+    dual: bool = False,
+    key: int | jax.Array = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adds to the updates what pulls parameters towards their compression.
+
+    With parameters :math:`\theta`, compression :math:`C`, strength :math:`\lambda`:
+
+    .. math:: u \leftarrow u + \lambda (\theta - z + v)
+
+    and at every ``every``-th step, before that,
+
+    .. math:: z \leftarrow C(\theta + v), \qquad v \leftarrow v + \theta - z
+
+    where :math:`v` stays zero without ``dual``. It begins with :math:`z = C(\theta)`.
+    That is the gradient of :math:`\lambda / 2 \|\theta - z + v\|^2`, so training ends
+    near compressed parameters; `compress` then takes it there.
+
+    Place it behind what makes the gradient (nothing, `sam`, `cram`) and before weight
+    decay and the optimiser:
+
+    - ADMM: ``chain(pulled(top_k(0.95), 1e-3, every=32, dual=True), sgd(...))``;
+    - SAFE: the same behind ``sam(loss_fn, 0.1)``;
+    - the decay of SR-STE, :math:`\lambda (1 - M) \odot \theta`:
+      ``pulled(n_m(2, 4), 2e-4)``;
+    - proximal quantisation: ``pulled(fake_quant(4), ...)``.
+
+    Only leaves that the projector may change are pulled, see `Projector.changes`.
+
+    Args:
+      projector: the compression :math:`C`.
+      strength: :math:`\lambda`, at least 0, or a schedule of the step count.
+      every: steps between renewals of :math:`z` and :math:`v`.
+      dual: whether there is a dual variable, as in the method of multipliers.
+      key: seed or PRNG key, for projectors that draw.
+
+    Returns:
+      A gradient transformation with the state `PulledState`. ``update`` needs
+      ``params``.
+
+    Raises:
+      TypeError: an argument is of a wrong type.
+      ValueError: ``strength`` is negative or not finite, or ``every`` below 1; at
+        ``update``, ``params`` is None, or ``updates`` of another structure.
+
+    Example:
+      >>> params = [jnp.array([[1.0, -4.0]])]
+      >>> optimizer = pulled(top_k(0.5), 0.1)
+      >>> zero = [jnp.zeros((1, 2))]
+      >>> optimizer.update(zero, optimizer.init(params), params)[0]
+      [Array([[0.1, 0. ]], dtype=float32)]
+
+    References:
+      Lee et al., SAFE, ICML 2025, algorithm 1, arXiv 2506.06866; Zhou et al., SR-STE,
+      ICLR 2021, equation 6, arXiv 2102.04010.
+    """
+    check_projector("projector", projector)
+    check_integer("every", every, 1)
+    check_flag("dual", dual)
+    check_key(key)
+    _check_strength(strength)
+    stores = every > 1 or dual
+
+    def init(params: Params) -> PulledState:
+        state, draw = split_key_data(key_data(key), key)
+        projector_state = projector.init(params)
+        target: Params = ()
+        if stores and jax.tree.leaves(params):
+            (target, _), projector_state = projector.project(
+                params, projector_state, draw
+            )
+            # Copies, because a training step may donate its state.
+            target = jax.tree.map(jnp.copy, target)
+        elif stores:  # the placeholder of optax.tree.map_params
+            target = params
+        return PulledState(
+            jnp.zeros([], jnp.int32),
+            state,
+            projector_state,
+            target,
+            jax.tree.map(jnp.zeros_like, params) if dual else (),
+        )
+
+    def project(
+        params: Params, state: PulledState, draw: jax.Array
+    ) -> tuple[Params, Any]:
+        (target, _), projector_state = projector.project(
+            params, state.projector_state, draw
+        )
+        return target, projector_state
+
+    def renew(
+        params: Params, state: PulledState, draw: jax.Array
+    ) -> tuple[Params, Params, Any]:
+        shifted = optax.tree.add(params, state.dual) if dual else params
+        target, projector_state = project(shifted, state, draw)
+        rest = optax.tree.sub(shifted, target) if dual else ()
+        return target, rest, projector_state
+
+    def keep(
+        params: Params, state: PulledState, draw: jax.Array
+    ) -> tuple[Params, Params, Any]:
+        del params, draw
+        return state.target, state.dual, state.projector_state
+
+    def update(
+        updates: Params,
+        state: PulledState,
+        /,
+        params: Params | None = None,
+        **extra_args: object,
+    ) -> tuple[Params, PulledState]:
+        del extra_args
+        if params is None:
+            raise ValueError("pulled needs params in update(...), got None")
+        check_structure("updates", updates, params)
+        key_after, draw = split_key_data(state.key, key)
+        if stores:
+            # At the head of the next step: the order of a renewal at the end of this
+            # one, without the parameters that only the caller will have.
+            is_due = (state.count % every == 0) & (state.count > 0)
+            target, rest, projector_state = jax.lax.cond(
+                is_due, renew, keep, params, state, draw
+            )
+        else:
+            target, projector_state = project(params, state, draw)
+            rest = ()
+        force = strength(state.count) if callable(strength) else strength
+        offset = optax.tree.sub(params, target)
+        if dual:
+            offset = optax.tree.add(offset, rest)
+        leaves = zip(
+            jax.tree.leaves(updates),
+            jax.tree.leaves(offset),
+            projector.changes(params),
+            strict=True,
+        )
+        structure: Any = jax.tree.structure(updates)
+        return structure.unflatten(
+            (u + force * o).astype(u.dtype) if is_changed else u
+            for u, o, is_changed in leaves
+        ), PulledState(
+            optax.safe_increment(state.count),
+            key_after,
+            projector_state,
+            target if stores else (),
+            rest,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_strength(strength: Any) -> None:
+    if callable(strength) or isinstance(strength, jax.core.Tracer):
+        return
+    kinds = float | int | np.floating | np.integer | np.ndarray | jax.Array
+    if not isinstance(strength, kinds) or isinstance(strength, bool):
+        raise TypeError(f"strength must be a number or a schedule, got {strength!r}")
+    if np.ndim(strength) or not 0 <= strength < math.inf:
+        raise ValueError(
+            f"strength must be one finite number of at least 0, got {strength!r}"
+        )

@@ -1,0 +1,110 @@
+"""Projectors whose number follows a schedule."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cram_jax.projector import Params, Projection, Projector, check_projector
+
+
+class ScheduledState(NamedTuple):
+    """State of `scheduled`.
+
+    Attributes:
+      uses: int32 scalar, how often the projector was used.
+      inner: state of the projector that ``make`` makes.
+    """
+
+    uses: jax.Array
+    inner: Any
+
+
+def scheduled(
+    make: Callable[[Any], Projector], schedule: optax.Schedule
+) -> "Scheduled":
+    r"""Makes a projector anew at every use, from the value of a schedule.
+
+    Gradual pruning along the cubic of Zhu and Gupta, from :math:`s_i` to :math:`s_f`,
+
+    .. math:: s(t) = s_f + (s_i - s_f) (1 - (t - t_0) / T)^3
+
+    is ``scheduled(top_k, optax.polynomial_schedule(s_i, s_f, 3, T, t_0))``.
+
+    The schedule counts the uses of this projector: the steps of `cram`; but inside
+    `cached` only the renewals, and inside `one_of` only the draws of this member.
+    One program serves every value.
+
+    It is for training. `compress` needs a projector whose number is fixed, so hand it
+    the last one, such as ``top_k(0.9)``.
+
+    Args:
+      make: from a number, which may be traced, to a projector, such as `top_k`. The
+        state of the projector must not depend on the number.
+      schedule: from the number of uses so far to the number.
+
+    Returns:
+      A projector with the state `ScheduledState`.
+
+    Raises:
+      TypeError: ``make`` or ``schedule`` is not a function; at ``init``, ``make`` does
+        not return a projector.
+
+    Example:
+      >>> projector = scheduled(top_k, optax.linear_schedule(0.0, 0.75, 2))
+      >>> params = [jnp.array([[1.0, 2.0, 3.0, 4.0]])]
+      >>> state = projector.init(params)
+      >>> for _ in range(3):
+      ...     (pruned, _), state = projector.project(params, state, None)
+      ...     print(pruned[0])
+      [[1. 2. 3. 4.]]
+      [[0. 2. 3. 4.]]
+      [[0. 0. 0. 4.]]
+
+    Reference: Zhu and Gupta, To prune, or not to prune, 2017, arXiv 1710.01878.
+    """
+    for name, value in (("make", make), ("schedule", schedule)):
+        if not callable(value):
+            raise TypeError(f"{name} must be a function, got {value!r}")
+    return Scheduled(make, schedule)
+
+
+@dataclass(frozen=True, repr=False)
+class Scheduled(Projector):
+    """See `scheduled`."""
+
+    make: Callable[[Any], Projector]
+    schedule: optax.Schedule
+
+    @property
+    def is_scheduled(self) -> bool:
+        """True."""
+        return True
+
+    def changes(self, params: Params) -> list[bool]:
+        """The leaves that the first projector may change."""
+        return self._at(0).changes(params)
+
+    def notes(self, params: Params) -> list[str]:
+        """What the first projector notes."""
+        return self._at(0).notes(params)
+
+    def init(self, params: Params) -> ScheduledState:
+        """No uses."""
+        return ScheduledState(jnp.zeros([], jnp.int32), self._at(0).init(params))
+
+    def project(
+        self, params: Params, state: ScheduledState, key: jax.Array | None
+    ) -> tuple[Projection, ScheduledState]:
+        """Uses the projector of the moment."""
+        projector = self._at(state.uses)
+        projection, inner = projector.project(params, state.inner, key)
+        return projection, ScheduledState(optax.safe_increment(state.uses), inner)
+
+    def _at(self, uses: Any) -> Projector:
+        projector = self.make(self.schedule(uses))
+        check_projector("make(...)", projector)
+        return projector

@@ -1,0 +1,355 @@
+"""Methods side by side: one budget of gradient evaluations, tuned alike.
+
+Every knob is chosen on examples held out of the training set, by three values and one
+seed each, for one target (of methods that serve all targets by the mean over those of
+zeros). Then every method trains on all training examples, and is judged on the test
+examples. A comparison that is stopped goes on where it was.
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from experiments import checkpoints, targets
+from experiments.config import RunConfig
+from experiments.errors import ConfigError, NonFiniteLoss, RunError
+from experiments.evaluation import Accuracy, evaluate_target, make_evaluation
+from experiments.kinds import prepare
+from experiments.methods.bench import METHODS, Entry, configured, trained_targets
+from experiments.metrics import progress_bar
+from experiments.results import (
+    Results,
+    add_run,
+    load_results,
+    new_results,
+    save_results,
+)
+from experiments.run_directory import state_of
+from experiments.step import init_state, make_train_step
+from experiments.task import Task
+from experiments.training import train
+
+RESULTS = "comparison.json"
+
+
+class Bench(NamedTuple):
+    """What a comparison is about; a stored one goes on only if this is the same.
+
+    Attributes:
+      base: the recipe whose data, network and schedule all methods share.
+      names: the targets.
+      budget: evaluations of the gradient, in passes over the examples.
+      held_out: training examples that knobs are chosen on; 0: they are not, and each
+        is the second of its values.
+      tuned_on: the target for which methods with a network for each target are tuned.
+    """
+
+    base: RunConfig
+    names: tuple[str, ...]
+    budget: int
+    held_out: int
+    tuned_on: str
+
+    def stored(self) -> dict[str, Any]:
+        """The same as JSON."""
+        return {
+            "task": self.base.name,
+            "targets": list(self.names),
+            "budget": self.budget,
+            "held_out": self.held_out,
+            "tuned_on": self.tuned_on,
+        }
+
+
+class Trained(NamedTuple):
+    """A model that was trained and judged.
+
+    Attributes:
+      accuracies: of its targets.
+      zeros: the share of zeros among the prunable weights, as it was trained.
+      seconds: of the processor, for training.
+    """
+
+    accuracies: list[Accuracy]
+    zeros: float
+    seconds: float
+
+
+def compare(
+    bench: Bench,
+    methods: Sequence[str],
+    seeds: int,
+    out: Path,
+    console: Console,
+    *,
+    data_dir: Path | None = None,
+) -> Results:
+    """Tunes and trains what is not stored yet, and stores each result as it is there.
+
+    Args:
+      bench: the task.
+      methods: of `METHODS`.
+      seeds: runs of every method.
+      out: a directory for comparison.json and the runs.
+      console: where to say what is done.
+      data_dir: where the prepared data are kept.
+
+    Returns:
+      The results: of every method the runs of `add_run`, each with what its network was
+      ``trained_for``, its share of ``zeros`` and its ``knob``; its ``search``; and its
+      ``cost``.
+    """
+    path = out / RESULTS
+    results = _stored(path, bench)
+    for method in methods:
+        results["methods"].setdefault(method, {"runs": [], "search": []})
+    with progress_bar(console) as progress:
+        models = progress.add_task("models", total=None, note="")
+        runner = _Runner(bench, out, progress, data_dir)
+        held_out = _Runner(_holding_out(bench), out, progress, data_dir)
+        steps = [
+            *_searches(bench, methods, results, held_out),
+            *_trainings(bench, methods, seeds, results, runner),
+        ]
+        progress.update(models, total=len(steps))
+        for name, step in steps:
+            start = time.perf_counter()
+            try:
+                step()
+            except NonFiniteLoss as error:
+                raise RunError(f"{name}: {error}") from error
+            results["seconds"] += round(time.perf_counter() - start, 1)
+            save_results(results, path)
+            progress.update(models, advance=1)
+            console.print(f"{name}: {time.perf_counter() - start:.0f} s")
+    return results
+
+
+def _stored(path: Path, bench: Bench) -> Results:
+    """Results to go on with; or new ones."""
+    if not path.exists():
+        return new_results(bench.names) | {"bench": bench.stored()}
+    results = load_results(path)
+    if results.get("bench") != bench.stored():
+        raise ConfigError(
+            f"{path} holds another comparison, {results.get('bench')}, expected "
+            f"{bench.stored()}; choose another --out"
+        )
+    return results
+
+
+def _searches(
+    bench: Bench, methods: Sequence[str], results: Results, runner: "_Runner"
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """What is to be tuned."""
+    if not bench.held_out:
+        return
+    for method in methods:
+        entry = METHODS[method]
+        search = results["methods"][method]["search"]
+        known = [found["value"] for found in search]
+        fitting = trained_targets(entry, (bench.tuned_on, *bench.names))
+        for value in entry.values:
+            if value in known or not fitting:
+                continue
+
+            def step(
+                entry: Entry = entry,
+                target: str | None = fitting[0],
+                value: float = value,
+                search: list[dict[str, float]] = search,
+                method: str = method,
+            ) -> None:
+                try:
+                    found = runner.run(entry, target, value, 0, f"search-{method}")
+                    score = _score(found.accuracies)
+                except NonFiniteLoss:
+                    score = 0.0
+                search.append({"value": value, "score": score})
+
+            yield f"{method}, {entry.knob} {value:g}, on held-out examples", step
+
+
+def _score(accuracies: Sequence[Accuracy]) -> float:
+    """The mean over the targets of zeros of all weights, dense among them."""
+    chosen = [
+        _judged(accuracy)
+        for accuracy in accuracies
+        if len(accuracies) == 1 or targets.sparsity(accuracy.target) is not None
+    ]
+    return float(np.mean(chosen))
+
+
+def _judged(accuracy: Accuracy) -> float:
+    after = accuracy.recalibrated
+    return accuracy.pruned if after is None else after
+
+
+def chosen_value(entry: Entry, search: Sequence[dict[str, float]]) -> float:
+    """The best value of the knob; the second of those to try if none was tried."""
+    if not search:
+        return entry.values[1]
+    return max(search, key=lambda found: found["score"])["value"]
+
+
+def _trainings(
+    bench: Bench,
+    methods: Sequence[str],
+    seeds: int,
+    results: Results,
+    runner: "_Runner",
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """What is to be trained: one seed of everything, then the next."""
+    for seed in range(seeds):
+        for method in methods:
+            entry, own = METHODS[method], results["methods"][method]
+            done = [(run["trained_for"], run["seed"]) for run in own["runs"]]
+            for target in trained_targets(entry, bench.names):
+                if (target, seed) in done:
+                    continue
+
+                def step(
+                    entry: Entry = entry,
+                    target: str | None = target,
+                    seed: int = seed,
+                    own: dict[str, Any] = own,
+                    method: str = method,
+                ) -> None:
+                    value = chosen_value(entry, own["search"])
+                    config = runner.config(entry, target, value, seed)
+                    if "cost" not in own:
+                        own["cost"] = runner.cost(entry, config)
+                    found = runner.run(entry, target, value, seed, method)
+                    add_run(results, method, config, found.accuracies, found.seconds)
+                    own["runs"][-1] |= {
+                        "trained_for": target,
+                        "zeros": found.zeros,
+                        "knob": value,
+                    }
+
+                yield f"{method} for {target or 'all'}, seed {seed}", step
+
+
+class _Runner:
+    """Trains and judges models of one data set; programs are compiled once."""
+
+    def __init__(
+        self, bench: Bench, out: Path, progress: Progress, data_dir: Path | None
+    ):
+        self._bench, self._out, self._progress = bench, out, progress
+        self._data_dir = data_dir
+        self._prepared: tuple[Any, Task] | None = None
+        self._evaluation: Any = None
+        self._steps: dict[RunConfig, Any] = {}
+
+    def config(
+        self, entry: Entry, target: str | None, value: float, seed: int
+    ) -> RunConfig:
+        """Of a run."""
+        config = configured(
+            self._bench.base,
+            entry,
+            target,
+            self._bench.names,
+            budget=self._bench.budget,
+            value=value,
+        )
+        return dataclasses.replace(config, seed=seed)
+
+    def run(
+        self, entry: Entry, target: str | None, value: float, seed: int, word: str
+    ) -> Trained:
+        """Trains, or goes on, and judges."""
+        config = self.config(entry, target, value, seed)
+        data, task = self._data()
+        run = self._out / "runs" / f"{word}-{config.name}-{value:g}-seed{seed}"
+        goes_on = run.exists() and checkpoints.latest_step(run) is not None
+        start = time.process_time()
+        state = train(
+            config,
+            run,
+            data,
+            task,
+            self._progress,
+            train_step=self._step(config),
+            resume=goes_on,
+            overwrite=True,
+        )
+        if problem := state_of(run):
+            raise RunError(f"{run}: {problem}")
+        seconds = time.process_time() - start
+        model = state.judged, state.batch_stats
+        accuracies = [
+            evaluate_target(self._evaluation, *model, name)
+            for name in config.eval_targets
+        ]
+        shutil.rmtree(run)  # the numbers are what is kept
+        return Trained(accuracies, _zeros(task, state.judged), seconds)
+
+    def cost(self, entry: Entry, config: RunConfig) -> dict[str, float]:
+        """What a step needs beside its time.
+
+        Returns:
+          ``evaluations`` of the gradient a step; ``state`` of the optimiser, in copies
+          of the parameters; ``memory``, in MiB, that the compiled step holds at most.
+        """
+        data, task = self._data()
+        state = jax.eval_shape(partial(init_state, config, data, task))
+        batch = next(iter(data.train.training_batches(config.data.batch_size, 0, 0, 1)))
+        compiled = self._step(config).lower(state, batch).compile()
+        memory = compiled.memory_analysis()
+        peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        return {
+            "evaluations": entry.evaluations,
+            "state": _size(state.opt_state) / _size(state.params),
+            "memory": peak / 2**20,
+        }
+
+    def _step(self, config: RunConfig) -> Any:
+        data, task = self._data()
+        key = dataclasses.replace(config, seed=0)
+        if key not in self._steps:
+            self._steps[key] = make_train_step(config, data, task)
+        return self._steps[key]
+
+    def _data(self) -> tuple[Any, Task]:
+        if self._prepared is None:
+            base = self._bench.base
+            self._prepared = prepare(base, self._data_dir)
+            self._evaluation = make_evaluation(base, *self._prepared)
+        return self._prepared
+
+
+def _holding_out(bench: Bench) -> Bench:
+    if not bench.held_out:
+        return bench
+    data = dataclasses.replace(bench.base.data, validation=bench.held_out)
+    return bench._replace(base=dataclasses.replace(bench.base, data=data))
+
+
+def _zeros(task: Task, params: Any) -> float:
+    import cram_jax
+
+    chosen = cram_jax.prunable(params, task.filters.prunable)
+    leaves = [
+        np.asarray(leaf)
+        for leaf, is_chosen in zip(jax.tree.leaves(params), chosen, strict=True)
+        if is_chosen
+    ]
+    return float(sum((leaf == 0).sum() for leaf in leaves)) / sum(
+        leaf.size for leaf in leaves
+    )
+
+
+def _size(tree: Any) -> int:
+    """Bytes of the arrays of a tree."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

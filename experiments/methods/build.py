@@ -1,0 +1,243 @@
+"""From a configuration to a method that prunes during training."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import optax
+
+import cram_jax
+from cram_jax import Projector
+from experiments import targets
+from experiments.config import OptimizerConfig
+from experiments.errors import ConfigError
+from experiments.methods import dynamic, estimators, learned, masks, multipliers
+from experiments.methods.frank_wolfe import frank_wolfe
+from experiments.methods.platon import platon
+from experiments.targets import LeafFilters
+
+Sparsifier = tuple[Callable[[Any], Projector], float]
+"""From a share of zeros to a projector, and the share that a target wants."""
+
+
+def front_rule(
+    config: OptimizerConfig,
+    loss_fn: Callable[..., Any],
+    projector: Projector,
+    steps: int,
+    seed: int,
+    filters: LeafFilters,
+) -> optax.GradientTransformation | None:
+    """The rule that makes the gradient, before weight decay and the optimiser.
+
+    Args:
+      config: of the optimiser.
+      loss_fn: ``loss_fn(params, ..., batch) -> (loss, auxiliary data)``.
+      projector: of the targets.
+      steps: of the whole run.
+      seed: for the targets drawn.
+      filters: which leaves the targets are about.
+
+    Returns:
+      The rule; None if the method is not of this form.
+    """
+    own = config.pruning
+    options: dict[str, Any] = {"has_aux": True, "key": seed}
+    match config.rule:
+        case "ste":
+            return estimators.straight_through_estimator(loss_fn, projector, **options)
+        case "dpf":
+            make, share = sparsifier(config, filters)
+            return estimators.dpf(
+                loss_fn,
+                make,
+                share,
+                begin=_step(own.begin, steps),
+                end=_step(own.end, steps),
+                every=own.every,
+                **options,
+            )
+        case "sr_ste":
+            return estimators.sr_ste(loss_fn, projector, own.strength, **options)
+        case "admm":
+            return multipliers.admm(projector, own.strength, steps, every=own.every)
+        case "safe":
+            return multipliers.safe(
+                loss_fn,
+                projector,
+                own.strength,
+                steps,
+                rho=config.rho,
+                every=own.every,
+                has_aux=True,
+            )
+    return None
+
+
+def wrapped(
+    config: OptimizerConfig,
+    loss_fn: Callable[..., Any],
+    base: optax.GradientTransformation,
+    plain: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    steps: int,
+    seed: int,
+    filters: LeafFilters,
+) -> optax.GradientTransformation | None:
+    """The optimiser as a method wraps or replaces it.
+
+    Args:
+      config: of the optimiser.
+      loss_fn: as in `front_rule`.
+      base: the optimiser of the parameters, with its weight decay.
+      plain: the same for other trees, where nothing is frozen.
+      schedule: its learning rate.
+      steps: of the whole run.
+      seed: for rules that draw.
+      filters: which leaves the targets are about.
+
+    Returns:
+      The optimiser; None if the method is not of this form.
+    """
+    own = config.pruning
+    begin, end = _step(own.begin, steps), _step(own.end, steps)
+    # At least once after the end, so that the last sparsity is reached.
+    every = min(own.every, max(steps - end, 1))
+    match config.rule:
+        case "gradual":
+            make, share = sparsifier(config, filters)
+            return masks.gradual(base, make, share, begin=begin, end=end, every=every)
+        case "acdc":
+            make, share = sparsifier(config, filters)
+            # Whole phases, so that masks change where the wave does.
+            begin, end = (step // every * every for step in (begin, end))
+            return masks.ac_dc(base, make, share, begin=begin, end=end, phase=every)
+        case "rigl" | "set":
+            scope, share = _share(config)
+            rule = dynamic.rigl(
+                share,
+                replaced=dynamic.annealed(own.replaced, max(end, 1)),
+                grow="gradient" if config.rule == "rigl" else "random",
+                densities="erk" if scope == "global" else "uniform",
+                where=filters.prunable if scope == "global" else filters.uniform,
+            )
+            return cram_jax.pruned(base, rule, every=own.every, key=seed)
+        case "platon":
+            _, share = _share(config)
+            rule = platon(
+                _cubic(0.0, share, begin, end),
+                window=own.every,
+                final=end,
+                where=filters.prunable,
+            )
+            return cram_jax.pruned(base, rule, hold=False)
+        case "sfw":
+            return frank_wolfe(
+                schedule,
+                density=1 - _share(config)[1],
+                radius=own.radius,
+                momentum=config.momentum,
+                where=filters.prunable,
+            )
+        case "str" | "movement" | "soft_movement" | "l0":
+            return _learned(
+                config, loss_fn, base, plain, schedule, steps, seed, filters
+            )
+    return None
+
+
+def _learned(
+    config: OptimizerConfig,
+    loss_fn: Callable[..., Any],
+    base: optax.GradientTransformation,
+    plain: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    steps: int,
+    seed: int,
+    filters: LeafFilters,
+) -> optax.GradientTransformation:
+    own = config.pruning
+    begin, end = _step(own.begin, steps), _step(own.end, steps)
+    each = "weight"
+    scale = own.score_rate / config.learning_rate
+    scores: optax.GradientTransformation = optax.adam(
+        lambda count: scale * schedule(count)
+    )
+    match config.rule:
+        case "str":
+            method, each, scores = learned.soft_thresholds(), "leaf", plain
+        case "movement":
+            kept = _cubic(1.0, 1 - _share(config)[1], begin, end)
+            method = learned.movement(kept)
+        case "soft_movement":
+            method = learned.soft_movement(_cubic(0.0, 0.1, begin, end), own.strength)
+        case _:
+            method = learned.l0(own.strength)
+    return learned.train_beside(
+        base,
+        loss_fn,
+        method,
+        partial(
+            cram_jax.scores_like, value=own.score, each=each, where=filters.prunable
+        ),
+        scores,
+        steps=steps,
+        seed=seed,
+    )
+
+
+def sparsifier(config: OptimizerConfig, filters: LeafFilters) -> Sparsifier:
+    """How the one target of a configuration prunes, for shares that grow to its own.
+
+    Raises:
+      ConfigError: the target does more than prune.
+    """
+    (target,) = config.train_targets
+    part, *others = targets.parse(target)
+    where, uniform = filters.prunable, filters.uniform
+    if not others:
+        match part.form:
+            case "global":
+                return partial(cram_jax.top_k, where=where), part.share
+            case "layer":
+                make = partial(cram_jax.top_k, scope="layer", where=uniform)
+                return make, part.share
+            case "blocks":
+                block = part.numbers
+                make = partial(
+                    cram_jax.top_k, scope="layer", block=block, where=uniform
+                )
+                return make, part.share
+            case "channels":
+                if filters.channels is not None:
+                    return filters.channels.projector, part.share
+            case "n of m":
+                n, m = part.numbers
+                fixed = cram_jax.n_m(n, m, where=where)
+                return lambda share: fixed, 1 - n / m
+    raise ConfigError(
+        f"train_targets must be one that only prunes for the rule {config.rule}, such "
+        f"as k90, u90, b90, c90 or 2:4, got {target!r}"
+    )
+
+
+def _share(config: OptimizerConfig) -> tuple[str, float]:
+    """The scope of the one target, "global" or "layer", and its share of zeros."""
+    (target,) = config.train_targets
+    scopes: tuple[Literal["global", "layer"], ...] = ("global", "layer")
+    for scope in scopes:
+        share = targets.sparsity(target, scope)
+        if share:
+            return scope, share
+    raise ConfigError(
+        f"train_targets must be a share of single weights for the rule {config.rule}, "
+        f"such as k90 or u90, got {target!r}"
+    )
+
+
+def _cubic(first: float, last: float, begin: int, end: int) -> optax.Schedule:
+    return optax.polynomial_schedule(first, last, 3, max(end - begin, 1), begin)
+
+
+def _step(share: float, steps: int) -> int:
+    return round(share * steps)

@@ -1,0 +1,39 @@
+"""How pruning goes about it that looks at a trained network and its data."""
+
+from dataclasses import dataclass, field
+
+from experiments.config import check, check_at_least, check_numbers
+from experiments.second_order import SecondOrder
+
+
+@dataclass(frozen=True)
+class Layerwise:
+    """How layer-wise pruning goes about it, see `cram_jax.layerwise`.
+
+    Attributes:
+      examples: training examples whose inputs of every layer are summed over.
+      batch: how many at a time; changes only speed and memory.
+      damping: added to the diagonal, as a share of its mean.
+    """
+
+    examples: int = 1024
+    batch: int = 64
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        check_at_least(self, 1, "examples", "batch")
+        check(self, "damping", self.damping > 0, "above 0")
+
+
+@dataclass(frozen=True)
+class PrunerOptions:
+    """How such pruning goes about it.
+
+    Attributes:
+      second_order: of ``o90``.
+      layerwise: of ``w90``, ``g90`` and ``rk90``.
+    """
+
+    second_order: SecondOrder = field(default_factory=SecondOrder)
+    layerwise: Layerwise = field(default_factory=Layerwise)

@@ -1,0 +1,93 @@
+"""``compare``: many methods, one budget, one table."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments import targets
+from experiments.errors import ConfigError
+from experiments.images.config import ImageConfig
+from experiments.methods.bench import METHODS, check_methods
+from experiments.verbs.common import recipe_named, start_jax
+
+HELD_OUT = {"digits": 300, "cifar10": 5000}
+"""Training examples that knobs are chosen on, by the name of the data."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train many pruning methods on one budget of gradient evaluations; one table.
+
+    Stopped, the same command goes on; more methods or seeds are added to what there is.
+    Methods that make one network for one target train one for each.
+    """
+
+    task: str = "digits"
+    """The recipe whose data, network and schedule all methods share."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Which methods."""
+    targets: tuple[str, ...] = (
+        "dense",
+        "k50",
+        "k80",
+        "k90",
+        "k95",
+        "2:4",
+        "b80",
+        "4bit",
+    )
+    """What is judged."""
+    seeds: int = 3
+    """Runs of every method."""
+    budget: int | None = None
+    """Gradient evaluations in passes over the examples; by default twice the epochs of
+    the recipe, what its CrAM+ spends."""
+    tuned_on: str = "k90"
+    """The target for which the knob of methods with a network for each is chosen."""
+    tune: bool = True
+    """Whether to choose knobs on held-out examples, of images; else they are given."""
+    out: Path | None = None
+    """Where results go; by default runs/compare-TASK."""
+    data_dir: Path | None = None
+    """Where the prepared data are kept; by default the user's cache."""
+
+    def check(self) -> None:
+        """The task, methods and targets are known."""
+        base = recipe_named(self.task)
+        check_methods(self.methods)
+        for name in (*self.targets, self.tuned_on):
+            targets.check(name)
+        for name, value in (("seeds", self.seeds), ("budget", self.budget)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        if base.init_from == "":
+            raise ConfigError(f"task must be trained from scratch, got {self.task!r}")
+
+    def execute(self) -> None:
+        """Tunes, trains, judges; prints the table."""
+        start_jax()
+        from experiments import comparison_report as report
+        from experiments.comparison import Bench, compare
+        from experiments.metrics import make_console
+
+        base = dataclasses.replace(recipe_named(self.task), evaluate_every=0)
+        is_tuned = self.tune and isinstance(base, ImageConfig)
+        bench = Bench(
+            base,
+            self.targets,
+            self.budget or 2 * base.epochs,
+            HELD_OUT.get(base.data.name, 0) if is_tuned else 0,
+            self.tuned_on,
+        )
+        out = self.out or Path("runs") / f"compare-{self.task}"
+        console = make_console()
+        results = compare(
+            bench, self.methods, self.seeds, out, console, data_dir=self.data_dir
+        )
+        title = (
+            f"{base.model.title} on {base.data.name}, {bench.budget} passes of "
+            f"gradients, {self.seeds} seeds, accuracy (%)"
+        )
+        console.print(report.table(results, title))
+        report.store(results, out, title)
+        console.print(f"Table, picture and numbers: {out}", soft_wrap=True)

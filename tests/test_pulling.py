@@ -1,0 +1,189 @@
+"""Pulls towards a projection, beside float64 NumPy in the order of the papers."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import references
+from flax import serialization
+
+from cram_jax import cached, compose, fake_quant, identity, n_m, pulled, sam, top_k
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+RATE, MOMENTUM, DECAY, RHO, PENALTY = 0.02, 0.9, 0.01, 0.1, 0.3
+INPUTS = np.random.default_rng(0).normal(size=(6, 4))
+OUTPUTS = np.random.default_rng(1).normal(size=(6, 3))
+START = {
+    "bias": np.random.default_rng(2).normal(size=3),
+    "kernel": np.random.default_rng(3).normal(size=(4, 3)),
+}
+
+
+def loss_fn(params):
+    error = INPUTS @ params["kernel"] + params["bias"] - OUTPUTS
+    return jnp.sum(error**2) / 2
+
+
+def gradient(params):
+    error = INPUTS @ params["kernel"] + params["bias"] - OUTPUTS
+    return {"bias": error.sum(axis=0), "kernel": INPUTS.T @ error}
+
+
+def train(optimizer, steps, params=None, state=None):
+    @jax.jit
+    def advance(params, state):
+        updates, state = optimizer.update(jax.grad(loss_fn)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.asarray, START) if params is None else params
+    state = optimizer.init(params) if state is None else state
+    way = []
+    for _ in range(steps):
+        params, state = advance(params, state)
+        way.append(params)
+    return way, state
+
+
+def safe_by_hand(steps, every, rho):
+    """SAFE's algorithm 1: z and u are renewed after steps K - 1, 2K - 1, ..."""
+    x = {name: value.copy() for name, value in START.items()}
+    momentum = {name: np.zeros_like(value) for name, value in START.items()}
+    project = lambda a: a * references.keep_largest([a], 3)[0]  # noqa: E731
+    z, u, way = project(x["kernel"]), np.zeros((4, 3)), []
+    for step in range(steps):
+        grads = gradient(x)
+        if rho:
+            norm = np.sqrt(sum(np.sum(g**2) for g in grads.values()))
+            grads = gradient({name: x[name] + rho * grads[name] / norm for name in x})
+        penalty = PENALTY * 0.5 * (1 - np.cos(np.pi * step / steps))
+        grads["kernel"] = grads["kernel"] + penalty * (x["kernel"] - z + u)
+        for name in x:
+            momentum[name] = MOMENTUM * momentum[name] + grads[name] + DECAY * x[name]
+            x[name] = x[name] - RATE * momentum[name]
+        if (step + 1) % every == 0:
+            z = project(x["kernel"] + u)
+            u = u + x["kernel"] - z
+        way.append({name: value.copy() for name, value in x.items()})
+    return way
+
+
+@pytest.mark.parametrize("rho", [0.0, RHO], ids=["admm", "safe"])
+def test_with_a_dual_variable_it_is_safe_and_admm(rho):
+    steps, every = 17, 4
+
+    def strength(step):
+        return PENALTY * 0.5 * (1 - jnp.cos(jnp.pi * step / steps))
+
+    with jax.enable_x64(True):
+        optimizer = optax.chain(
+            sam(loss_fn, rho) if rho else optax.identity(),
+            pulled(top_k(0.75), strength, every=every, dual=True),
+            optax.add_decayed_weights(DECAY),
+            optax.sgd(RATE, momentum=MOMENTUM),
+        )
+        way, _ = train(optimizer, steps)
+    chex.assert_trees_all_close(
+        way, safe_by_hand(steps, every, rho), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_only_leaves_that_the_projector_may_change_are_pulled(every):
+    optimizer = pulled(top_k(0.75), 0.5, every=every, dual=True)
+    _, state = train(optax.chain(optimizer, optax.sgd(RATE)), 4)
+    params = jax.tree.map(lambda leaf: leaf + 1, jax.tree.map(jnp.asarray, START))
+    zero = optax.tree.zeros_like(params)
+    updates, _ = optimizer.update(zero, state[0], params)
+    assert not updates["bias"].any()
+    assert updates["kernel"].any()
+
+
+def test_the_decay_of_sr_ste():
+    """Equation 6: lambda (1 - M) w, with 2 of every 4 kept along the inputs."""
+    params = jax.tree.map(jnp.asarray, START)
+    optimizer = pulled(n_m(2, 4), 0.25)
+    state = optimizer.init(params)
+    assert state.target == state.dual == ()
+    updates, _ = optimizer.update(optax.tree.zeros_like(params), state, params)
+    mask = references.n_m(START["kernel"], 2, 4)
+    np.testing.assert_allclose(
+        updates["kernel"], 0.25 * (1 - mask) * START["kernel"], rtol=1e-6
+    )
+
+
+def test_a_target_is_renewed_only_when_it_is_due():
+    optimizer = pulled(fake_quant(3), 0.0, every=3)
+    chain, targets = optax.chain(optimizer, optax.sgd(RATE)), []
+    params, state = None, None
+    for _ in range(7):
+        (params,), state = train(chain, 1, params, state)
+        targets.append(np.asarray(state[0].target["kernel"]))
+    changes = [not np.array_equal(*pair) for pair in itertools.pairwise(targets)]
+    assert changes == [False, False, True, False, False, True]
+
+
+def test_what_projectors_may_change():
+    params = {"kernel": jnp.ones((3, 2)), "deep": jnp.ones((4, 2)), "bias": jnp.ones(2)}
+    for projector, expected in {
+        identity(): [False] * 3,
+        top_k(0.5): [False, True, True],
+        n_m(2, 4): [False, True, False],
+        cached(n_m(2, 4), every=3): [False, True, False],
+        compose(n_m(2, 4), fake_quant(4)): [False, True, True],
+    }.items():
+        assert projector.changes(params) == expected
+
+
+def test_a_stored_run_goes_on_bit_for_bit():
+    optimizer = optax.chain(
+        pulled(cached(top_k(0.75), every=2), 0.3, every=3, dual=True),
+        optax.sgd(RATE, momentum=MOMENTUM),
+    )
+    way, _ = train(optimizer, 9)
+    part, state = train(optimizer, 4)
+    stored = serialization.to_bytes((part[-1], state))
+    like = way[0], optimizer.init(way[0])
+    rest, _ = train(optimizer, 5, *serialization.from_bytes(like, stored))
+    chex.assert_trees_all_equal(rest[-1], way[-1])
+
+
+def test_its_state_names_its_parameters():
+    optimizer = pulled(top_k(0.5), 0.1, dual=True)
+    state = optimizer.init(jax.tree.map(jnp.asarray, START))
+    named = optax.tree.map_params(optimizer, lambda leaf: "like a parameter", state)
+    assert sum(isinstance(leaf, str) for leaf in jax.tree.leaves(named)) == 2 * 2
+
+
+def test_a_step_may_donate_its_state():
+    params = jax.tree.map(jnp.asarray, START)
+    optimizer = pulled(top_k(0.5), 0.1, every=2)
+
+    def advance(params, state):
+        updates, state = optimizer.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    jax.jit(advance, donate_argnums=(0, 1))(params, optimizer.init(params))
+
+
+def test_what_it_cannot_do_is_said_early():
+    params = jax.tree.map(jnp.asarray, START)
+    with pytest.raises(TypeError, match="projector must be a Projector, got 0.9"):
+        pulled(0.9, 0.1)
+    with pytest.raises(TypeError, match="strength must be a number or a schedule"):
+        pulled(top_k(0.9), "strong")
+    with pytest.raises(ValueError, match="strength must be one finite number"):
+        pulled(top_k(0.9), -0.1)
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        pulled(top_k(0.9), 0.1, every=0)
+    with pytest.raises(TypeError, match="dual must be True or False, got None"):
+        pulled(top_k(0.9), 0.1, dual=None)
+    optimizer = pulled(top_k(0.9), 0.1)
+    with pytest.raises(ValueError, match="pulled needs params"):
+        optimizer.update(params, optimizer.init(params))
+    with pytest.raises(ValueError, match="updates must have the structure of params"):
+        optimizer.update(params["bias"], optimizer.init(params), params)
