@@ -7,6 +7,7 @@ does the work, mostly by `experiments.commands`, and imports what needs jax.
 
 from typing import Protocol
 
+from experiments.verbs.allocate import Allocate
 from experiments.verbs.benchmark import Benchmark
 from experiments.verbs.compare import Compare
 from experiments.verbs.compress import Compress
@@ -33,6 +34,7 @@ class Verb(Protocol):
 VERBS: dict[str, type[Verb]] = {
     "train": Train,
     "compress": Compress,
+    "allocate": Allocate,
     "shrink": Shrink,
     "evaluate": Evaluate,
     "report": Report,
