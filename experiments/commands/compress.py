@@ -11,7 +11,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation import check_targets, has_statistics, make_evaluation
 from experiments.kinds import kind_of
 from experiments.metrics import make_console
-from experiments.open_run import open_run, stored_data_dir
+from experiments.open_run import OpenRun, open_run, stored_data_dir
 from experiments.pruning_options import PrunerOptions
 from experiments.run_directory import (
     check_free,
@@ -20,6 +20,7 @@ from experiments.run_directory import (
     write_status,
     write_text,
 )
+from experiments.task import Model
 
 
 def compress(
@@ -47,16 +48,39 @@ def compress(
     statistics = evaluation.recalibrate(compressed, batch_stats)
     after = evaluation.accuracy(compressed, statistics)
 
-    stored = load_config(run)
-    checkpoints.save_model(out, stored, compressed, statistics)
-    kind_of(config).keep_sources(config, out)
-    facts = {"source": str(run), "target": target, task.metric: after}
-    write_text(out / "compression.json", json.dumps(facts, indent=2) + "\n")
-    found = data_dir or stored_data_dir(run) or default_data_dir()
-    write_status(out, data_dir=str(found.absolute()))
+    opened = OpenRun(config, data, task, params, batch_stats)
+    store(out, run, opened, target, (compressed, statistics), after, data_dir)
     say(str(cram_jax.sparsity_report(compressed, masks)))
     recalibrated = " with batch norm recalibrated" if has_statistics(statistics) else ""
     say(
         f"\n{task.metric.capitalize()} {before:.2f} % dense, {after:.2f} % as "
         f"{targets.label(target)}{recalibrated}. Stored in {out}"
     )
+
+
+def store(
+    out: Path,
+    source: Path,
+    run: OpenRun,
+    target: str,
+    model: Model,
+    accuracy: float,
+    data_dir: Path | None,
+) -> None:
+    """Stores a compressed model as a run of its own.
+
+    Args:
+      out: its directory.
+      source: that of the run that it was made from.
+      run: the same, opened.
+      target: what it was compressed to.
+      model: parameters and batch statistics.
+      accuracy: by the metric that counts.
+      data_dir: where tensorflow-datasets keeps its data; None: where the run found it.
+    """
+    checkpoints.save_model(out, load_config(source), *model)
+    kind_of(run.config).keep_sources(run.config, out)
+    facts = {"source": str(source), "target": target, run.task.metric: accuracy}
+    write_text(out / "compression.json", json.dumps(facts, indent=2) + "\n")
+    found = data_dir or stored_data_dir(source) or default_data_dir()
+    write_status(out, data_dir=str(found.absolute()))

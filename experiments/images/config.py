@@ -31,6 +31,8 @@ class DataConfig:
         ``test/CLASS/`` unless ``validation`` holds some out.
       side: of folder, height and width that images are scaled to, to train on them in
         memory; 0: they are large, and become 224x224.
+      classes: of a data set in memory, the numbers of the classes to keep, which are
+        numbered anew; empty: all.
       batch_size: images in a training step; the last partial batch is left out.
       shift: random shifts of up to so many pixels.
       flip: random horizontal flips.
@@ -42,6 +44,7 @@ class DataConfig:
     name: str = "digits"
     folder: str = ""
     side: int = 0
+    classes: tuple[int, ...] = ()
     batch_size: int = 64
     shift: int = 1
     flip: bool = False
@@ -55,6 +58,9 @@ class DataConfig:
         check_at_least(self, 0, "shift", "validation", "side")
         fits = self.name == "folder" or not (self.folder or self.side)
         check(self, "name", fits, "folder, for --data.folder")
+        distinct = len(set(self.classes)) == len(self.classes) != 1
+        check(self, "classes", distinct, "two or more numbers, each once, or empty")
+        check(self, "classes", min(self.classes, default=0) >= 0, "at least 0")
 
 
 @dataclass(frozen=True)

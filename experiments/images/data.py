@@ -68,14 +68,19 @@ def load(
       DatasetMissing: it is not there and cannot be made from nothing.
       ConfigError: the configuration asks for more images than there are.
     """
+    entry = CATALOGUE.get(config.name, DatasetInfo(config.name, size=(0, 0)))
+    if config.classes and (config.name == "folder" or entry.size is None):
+        raise ConfigError(
+            f"classes must be empty for {config.name}, which is not read from "
+            f"tensorflow-datasets into memory, got {config.classes}"
+        )
     if config.name == "folder":
         return _own_images(config, workers)
-    entry = CATALOGUE.get(config.name, DatasetInfo(config.name, size=(0, 0)))
     builder = open_dataset(entry.dataset, data_dir or default_data_dir())
     size = _size(builder, entry.train)
-    left = _left(config, size)
     classes = builder.info.features["label"].num_classes
     if entry.size is None:
+        left = _left(config, size)
         source = data_source(builder, entry.train)
         train: Source = LargeImages(source, range(left), workers)
         evaluation: Source
@@ -85,13 +90,28 @@ def load(
             source = data_source(builder, entry.test)
             evaluation = LargeImages(source, range(len(source)), workers)
         return Dataset(train, evaluation, classes, MEAN, STD)
-    images = read(builder, entry.train)
-    held = Examples(images.take(range(left, size)))
-    return _in_memory(
-        Examples(images.take(range(left))),
-        held if config.validation else read(builder, entry.test),
-        classes,
-    )
+    chosen = config.classes or tuple(range(classes))
+    if max(chosen) >= classes:
+        raise ConfigError(
+            f"classes must be below {classes} for {config.name}, got {config.classes}"
+        )
+    images = _of_classes(read(builder, entry.train), chosen)
+    left = _left(config, images.size)
+    if config.validation:
+        judged = Examples(images.take(range(left, images.size)))
+    else:
+        judged = _of_classes(read(builder, entry.test), chosen)
+    return _in_memory(Examples(images.take(range(left))), judged, len(chosen))
+
+
+def _of_classes(images: Examples, classes: Sequence[int]) -> Examples:
+    """The images of some classes, which become 0, 1, ... in the order given."""
+    labels = images.arrays["label"]
+    places = np.full(max(int(labels.max()), *classes) + 1, -1, labels.dtype)
+    places[list(classes)] = np.arange(len(classes))
+    numbers = places[labels]
+    kept = np.flatnonzero(numbers >= 0)
+    return Examples(images.take(kept) | {"label": numbers[kept]})
 
 
 def _own_images(config: DataConfig, workers: int) -> Dataset:

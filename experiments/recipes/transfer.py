@@ -13,14 +13,23 @@ authors' configurations gave us the rest. The data sets are those of Iofinova et
 rate 0.01 and weight decay 5e-4 follow Salman et al. (2020), with our cosine in place of
 their steps.
 
-`transfer_small` tries it on a compressed `cifar10_small`, whose classes it learns anew.
+Small ones, whose pruned networks come from a run on this machine:
+
+- `transfer_small`: a compressed `cifar10_small`, whose classes are learnt anew.
+- `transfer_halves`: from five classes of CIFAR-10 (`cifar10_half`) to the other five.
+- `transfer_digits`: the same of the digits (`digits_half`), in a minute:
+
+      python -m experiments train digits_half --run runs/half
+      python -m experiments compress runs/half --target rk80
+      python -m experiments train transfer_digits --init-from runs/half/compressed/rk80
 """
 
 import dataclasses
 
 from experiments.config import variant
 from experiments.images.catalogue import TRANSFER_SETS
-from experiments.recipes import cifar10_small, imagenet
+from experiments.images.config import ImageConfig
+from experiments.recipes import cifar10_small, digits, imagenet
 
 _base = variant(
     dataclasses.replace(imagenet.config, init_from="", new_head=True),
@@ -34,15 +43,28 @@ _base = variant(
     keep_pruned=True,
 )
 
-_small = variant(
-    dataclasses.replace(cifar10_small.config, init_from="", new_head=True),
-    "transfer_small",
-    eval_targets=("dense",),
-    rule="none",
-    learning_rate=0.01,
-    warmup=0.0,
-    keep_pruned=True,
-)
+FIRST, SECOND = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)
+
+
+def _half(base: ImageConfig) -> ImageConfig:
+    """The first five classes."""
+    data = dataclasses.replace(base.data, classes=FIRST)
+    return dataclasses.replace(base, name=f"{base.name.split('_')[0]}_half", data=data)
+
+
+def _transfer(base: ImageConfig, name: str, classes: tuple[int, ...]) -> ImageConfig:
+    """Training on under fixed masks, with a new head."""
+    data = dataclasses.replace(base.data, classes=classes)
+    return variant(
+        dataclasses.replace(base, data=data, init_from="", new_head=True),
+        name,
+        eval_targets=("dense",),
+        rule="none",
+        learning_rate=0.01,
+        warmup=0.0,
+        keep_pruned=True,
+    )
+
 
 configs = (
     *(
@@ -53,5 +75,9 @@ configs = (
         )
         for name in TRANSFER_SETS
     ),
-    _small,
+    _transfer(cifar10_small.config, "transfer_small", ()),
+    _half(cifar10_small.config),
+    _transfer(cifar10_small.config, "transfer_halves", SECOND),
+    _half(digits.config),
+    _transfer(digits.config, "transfer_digits", SECOND),
 )

@@ -7,6 +7,8 @@ does the work, mostly by `experiments.commands`, and imports what needs jax.
 
 from typing import Protocol
 
+from experiments.verbs.allocate import Allocate
+from experiments.verbs.audit import Audit
 from experiments.verbs.benchmark import Benchmark
 from experiments.verbs.compare import Compare
 from experiments.verbs.compress import Compress
@@ -33,8 +35,10 @@ class Verb(Protocol):
 VERBS: dict[str, type[Verb]] = {
     "train": Train,
     "compress": Compress,
+    "allocate": Allocate,
     "shrink": Shrink,
     "evaluate": Evaluate,
+    "audit": Audit,
     "report": Report,
     "benchmark": Benchmark,
     "tradeoff": Tradeoff,

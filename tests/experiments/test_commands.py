@@ -284,3 +284,40 @@ def test_export_beyond_the_tolerance_leaves_no_file(run, data_dir, tmp_path, cap
 def test_export_checks_before_it_starts(options, message, capsys):
     assert main(["export", "nowhere", *options.split()]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_audit_says_who_gets_other_answers(run, data_dir, tmp_path, capsys):
+    groups = tmp_path / "groups.txt"
+    groups.write_text("\n".join("ab"[i % 2] for i in range(500)))
+    command = f"audit {run} --targets ru50 k90 --data-dir {data_dir} --groups {groups}"
+    assert main(command.split()) == 0
+    text = capsys.readouterr().out
+    assert "50 % uniform refitted" in text
+    found = json.loads((run / "audit.json").read_text())
+    assert list(found) == ["dense", "ru50", "k90"]
+    assert found["dense"]["disagreement"] == found["dense"]["broken"] == 0
+    for row in found.values():
+        by_group = row["by group"]
+        assert list(by_group) == ["a", "b"]
+        # Of 250 examples each.
+        assert sum(by_group.values()) / 2 == pytest.approx(row["accuracy"])
+        assert len(row["by class"]) == 10
+        assert row["broken"] <= row["disagreement"]
+    groups.write_text("a")
+    assert main(command.split()) == 1
+    assert "a line for each of the 500 examples" in capsys.readouterr().err
+
+
+def test_allocate_compares_masks_at_equal_cost(run, data_dir, capsys):
+    command = f"allocate {run} --speedup 1.5 --levels 4 --starts 4 --examples 64"
+    assert main(f"{command} --pruner u --data-dir {data_dir}".split()) == 0
+    assert "accuracy (%) at equal multiply-adds" in capsys.readouterr().out
+    found = json.loads((run / "allocation-multiply_adds-u.json").read_text())
+    for method in found["1.5x"]["methods"].values():
+        # Four levels are coarse; counts of weights are whole.
+        assert method["share"] <= 1 / 1.5 + 0.01
+    assert found["1.5x"]["methods"]["uniform"]["share"] >= 1 / 1.5 - 0.01
+    stored = run / "compressed" / "spdy1.5x"
+    assert main(f"evaluate {stored} --data-dir {data_dir}".split()) == 0
+    assert main(f"allocate {run} --speedup 900 --data-dir {data_dir}".split()) == 1
+    assert "speedup must be smaller" in capsys.readouterr().err

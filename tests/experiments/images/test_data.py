@@ -104,3 +104,24 @@ def test_flips_mirror_some_images():
 def test_without_augmentation_images_stay():
     images = jnp.ones((2, 3, 3, 1), jnp.uint8)
     assert augment(jax.random.key(0), images) is images
+
+
+def test_some_classes_are_a_task_of_their_own(digits, data_dir):
+    half = load(DataConfig(classes=(7, 5)), data_dir)
+    assert half.classes == 2
+    for whole, part in (
+        (digits.train, half.train),
+        (digits.evaluation, half.evaluation),
+    ):
+        labels = whole.arrays["label"]
+        chosen = np.isin(labels, (5, 7))
+        np.testing.assert_array_equal(
+            part.arrays["image"], whole.arrays["image"][chosen]
+        )
+        np.testing.assert_array_equal(part.arrays["label"], labels[chosen] == 5)
+    with pytest.raises(ConfigError, match="classes must be below 10 for digits"):
+        load(DataConfig(classes=(0, 10)), data_dir)
+    with pytest.raises(ConfigError, match="classes must be empty for folder"):
+        load(DataConfig(name="folder", classes=(0, 1)), data_dir)
+    with pytest.raises(ConfigError, match="classes must be two or more numbers"):
+        DataConfig(classes=(3,))

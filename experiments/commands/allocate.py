@@ -1,0 +1,115 @@
+"""Finds a sparsity for each layer under a budget, and says what it is worth."""
+
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from cram_jax.paths import named_leaves
+from experiments.allocation import (
+    Database,
+    Weighed,
+    global_target,
+    uniform_target,
+    weigh,
+)
+from experiments.commands.compress import store
+from experiments.evaluation import Evaluation, make_evaluation
+from experiments.metrics import make_console
+from experiments.open_run import OpenRun, open_run
+from experiments.pruning_options import PrunerOptions
+from experiments.run_directory import write_text
+
+if TYPE_CHECKING:
+    from experiments.verbs.allocate import Allocate
+
+
+def allocate(options: "Allocate") -> None:
+    """Prints accuracy at equal budgets; stores models and sparsities."""
+    console = make_console()
+    say = partial(console.print, soft_wrap=True)
+    run = open_run(options.run, options.data_dir, say)
+    pruning = PrunerOptions(layerwise=options.layerwise)
+    evaluation = make_evaluation(run.config, run.data, run.task, pruning)
+    weighed = weigh(run, options.measure)
+
+    def compress(target: str) -> Any:
+        return evaluation.compress(run.params, target, run.batch_stats).params
+
+    database = Database(
+        run, weighed, compress, options.pruner, options.levels, options.examples
+    )
+    refit = "r" * options.pruner.startswith("r")
+    found: dict[str, Any] = {"measure": options.measure, "pruner": options.pruner}
+    for speedup in options.speedup:
+        budget = weighed.total / speedup
+        levels = database.allocate(budget, options.seed, options.starts)
+        targets = {
+            "uniform": uniform_target(weighed, options.pruner, budget),
+            "global": global_target(
+                weighed, f"{refit}k", budget, run.task.filters.prunable
+            ),
+        }
+        stitched = database.stitched(levels)
+        models = {"SPDY": stitched} | {
+            method: compress(target) for method, target in targets.items()
+        }
+        shares = database.sparsities[levels].tolist()
+        found[f"{speedup:g}x"] = targets | {
+            "sparsities": dict(zip(weighed.layers, shares, strict=True)),
+            "methods": {
+                method: _judged(evaluation, run, params)
+                | {"share": _spent(weighed, params) / weighed.total}
+                for method, params in models.items()
+            },
+        }
+        statistics = evaluation.recalibrate(stitched, run.batch_stats)
+        accuracy = found[f"{speedup:g}x"]["methods"]["SPDY"]["recalibrated"]
+        target = f"spdy{speedup:g}x"
+        out = options.run / "compressed" / target
+        model = stitched, statistics
+        store(out, options.run, run, target, model, accuracy, options.data_dir)
+    path = options.run / f"allocation-{options.measure}-{options.pruner}.json"
+    write_text(path, json.dumps(found, indent=2) + "\n")
+    console.print(_table(found, run))
+    say(f"Sparsities in {path}, models in {options.run / 'compressed'}")
+
+
+def _judged(evaluation: Evaluation, run: OpenRun, params: Any) -> dict[str, float]:
+    statistics = evaluation.recalibrate(params, run.batch_stats)
+    return {
+        "pruned": evaluation.accuracy(params, run.batch_stats),
+        "recalibrated": evaluation.accuracy(params, statistics),
+    }
+
+
+def _spent(weighed: Weighed, params: Any) -> float:
+    """What a network takes, by the zeros that it has."""
+    return sum(
+        weighed.taken(path, np.count_nonzero(leaf) / leaf.size)
+        if np.count_nonzero(leaf) < np.count_nonzero(weighed.leaves[path])
+        else weighed.prices[path]
+        for path, leaf in named_leaves(params)
+    )
+
+
+def _table(found: dict[str, Any], run: OpenRun) -> Table:
+    title = f"{run.task.metric} (%) at equal {found['measure'].replace('_', '-')}"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    for column in ("speedup", "masks", "of dense", "pruned", "recalib."):
+        table.add_column(column, justify="right")
+    for name, entry in found.items():
+        if name in ("measure", "pruner"):
+            continue
+        for method, row in entry["methods"].items():
+            table.add_row(
+                name,
+                method,
+                f"{100 * row['share']:.1f} %",
+                f"{row['pruned']:.1f}",
+                f"{row['recalibrated']:.1f}",
+            )
+    return table

@@ -1,0 +1,182 @@
+"""Compares a network with its compressed selves, example by example."""
+
+import itertools
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from cram_jax import audit as criteria
+from experiments import targets
+from experiments.batches import Examples, Source
+from experiments.errors import ConfigError
+from experiments.evaluation import check_targets, make_evaluation
+from experiments.metrics import make_console
+from experiments.open_run import OpenRun, open_run
+from experiments.pruning_options import PrunerOptions
+from experiments.run_directory import check_path, write_text
+
+if TYPE_CHECKING:
+    from experiments.verbs.audit import Audit
+
+
+class Answers(NamedTuple):
+    """What a network says of every example of the evaluation set.
+
+    Attributes:
+      chosen: the class, (examples,).
+      chances: of the classes, (examples, classes).
+    """
+
+    chosen: np.ndarray
+    chances: np.ndarray
+
+
+def audit(options: "Audit") -> None:
+    """Prints what changed, and stores it."""
+    out = options.out or options.run / "audit.json"
+    check_path(out)
+    console = make_console()
+    say = partial(console.print, soft_wrap=True)
+    run = open_run(options.run, options.data_dir, say)
+    names = tuple(dict.fromkeys(options.target or run.config.eval_targets))
+    names = ("dense", *(name for name in names if name != "dense"))
+    check_targets(names, run.config, run.task)
+    labels = _labels(run)
+    groups = _groups(run, options.groups, len(labels))
+    pruning = PrunerOptions(options.second_order, options.layerwise)
+    evaluation = make_evaluation(run.config, run.data, run.task, pruning)
+    answer = partial(_answers, run, jax.jit(run.task.predict))
+    found: dict[str, Any] = {}
+    dense = answer(run.params, run.batch_stats)
+    for name in names:
+        if name == "dense":
+            answers = dense
+        else:
+            params = evaluation.compress(run.params, name, run.batch_stats).params
+            statistics = evaluation.recalibrate(params, run.batch_stats)
+            answers = answer(params, statistics)
+        found[name] = report(answers, dense, labels, groups)
+    write_text(out, json.dumps(found, indent=2) + "\n")
+    for table in _tables(found):
+        console.print(table)
+    say(f"Stored in {out}")
+
+
+def report(
+    answers: Answers,
+    dense: Answers,
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+) -> dict[str, Any]:
+    """What is worth knowing of a compressed network beside the dense one.
+
+    Args:
+      answers: of the compressed network.
+      dense: of the dense one.
+      labels: the true classes, (examples,).
+      groups: the group of each example, or None.
+
+    Returns:
+      Shares from 0 to 1: ``accuracy``, ``disagreement`` with the dense network,
+      ``broken``, answers that were right before, ``calibration error``, ``uncertain``,
+      the mean ``auc`` of the classes, and ``by class`` and ``by group`` the accuracy.
+    """
+    right = answers.chosen == labels
+    confidence = answers.chances.max(axis=1)
+    classes = range(answers.chances.shape[1])
+    areas = [criteria.auc(answers.chances[:, c], labels == c) for c in classes]
+    found: dict[str, Any] = {
+        "accuracy": float(right.mean()),
+        "disagreement": criteria.disagreement(answers.chosen, dense.chosen),
+        "broken": float(np.mean(~right & (dense.chosen == labels))),
+        "calibration error": criteria.calibration_error(confidence, right),
+        "uncertain": criteria.uncertainty(confidence),
+        "auc": float(np.nanmean(areas)),
+        "by class": _named(criteria.by_group(right, labels)),
+    }
+    if groups is not None:
+        found["by group"] = _named(criteria.by_group(right, groups))
+    return found
+
+
+def _named(means: dict[Any, float]) -> dict[str, float]:
+    return {str(name): mean for name, mean in means.items()}
+
+
+def _answers(run: OpenRun, predict: Any, params: Any, batch_stats: Any) -> Answers:
+    examples: Source = run.data.evaluation
+    batches = examples.evaluation_batches(run.config.data.evaluation_batch)
+    parts = [np.asarray(predict(params, batch_stats, batch)) for batch in batches]
+    logits = np.concatenate(parts)[: examples.size].astype(np.float64)
+    chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+    chances /= chances.sum(axis=1, keepdims=True)
+    return Answers(logits.argmax(axis=1), np.minimum(chances, 1))
+
+
+def _labels(run: OpenRun) -> np.ndarray:
+    """The true classes of the evaluation set."""
+    examples = run.data.evaluation
+    shape = jax.eval_shape(
+        run.task.predict, run.params, run.batch_stats, run.data.train.take([0])
+    )
+    is_classifier = hasattr(shape, "shape") and shape.ndim == 2 and shape.shape[1] > 1
+    if not is_classifier or not hasattr(examples, "take"):
+        raise ConfigError(
+            f"{run.config.name} does not sort examples into classes; audit is about "
+            f"networks that do"
+        )
+    return np.asarray(examples.take(range(examples.size))["label"])
+
+
+def _groups(run: OpenRun, file: Path | None, count: int) -> np.ndarray | None:
+    """The group of each example, from a file or by the length of the texts."""
+    if file is not None:
+        lines = file.read_text().splitlines()
+        if len(lines) != count:
+            raise ConfigError(
+                f"groups must have a line for each of the {count} examples, {file} has "
+                f"{len(lines)}"
+            )
+        return np.array([line.strip() for line in lines])
+    examples = run.data.evaluation
+    if not isinstance(examples, Examples) or "attention_mask" not in examples.arrays:
+        return None
+    lengths = examples.arrays["attention_mask"].sum(axis=1)
+    quarters = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75]).astype(int))
+    edges = [int(lengths.min()), *(quarters + 1).tolist(), int(lengths.max()) + 1]
+    width = len(str(edges[-1]))
+    words = [
+        f"{low:{width}} to {high - 1:{width}} tokens"
+        for low, high in itertools.pairwise(edges)
+    ]
+    return np.array(words)[np.searchsorted(quarters, lengths)]
+
+
+def _tables(found: dict[str, Any]) -> list[Table]:
+    whole = [name for name in found["dense"] if not name.startswith("by ")]
+    parts = [name for name in found["dense"] if name.startswith("by ")]
+    tables = [_table("all examples (%)", found, whole, lambda row: row)]
+    for part in parts:
+        groups = list(found["dense"][part])
+        tables.append(
+            _table(f"accuracy {part} (%)", found, groups, lambda row, p=part: row[p])
+        )
+    return tables
+
+
+def _table(title: str, found: dict[str, Any], columns: list[str], pick: Any) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("target", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, row in found.items():
+        values = pick(row)
+        cells = [f"{100 * values[column]:.1f}" for column in columns]
+        table.add_row(targets.label(name), *cells)
+    return table

@@ -1,0 +1,58 @@
+"""``audit``: what compression changed, and for whom."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments import targets
+from experiments.errors import ConfigError
+from experiments.pruning_options import Layerwise
+from experiments.run_directory import load_config
+from experiments.second_order import SecondOrder
+from experiments.verbs.common import check_named, start_jax
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Compare a classifier with its compressed selves: who gets other answers?
+
+    Answers that differ from the dense network's, calibration error, uncertain answers,
+    and accuracy by class and by group, on the evaluation set; batch norm recalibrated.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Directory of the run."""
+    target: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--targets"])] = ()
+    """What to compress to; by default the targets of the run's configuration."""
+    groups: Path | None = None
+    """A text file with the group of each example of the evaluation set, one a line; by
+    default texts are grouped by their length."""
+    out: Path | None = None
+    """The JSON file of the results; by default RUN/audit.json."""
+    data_dir: Path | None = None
+    """Where tensorflow-datasets keeps its data; by default where the run found it."""
+    module: str | None = None
+    """The model.module of a run with a network of your own, to allow its import."""
+    second_order: SecondOrder = field(default_factory=SecondOrder)
+    """How targets such as o90 go about it."""
+    layerwise: Layerwise = field(default_factory=Layerwise)
+    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
+
+    def check(self) -> None:
+        """The targets have names that are known, and the files can be read."""
+        for name in self.target:
+            targets.check(name)
+        if self.groups is not None and not self.groups.is_file():
+            raise ConfigError(f"groups must be a text file, got {self.groups}")
+        if self.out is not None and self.out.suffix != ".json":
+            raise ConfigError(f"out must be a file ending in .json, got {self.out}")
+        check_named(self.run, load_config(self.run), self.module)
+
+    def execute(self) -> None:
+        """Compresses and compares, target by target."""
+        start_jax()
+        from experiments.commands.audit import audit
+
+        audit(self)
