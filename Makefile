@@ -22,7 +22,11 @@ WEIGHTS := $(VENV)/.weights
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.1
 
-PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
+# XLA's least optimisation, and its older emitters: tests compile much and compute little.
+# The releases in requirements/dev.txt know these flags, others may not.
+QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
+  --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
+PYTEST := $(QUICK) $(RUN) -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test nightly coverage mutants newest lowest lint docs bench constraints pins \
   clean
@@ -35,11 +39,13 @@ test: $(DEV) $(WEIGHTS)
 	$(PYTEST) -m 'not several_devices and not nightly'
 	$(PYTEST) -m 'several_devices and not nightly' --devices 8
 
-# What takes long: runs that are killed and resumed, full products of cases, mutants, and
-# the oldest releases that pyproject.toml allows.
+# What takes long: runs that are killed and resumed, full products of cases, mutants, the
+# selection as XLA optimises it for users, and the oldest releases that pyproject.toml
+# allows.
 nightly: $(DEV) $(WEIGHTS)
 	$(PYTEST) -m 'not several_devices and nightly'
 	$(PYTEST) -m 'several_devices and nightly' --devices 8
+	$(RUN) -m pytest -n 2 --devices 8 tests/test_selection.py tests/test_communication.py
 	$(MAKE) lowest VENV=.venv-lowest
 	$(MAKE) mutants
 
@@ -50,7 +56,7 @@ coverage: $(DEV) $(WEIGHTS)
 
 # Breaks the library in more than a hundred places; every break has to fail a test.
 mutants: $(DEV)
-	$(RUN) -m tests.mutants
+	$(QUICK) $(RUN) -m tests.mutants
 
 # The library by itself, with the newest releases for this Python and with the oldest
 # that pyproject.toml allows.
@@ -68,7 +74,7 @@ lint: $(DEV)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest --doctest-modules --doctest-glob='*.md' cram_jax README.md docs/guide docs/index.md
+	$(QUICK) $(RUN) -m pytest --doctest-modules --doctest-glob='*.md' cram_jax README.md docs/guide docs/index.md
 
 docs: $(DEV)
 	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
@@ -80,6 +86,7 @@ bench: $(DEV)
 	$(RUN) -m benchmarks.step | tee benchmarks/results/step.txt
 	$(RUN) -m benchmarks.loop | tee benchmarks/results/loop.txt
 	$(RUN) -m benchmarks.scaling | tee benchmarks/results/scaling.txt
+	$(RUN) -m benchmarks.compile | tee benchmarks/results/compile.txt
 	$(RUN) -m benchmarks.cost_model | tee benchmarks/results/cost_model.txt
 	@if $(RUN) -c 'import torch' 2> /dev/null; \
 	  then $(RUN) -m benchmarks.torch_step | tee benchmarks/results/torch_step.txt; \

@@ -276,8 +276,11 @@ def _restart(
         is_any = jnp.any(jnp.stack([leaf.any() for leaf in jax.tree.leaves(revived)]))
         revived = jax.tree.map(lambda leaf: is_any, revived)
 
-    def zero(leaf: jax.Array, where: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+    def is_hidden(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    def zero(leaf: Any, where: jax.Array) -> Any:
+        if is_hidden(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         if restart == "new" and leaf.shape != where.shape:
             raise ValueError(
@@ -287,7 +290,7 @@ def _restart(
             )
         return jnp.where(where, jnp.zeros_like(leaf), leaf)
 
-    return optax.tree.map_params(inner, zero, state, revived)
+    return optax.tree.map_params(inner, zero, state, revived, is_leaf=is_hidden)
 
 
 def _check_masks(masks: Params, params: Params) -> None:

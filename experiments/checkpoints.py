@@ -138,7 +138,9 @@ def save_model(run: Path, config: RunConfig, params: Any, batch_stats: Any) -> N
 def load_model(
     run: Path, like: Any, say: Callable[[str], None] = lambda message: None
 ) -> tuple[Any, Any]:
-    """Reads the model of a run: what `save_model` wrote, or the last whole checkpoint.
+    """Reads the model of a run, see `read_model`, onto the devices of a state.
+
+    It asks nothing of the optimiser, whose state may be of an earlier version.
 
     Args:
       run: the run's directory.
@@ -149,29 +151,29 @@ def load_model(
       The parameters, averaged ones if the run keeps them, and the batch statistics.
 
     Raises:
-      RunError: there is neither, or what there is is damaged.
+      RunError: there is none, it is damaged, or of another configuration.
     """
-    if (run / "model").exists():
-        abstract = {"params": like.params, "batch_stats": like.batch_stats}
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract)
-        abstract["checksums"] = _each(abstract, abstract_checksums)
-        _check_fits(run / "model", abstract, run)
-        with reading(run / "model"), ocp.StandardCheckpointer() as checkpointer:
-            model = checkpointer.restore((run / "model").absolute(), abstract)
-        _check_whole(model, run / "model")
-        return model["params"], model["batch_stats"]
-    if not (run / "checkpoints").exists():
-        raise _no_checkpoint(run)
-    with manager(run) as checkpoints:
-        state = restore(checkpoints, like, say)
-    return state.judged, state.batch_stats
+    params, batch_stats = read_model(run, say)
+    stored = _by_path({"params": params, "batch_stats": batch_stats})
+    wanted = {"params": like.judged, "batch_stats": like.batch_stats}
+    _check_same(run, _shapes(stored), _shapes(wanted), run)
+
+    def put(path: Any, ours: Any) -> jax.Array:
+        sharding = ours.sharding if isinstance(ours, jax.Array) else None
+        return jax.device_put(stored[_name(path)], sharding)
+
+    model = jax.tree.map_with_path(put, wanted)
+    return model["params"], model["batch_stats"]
 
 
-def read_model(run: Path) -> tuple[Any, Any]:
-    """Reads the model of a run whose shapes nobody knows beforehand.
+def read_model(
+    run: Path, say: Callable[[str], None] = lambda message: None
+) -> tuple[Any, Any]:
+    """Reads the model of a run: what `save_model` wrote, or the last whole checkpoint.
 
     Args:
       run: the run's directory.
+      say: see `restore`.
 
     Returns:
       The parameters, averaged ones if the run keeps them, and the batch statistics, as
@@ -194,6 +196,8 @@ def read_model(run: Path) -> tuple[Any, Any]:
             _check_whole(model, place)
         except RunError as error:
             problems.append(error)
+            if place != places[-1]:
+                say(f"{error}; taking the checkpoint before")
             continue
         averaged = model.get("ema")
         params = averaged if jax.tree.leaves(averaged) else model["params"]
@@ -243,7 +247,15 @@ def _check_fits(place: Path, abstract: Any, run: Path) -> None:
             stored = checkpointer.metadata(place.absolute()).item_metadata.tree
     except Exception:  # of json, of tensorstore or of orbax: it is damaged
         return
-    there, here = _shapes(stored), _shapes(abstract)
+    _check_same(place, _shapes(stored), _shapes(abstract), run)
+
+
+def _check_same(
+    place: Path,
+    there: dict[str, tuple[int, ...]],
+    here: dict[str, tuple[int, ...]],
+    run: Path,
+) -> None:
     if there != here:
         path = min(p for p in {*there, *here} if there.get(p) != here.get(p))
         raise _OtherModel(
@@ -255,12 +267,19 @@ def _check_fits(place: Path, abstract: Any, run: Path) -> None:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     shapes = {}
-    for path, leaf in jax.tree.leaves_with_path(tree):
+    for name, leaf in _by_path(tree).items():
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, leaf)  # what is stored of it
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
         shapes[name] = tuple(leaf.shape)
     return shapes
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _check_whole(stored: Any, place: Path) -> None:

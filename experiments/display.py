@@ -46,7 +46,7 @@ def plot_accuracy(
     """Draws accuracy against sparsity: a line a method, a band for the deviation.
 
     Args:
-      results: the results; targets that are not sparsity alone are left out.
+      results: the results; targets that are not only a sparsity are left out.
       path: the image, PNG by its ending.
       title: of the picture.
       scope: sparsity of the whole network, of every layer, of its blocks or channels.

@@ -42,26 +42,18 @@ def make_optimizer(
     if config.plain_steps:
         rule = _at_some_steps(rule, 1 - config.plain_steps)
 
-    def base() -> optax.GradientTransformation:
-        members = _base_optimizer(config, steps)
-        if config.clip_norm:
-            members = [optax.clip_by_global_norm(config.clip_norm), *members]
-        return optax.chain(*members)
-
-    schedule = learning_rate(config, steps)
-    whole = wrapped(config, loss_fn, base, schedule, steps, seed, filters)
+    plain = _base_optimizer(config, steps)
+    if config.clip_norm:
+        plain = optax.chain(optax.clip_by_global_norm(config.clip_norm), plain)
+    base, freeze = plain, optax.identity()
     if config.frozen:
         frozen = _matching(config.frozen)
-        # Before the rule too: a frozen leaf takes no part in the ascent.
+        base = optax.partition({True: optax.set_to_zero(), False: plain}, frozen)
         freeze = optax.masked(optax.set_to_zero(), frozen)
-        if whole is None:
-            kinds = {True: optax.set_to_zero(), False: base()}
-            trained = optax.partition(kinds, frozen)
-        else:  # it wraps the optimiser, and has to see all leaves
-            trained = optax.chain(whole, freeze)
-        chain = [freeze, rule, trained]
-    else:
-        chain = [rule, whole or base()]
+    schedule = learning_rate(config, steps)
+    whole = wrapped(config, loss_fn, base, plain, schedule, steps, seed, filters)
+    # Before the rule too: a frozen leaf takes no part in the ascent.
+    chain = [freeze, rule, base if whole is None else optax.chain(whole, freeze)]
     if config.keep_pruned:
         chain.append(cram_jax.keep_pruned(where=filters.prunable))
     return optax.with_extra_args_support(optax.chain(*chain))
@@ -82,16 +74,16 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def _base_optimizer(
     config: OptimizerConfig, steps: int
-) -> list[optax.GradientTransformation]:
+) -> optax.GradientTransformation:
     """Weight decay and the base optimiser."""
     decay = optax.add_decayed_weights(config.weight_decay)
     schedule = learning_rate(config, steps)
     if config.base == "sgd":
-        return [
-            decay,
-            optax.sgd(schedule, config.momentum, nesterov=config.nesterov),
-        ]
-    return [optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule)]
+        descend = optax.sgd(schedule, config.momentum, nesterov=config.nesterov)
+        return optax.chain(decay, descend)
+    return optax.chain(
+        optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule)
+    )
 
 
 def _at_some_steps(
@@ -117,6 +109,8 @@ def _matching(pattern: str) -> Callable[[Any], Any]:
         return expression.search(name) is not None
 
     def mask(tree: Any) -> Any:
+        if not jax.tree.leaves(tree):  # the placeholder of optax.tree.map_params
+            return tree
         found = jax.tree.map_with_path(matches, tree)
         if len(set(jax.tree.leaves(found))) != 2:
             raise ConfigError(

@@ -22,7 +22,7 @@ def join_processes(
 
     Args:
       coordinator: HOST:PORT of process 0, or ``auto`` where jax can ask the cluster
-        (TPU, Slurm, Open MPI, Kubernetes). None: this process works alone.
+        (TPU, Slurm, Open MPI, Kubernetes). None: there is only this process.
       processes: how many there are.
       process: which of them this is, from 0.
 
@@ -61,7 +61,7 @@ def is_first_process() -> bool:
 
 
 def on_first_process(function: Callable[[], None]) -> None:
-    """Calls a function on process 0 alone; the others wait for it.
+    """Calls a function only on process 0; the others wait for it.
 
     Raises:
       RunError: it failed there, and this is another process.

@@ -48,8 +48,8 @@ FORMS: dict[Form, str] = {
 }
 TRAINED: tuple[Form, ...] = ("second order", "wanda", "sparse gpt")
 """Forms that look at a trained network and its training data."""
-ROUNDED: tuple[Form, ...] = ("quantised", "nested", "mxfp4", "nvfp4")
-"""Forms that prune nothing."""
+ROUNDING: tuple[Form, ...] = ("quantised", "nested", "mxfp4", "nvfp4")
+"""Forms that remove nothing."""
 BLOCK = (4, 2)
 """Inputs and outputs of a block, the shape that the engine computes fastest."""
 
@@ -109,9 +109,7 @@ def parse(target: str) -> tuple[Part, ...]:
         ``b90`` (90 % of the blocks of every layer, blocks of 4 inputs and 2 outputs, or
         of another shape as in ``b90@8x1``); ``c50`` (50 % of the channels of all layers
         together; of a BERT, of the heads and of the hidden units); ``2:4`` (n of every
-        of another shape as in ``b90@8x1``); ``c50`` (50 % of the channels of all layers
-        together; of a BERT, of the heads and of the hidden units); ``2:4`` (n of every
-        m); ``4bit`` (fake quantisation; ``4bit@32`` with a float16 scale for every 32
+        m); ``4bit`` (fake quantisation; ``4bit@32`` with a float16 scale for each 32
         inputs, as ``MatMulNBits`` has); ``nested4`` (the leading 4 of 8 bits);
         ``mxfp4``; ``nvfp4``; ``o90`` (second-order pruning); ``w90``, ``w2:4`` (Wanda,
         the same share of every layer); ``g90``, ``g2:4`` (SparseGPT, likewise; with
@@ -185,7 +183,7 @@ def projector(
             )
         else:
             own = _without_data(part, filters)
-        if masks_every > 1 and part.form not in ("dense", *ROUNDED):
+        if masks_every > 1 and part.form not in ("dense", *ROUNDING):
             own = cram_jax.cached(own, every=masks_every)
         made.append(own)
     return made[0] if len(made) == 1 else cram_jax.compose(*made)
@@ -272,11 +270,11 @@ def label(target: str) -> str:
                 word = f"{most} SparseGPT"
             case "quantised":
                 bits, *block = part.numbers
-                word = f"{bits}-bit" + "".join(f" by {b}" for b in block)
+                word = f"{bits}-bit" + "".join(f" by {size}" for size in block)
             case "nested":
                 word = f"{part.numbers[0]} of 8 bits"
             case "mxfp4" | "nvfp4":
-                word = name.upper()
+                word = shown.upper()
             case _:
                 word = shown
         rounded = f" in {part.bits}-bit" if part.bits else ""
@@ -303,14 +301,14 @@ def _part(part: str, target: str) -> Part:
     refitted = part.startswith("r")
     own = part.removeprefix("r")
     found = [(f, m) for f, p in FORMS.items() if (m := re.fullmatch(p, own))]
-    if not found or (refitted and found[0][0] in ("dense", *ROUNDED)):
+    if not found or (refitted and found[0][0] in ("dense", *ROUNDING)):
         raise ConfigError(f"target {target!r} is unknown; {EXPECTED}")
     form, match = found[0]
     share, numbers = 0.0, match.groups()
     bits: int | None = None
     if form == "sparse gpt" and numbers[3] is not None:
         bits = int(numbers[3])
-    if form not in ("dense", "n of m", *ROUNDED):
+    if form not in ("dense", "n of m", *ROUNDING):
         if numbers[0] is not None:
             share = float(Decimal(numbers[0]) / 100)
         numbers = numbers[1:3]
@@ -321,7 +319,7 @@ def _part(part: str, target: str) -> Part:
         sizes = sizes or BLOCK
         if min(sizes) < 1:
             raise ConfigError(f"target {target!r}: a block must be at least 1x1")
-    elif form not in ROUNDED and sizes and not 1 <= sizes[0] <= sizes[1]:
+    elif form not in ROUNDING and sizes and not 1 <= sizes[0] <= sizes[1]:
         raise ConfigError(f"target {target!r}: n must be between 1 and m={sizes[1]}")
     width = sizes[0] if form == "quantised" else bits
     if width is not None and not 2 <= width <= 16:

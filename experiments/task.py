@@ -20,9 +20,9 @@ class Task(NamedTuple):
       augment: ``(key, batch) -> batch``, the random part of a training step that is not
         the network's.
       loss_fn: ``(params, batch_stats, batch, dropout_key) -> (loss, batch_stats)``,
-        training mode; the key may be left out where nothing drops out. The batch may
+        training mode; the key may be omitted if there is no dropout. The batch may
         hold the outputs of a teacher, see `experiments.distillation`. Both gradients
-        of a step get the same one, and differ in the parameters alone.
+        of a step use the same key.
       evaluate: ``(params, batch_stats, examples) -> metrics``, over every example:
         ``loss``, and others in per cent, of which ``metric`` is the one that counts.
       predict: ``(params, batch_stats, batch) -> logits``, a tree of arrays with a row

@@ -5,7 +5,7 @@ signals. A fault is *clean* if it ends in one message and the right exit status,
 *silent* if a command succeeds as if nothing had happened, a *traceback* if it ends in
 one, and *lost* if a file of the user's is gone; a damaged checkpoint is *recovered* if
 the run went on from the one before and said so, and *works* if the damage did not
-matter. It takes some minutes; ``--quick`` leaves out the checkpoints and the signals.
+matter. It takes some minutes of CPU time; ``--quick`` leaves out the checkpoints and the signals.
 """
 
 import argparse
@@ -185,7 +185,8 @@ def configurations(table: Table, folder: Path) -> None:
             (run / "config.json").write_text(json.dumps(values))
             outcome, text = call(["report", str(run)])
             if "was not evaluated" in text:
-                outcome = "works" if value in ([], -7) else "silent"
+                # Possible values; an empty object has the defaults.
+                outcome = "works" if value in ([], {}, -7) else "silent"
             table.add("config.json", outcome, f"{path} {value!r}: {text[-200:]}")
     for content in (b"", b"{", b"\xff\xfe", b"[]", b"null", b"[" * 99_999, b"{}"):
         (run / "config.json").write_bytes(content)

@@ -128,28 +128,32 @@ MUTANTS = {
         ],
     ),
     "selection": (
-        ["selection"],
+        ["selection", "reparameterizations"],
         [
-            Mutant(
-                "magnitude_key(stack) < candidate", "magnitude_key(stack) <= candidate"
-            ),
-            Mutant("(_places(array, -place) < 0)", "(_places(array, -place) <= 0)"),
+            Mutant("key(stack) < as_key(candidate)", "key(stack) <= as_key(candidate)"),
+            Mutant("signed or len(arrays) == 1", "len(arrays) == 1"),
+            Mutant("bits ^ jnp.iinfo(bits.dtype).max, bits", "bits, bits"),
+            Mutant("jnp.where(array == 0, jnp.zeros_like(array), array)", "array"),
+            Mutant("(_places(layer, -place) < 0)", "(_places(layer, -place) <= 0)"),
+            Mutant("(_places(array, -end) < 0)", "(_places(array, -end) <= 0)"),
             Mutant("(missing >= equal)", "(missing > equal)"),
             Mutant("(missing < equal)", "(missing <= equal)"),
-            Mutant("& jnp.any(is_cut[np.array(group)])", ""),
-            Mutant("[:, in_order]", ""),
-            Mutant("& (cuts[index] > 0)", ""),
-            Mutant("counts <= limit", "counts < limit"),
-            Mutant("counts[fitting - 1]", "counts[0]"),
+            Mutant("& (cut_group == group)", ""),
+            Mutant("is_cut[np.concatenate(groups)]", "is_cut"),
+            Mutant("sizes - found.not_above[in_order]", "sizes - found.not_above"),
+            Mutant("jnp.where(is_cut, end, 0)", "end"),
+            Mutant("dtype=limit.dtype) <= limit", "dtype=limit.dtype) < limit"),
+            Mutant("bounds[fitting + 1]", "bounds[fitting]"),
+            Mutant("bounds[fitting], ", "bounds[0], "),
             Mutant("& jnp.iinfo(bits).max", ""),
             Mutant("jnp.clip(k, 0, total)", "k"),
-            Mutant("width = 8 * dtype.itemsize - 1", "width = 8 * dtype.itemsize - 2"),
+            Mutant("jnp.zeros([], bits), width - 1", "jnp.zeros([], bits), width - 2"),
             Mutant("for array in arrays).bit_length()", "for array in arrays) // 2"),
             Mutant(
-                "jnp.minimum(digits << bits.astype(zero.dtype), room)",
-                "(digits << bits.astype(zero.dtype))",
+                "jnp.minimum(steps << bits.astype(zero.dtype), room)",
+                "(steps << bits.astype(zero.dtype))",
             ),
-            Mutant("jnp.maximum(bits - _DIGIT, 0)", "bits - _DIGIT"),
+            Mutant("jnp.maximum(bits - digit, 0)", "bits - digit"),
             Mutant(
                 "for axis in reversed(range(array.ndim))",
                 "for axis in range(array.ndim)",
@@ -186,26 +190,21 @@ MUTANTS = {
     "quantization": (
         ["quantization", "axes"],
         [
-            Mutant(
-                "2 ** (self.bits - 1) - 1 if self.symmetric",
-                "2 ** (self.bits - 1) if self.symmetric",
-            ),
+            Mutant("highest = 2 ** (bits - 1) - 1", "highest = 2 ** (bits - 1)"),
             Mutant("jnp.round(leaf / grid.scale)", "jnp.floor(leaf / grid.scale)"),
             Mutant(" + (leaf - jax.lax.stop_gradient(leaf))", ""),
             Mutant(
                 "jnp.maximum(-smallest, largest) / highest",
                 "(largest - smallest) / highest",
             ),
-            Mutant("2 * highest if symmetric else highest", "highest"),
+            Mutant("low + 2**bits - 1)", "low + 2**bits)"),
+            Mutant("jnp.clip(low, -steps, 0)", "low"),
             Mutant("low = jnp.round(smallest", "low = (smallest"),
             Mutant("challenger.error < best.error", "challenger.error > best.error"),
             Mutant("_REFINEMENTS = 3", "_REFINEMENTS = 0"),
+            Mutant("jnp.clip(rounded, -limit, limit)", "rounded"),
             Mutant(
-                "jnp.clip(_rounded(wide, grid), -limit, limit)", "_rounded(wide, grid)"
-            ),
-            Mutant(
-                "largest / highest - smallest / highest",
-                "(largest - smallest) / highest",
+                "largest / steps - smallest / steps", "(largest - smallest) / steps"
             ),
             Mutant("axes.lookup or axes.outputs", "axes.outputs"),
             Mutant("return axes.stack + (", "return ("),

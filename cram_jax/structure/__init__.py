@@ -5,6 +5,7 @@ from cram_jax.structure.check import check_apply
 from cram_jax.structure.grams import InputGrams, input_grams
 from cram_jax.structure.groups import group_masks, kept_groups
 from cram_jax.structure.leaf_costs import multiply_adds
+from cram_jax.structure.modules import small_module
 from cram_jax.structure.ranking import producer_norm
 from cram_jax.structure.shrink import shrink, small_shapes
 from cram_jax.structure.small import small_apply
@@ -27,6 +28,7 @@ __all__ = [
     "producer_norm",
     "shrink",
     "small_apply",
+    "small_module",
     "small_shapes",
     "trace_structure",
 ]

@@ -36,79 +36,107 @@ class Operand(NamedTuple):
     zero: bool
 
 
+class CustomRule:
+    """An equation that brings a derivative rule along, on smaller arrays.
+
+    Args:
+      replay: what it is part of.
+      labelled: the dense equation.
+      key: where it was labelled.
+    """
+
+    def __init__(self, replay: "Replay", labelled: Labelled, key: Key) -> None:
+        self.replay, self.labelled, self.key = replay, labelled, key
+        self.places = _inexact(labelled.eqn.invars)
+        self.varying = _inexact(labelled.eqn.outvars)
+
+    def primal(self, *values: Any) -> list[Any]:
+        """The outputs."""
+        inner = called(self.labelled.eqn)
+        assert inner is not None
+        return self.replay.run(inner.jaxpr, inner.consts, values, self.key)
+
+    def push_forward(
+        self, values: tuple[Any, ...], tangents: tuple[Any, ...]
+    ) -> tuple[list[Any], list[Any]]:
+        """The outputs, and how they change with the inputs."""
+
+        def dense(values: Sequence[Any], changes: Sequence[Any]) -> list[Any]:
+            function = self._of_places(values)
+            outs, changed = jax.jvp(
+                function, [values[i] for i in self.places], list(changes)
+            )
+            return [*outs, *(changed[i] for i in self.varying)]
+
+        eqn, labels = self.labelled.eqn, self.labelled.ins
+        changes = [_change(eqn.invars[i], labels[i], tangents[i]) for i in self.places]
+        results = self._derive(dense, values, changes)
+        outs = results[: len(eqn.outvars)]
+        return outs, _filled(outs, self.varying, results[len(outs) :])
+
+    def pull_back(
+        self, values: tuple[Any, ...], cotangents: list[Any]
+    ) -> tuple[Any, ...]:
+        """The gradients of the inputs, from those of the outputs."""
+
+        def dense(values: Sequence[Any], changes: Sequence[Any]) -> list[Any]:
+            function = self._of_places(values, self.varying)
+            _, pull = jax.vjp(function, *(values[i] for i in self.places))
+            return list(pull(list(changes)))
+
+        eqn, labels = self.labelled.eqn, self.labelled.outs
+        changes = [
+            _change(eqn.outvars[i], labels[i], cotangents[i]) for i in self.varying
+        ]
+        gradients = self._derive(dense, values, changes)
+        return tuple(_filled(values, self.places, gradients))
+
+    def _of_places(
+        self, values: Sequence[Any], outs: Sequence[int] | None = None
+    ) -> Callable[..., list[Any]]:
+        """The dense equation as a function of its real and complex inputs."""
+        function = as_function(self.labelled.eqn)
+
+        def varied(*chosen: Any) -> list[Any]:
+            new = list(values)
+            for place, value in zip(self.places, chosen, strict=True):
+                new[place] = value
+            results = function(*new)
+            return results if outs is None else [results[i] for i in outs]
+
+        return varied
+
+    def _derive(
+        self,
+        dense: Callable[..., list[Any]],
+        values: Sequence[Any],
+        changes: Sequence[Operand],
+    ) -> list[Any]:
+        """Applies a dense function of values and changes to the small ones."""
+        count = len(values)
+        operands = [*_operands(self.labelled, values), *changes]
+
+        def function(*inputs: Any) -> list[Any]:
+            return dense(inputs[:count], inputs[count:])
+
+        return _replay_program(function, operands, self.replay)
+
+
 def _custom_jvp(
     replay: "Replay", labelled: Labelled, args: Sequence[Any], key: Key
-) -> list[Any]:
-    inner = called(labelled.eqn)
-    assert inner is not None
-    places = _inexact(labelled.eqn.invars)
-    varying = _inexact(labelled.eqn.outvars)
-
-    def derivative(*inputs: Any) -> list[Any]:
-        values, tangents = inputs[: len(args)], inputs[len(args) :]
-        function = _of_places(as_function(labelled.eqn), values, places)
-        outs, changes = jax.jvp(function, [values[i] for i in places], list(tangents))
-        return [*outs, *(changes[i] for i in varying)]
-
-    @jax.custom_jvp
-    def function(*values: Any) -> list[Any]:
-        return replay.run(inner.jaxpr, inner.consts, values, key)
-
-    @function.defjvp
-    def rule(
-        values: tuple[Any, ...], tangents: tuple[Any, ...]
-    ) -> tuple[list[Any], list[Any]]:
-        changes = [
-            _change(labelled.eqn.invars[i], labelled.ins[i], tangents[i])
-            for i in places
-        ]
-        outs = _replay_program(
-            derivative, [*_operands(labelled, values), *changes], replay
-        )
-        count = len(labelled.outs)
-        by_place = dict(zip(varying, outs[count:], strict=True))
-        return outs[:count], [
-            by_place[i] if i in by_place else _no_change(out)
-            for i, out in enumerate(outs[:count])
-        ]
-
+) -> Any:
+    rule = CustomRule(replay, labelled, key)
+    function = jax.custom_jvp(rule.primal)
+    function.defjvp(rule.push_forward)
     return function(*args)
 
 
 def _custom_vjp(
     replay: "Replay", labelled: Labelled, args: Sequence[Any], key: Key
-) -> list[Any]:
-    inner = called(labelled.eqn)
-    assert inner is not None
-    places = _inexact(labelled.eqn.invars)
-    varying = _inexact(labelled.eqn.outvars)
-
-    def derivative(*inputs: Any) -> list[Any]:
-        values, cotangents = inputs[: len(args)], inputs[len(args) :]
-        function = _of_places(as_function(labelled.eqn), values, places, varying)
-        _, pull_back = jax.vjp(function, *(values[i] for i in places))
-        return list(pull_back(list(cotangents)))
-
-    @jax.custom_vjp
-    def function(*values: Any) -> list[Any]:
-        return replay.run(inner.jaxpr, inner.consts, values, key)
-
-    def forward(*values: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        return function(*values), values
-
-    def backward(values: tuple[Any, ...], cotangents: list[Any]) -> tuple[Any, ...]:
-        changes = [
-            _change(labelled.eqn.outvars[i], labelled.outs[i], cotangents[i])
-            for i in varying
-        ]
-        operands = [*_operands(labelled, values), *changes]
-        gradients = iter(_replay_program(derivative, operands, replay))
-        return tuple(
-            next(gradients) if i in places else _no_change(value)
-            for i, value in enumerate(values)
-        )
-
-    function.defvjp(forward, backward)
+) -> Any:
+    rule = CustomRule(replay, labelled, key)
+    function = jax.custom_vjp(rule.primal)
+    function.defvjp(lambda *values: (function(*values), values), rule.pull_back)
     return function(*args)
 
 
@@ -121,22 +149,15 @@ def _inexact(variables: Sequence[Any]) -> list[int]:
     ]
 
 
-def _of_places(
-    function: Callable[..., list[Any]],
-    values: Sequence[Any],
-    places: Sequence[int],
-    outs: Sequence[int] | None = None,
-) -> Callable[..., list[Any]]:
-    """The function of some of its arguments, the others being held."""
-
-    def varied(*chosen: Any) -> list[Any]:
-        new = list(values)
-        for place, value in zip(places, chosen, strict=True):
-            new[place] = value
-        results = function(*new)
-        return results if outs is None else [results[i] for i in outs]
-
-    return varied
+def _filled(
+    values: Sequence[Any], places: Sequence[int], changes: Sequence[Any]
+) -> list[Any]:
+    """Changes at their places among the values; integers have none."""
+    by_place = dict(zip(places, changes, strict=True))
+    return [
+        by_place[i] if i in by_place else np.zeros(np.shape(value), jax.dtypes.float0)
+        for i, value in enumerate(values)
+    ]
 
 
 def _operands(labelled: Labelled, values: Sequence[Any]) -> list[Operand]:
@@ -160,10 +181,6 @@ def _change(variable: Any, labels: Value, value: Any) -> Operand:
 
 def _struct(variable: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape_of(variable), dtype_of(variable))
-
-
-def _no_change(value: Any) -> Any:
-    return np.zeros(np.shape(value), jax.dtypes.float0)
 
 
 def _replay_program(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from cram_jax.export import ParityError, check_parity
 from cram_jax.safetensors import replacing
 from experiments import checkpoints, targets
-from experiments.deployment.formats import WRITERS, Model
+from experiments.deployment.formats import EXAMPLES, WRITERS, Model
 from experiments.errors import ConfigError, UserError, cannot_write
 from experiments.evaluation import check_targets, make_evaluation
 from experiments.kinds import kind_of
@@ -17,9 +17,6 @@ from experiments.open_run import open_run
 from experiments.pruning_options import PrunerOptions
 from experiments.run_directory import load_config
 from experiments.verbs.export import Export
-
-EXAMPLES = 32
-"""With which outputs are compared."""
 
 
 class Compressed(NamedTuple):
@@ -82,8 +79,8 @@ def _compress(options: Export, say: Callable[..., Any]) -> Compressed:
         options.run, options.data_dir, say
     )
     check_targets((options.target,), config, task)
-    pruning = PrunerOptions(options.second_order, options.layerwise)
-    evaluation = make_evaluation(config, data, task, pruning)
+    pruners = PrunerOptions(options.second_order, options.layerwise)
+    evaluation = make_evaluation(config, data, task, pruners)
     before = evaluation.accuracy(params, batch_stats)
     # Leading bits are taken when the file is read.
     whole = options.format == "packed" and options.target.startswith("nested")

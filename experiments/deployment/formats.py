@@ -14,6 +14,10 @@ Call: TypeAlias = Callable[..., np.ndarray]
 """From a network's inputs to its output, computed by what was written."""
 
 
+EXAMPLES = 32
+"""With which outputs are compared, and the batch size where a format has only one."""
+
+
 class Model(NamedTuple):
     """A compressed model, to be written.
 
@@ -65,8 +69,44 @@ def write_onnx(model: Model, path: Path, bits: int) -> Call:
     return export.run_onnx(graph, path)
 
 
+def write_litert(model: Model, path: Path, bits: int) -> Call:
+    """A LiteRT file for one batch size, run by the LiteRT interpreter."""
+    examples = model.samples.inputs(EXAMPLES)
+    weights: Any = {32: "float32", 8: "int8", 4: "int4"}[bits]
+    names = [node.name for node in model.network.graph.inputs]
+    export.to_litert(
+        model.network.forward,
+        examples,
+        path,
+        weights=weights,
+        input_names=names,
+        output_names=list(model.network.graph.outputs),
+    )
+    run = export.run_litert(path)
+
+    def padded(*inputs: np.ndarray) -> np.ndarray:
+        size = len(inputs[0])
+        full = [np.resize(x, (EXAMPLES, *x.shape[1:])) for x in inputs]
+        return np.asarray(run(*full))[:size]
+
+    return lambda *inputs: np.concatenate(
+        [
+            padded(*(x[start : start + EXAMPLES] for x in inputs))
+            for start in range(0, len(inputs[0]), EXAMPLES)
+        ]
+    )
+
+
+def write_coreml(model: Model, path: Path, bits: int) -> None:
+    """A Core ML package for one example; nothing but a Mac can run it."""
+    del bits
+    export.to_coreml(model.network.forward, model.samples.inputs(1), path)
+
+
 WRITERS: dict[str, Callable[[Model, Path, int], Call | None]] = {
     "packed": write_packed,
     "onnx": write_onnx,
+    "litert": write_litert,
+    "coreml": write_coreml,
 }
 """Each writes a file, and returns what runs it, or None if nothing here can."""

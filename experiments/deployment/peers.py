@@ -12,33 +12,27 @@ import numpy as np
 
 from cram_jax.engine import Graph
 from cram_jax.engine.targets import choose_target
+from cram_jax.export import onnx_inputs, to_onnx
 from experiments.deployment.network import Inputs
 
 Feed: TypeAlias = dict[str, np.ndarray]
-"""Inputs by name; images are channels first, integers of 64 bits."""
+"""Inputs by name, as an ONNX file takes them."""
 Form: TypeAlias = Literal["float32", "int8", "dynamic"]
 
 
 class OnnxFiles:
     """A network as ONNX files, each written when it is first asked for.
 
-    INT8 is what the documentation of ONNX Runtime advises: QDQ with symmetric weights,
-    a scale for each output; "dynamic" scales activations when they are there.
+    INT8 is static, QDQ with a scale for each output, see `cram_jax.export.to_onnx`;
+    "dynamic" scales the activations of linear layers when they are there.
     """
 
     def __init__(self, graph: Graph, calibration: list[Inputs], folder: Path):
         self._graph, self._calibration, self._folder = graph, calibration, folder
-        self._is_text = graph.types[graph.inputs[0].name].dtype == "int32"
 
     def feed(self, inputs: Inputs) -> Feed:
         """Inputs as the files take them."""
-        named = zip(self._graph.inputs, inputs, strict=True)
-        if self._is_text:
-            return {node.name: x.astype(np.int64) for node, x in named}
-        return {
-            node.name: np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-            for node, x in named
-        }
+        return onnx_inputs(self._graph, inputs)
 
     def path(self, form: Form) -> Path:
         """The file of a form.
@@ -47,45 +41,21 @@ class OnnxFiles:
           ImportError: onnx, or ONNX Runtime for INT8, is not installed.
         """
         path = self._folder / f"{form}.onnx"
-        if not path.exists():
-            write = {
-                "float32": self._write_float32,
-                "int8": self._write_int8,
-                "dynamic": self._write_dynamic,
-            }
-            write[form](path)
-        return path
-
-    def _write_float32(self, path: Path) -> None:
-        from benchmarks.engine_peers import OnnxWriter
-
-        first = self._calibration[0][0]
-        length = first.shape[1] if self._is_text else 1
-        _import("onnx").save(OnnxWriter(self._graph, length).model, path)
-
-    def _write_int8(self, path: Path) -> None:
-        quantization = _import("onnxruntime.quantization")
-        feeds = iter([self.feed(inputs) for inputs in self._calibration])
-
-        reader: Any = type(
-            "Reader",
-            (quantization.CalibrationDataReader,),
-            {"get_next": lambda self: next(feeds, None)},
-        )
-        with _quiet():
-            quantization.quantize_static(
-                self.path("float32"),
+        if path.exists():
+            return path
+        if form == "dynamic":
+            self._write_dynamic(path)
+        elif form == "int8":
+            to_onnx(
+                self._graph,
                 path,
-                reader(),
-                quant_format=quantization.QuantFormat.QDQ,
-                per_channel=True,
-                # Without VNNI its sums of two products of 8 bits would overflow.
+                bits=8,
+                calibration=self._calibration,
                 reduce_range="vnni" not in choose_target().name,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                op_types_to_quantize=["MatMul"] if self._is_text else None,
-                extra_options={"MatMulConstBOnly": True} if self._is_text else {},
             )
+        else:
+            to_onnx(self._graph, path)
+        return path
 
     def _write_dynamic(self, path: Path) -> None:
         quantization = _import("onnxruntime.quantization")

@@ -36,7 +36,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         del dl_manager
-        # Slow to import, and needed here alone.
+        # Slow to import, and needed only here.
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 

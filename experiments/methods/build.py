@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import optax
 
@@ -77,7 +77,8 @@ def front_rule(
 def wrapped(
     config: OptimizerConfig,
     loss_fn: Callable[..., Any],
-    base: Callable[[], optax.GradientTransformation],
+    base: optax.GradientTransformation,
+    plain: optax.GradientTransformation,
     schedule: optax.Schedule,
     steps: int,
     seed: int,
@@ -88,7 +89,8 @@ def wrapped(
     Args:
       config: of the optimiser.
       loss_fn: as in `front_rule`.
-      base: makes the optimiser, with its weight decay.
+      base: the optimiser of the parameters, with its weight decay.
+      plain: the same for other trees, where nothing is frozen.
       schedule: its learning rate.
       steps: of the whole run.
       seed: for rules that draw.
@@ -99,53 +101,56 @@ def wrapped(
     """
     own = config.pruning
     begin, end = _step(own.begin, steps), _step(own.end, steps)
+    # At least once after the end, so that the last sparsity is reached.
+    every = min(own.every, max(steps - end, 1))
     match config.rule:
         case "gradual":
             make, share = sparsifier(config, filters)
-            return masks.gradual(
-                base(), make, share, begin=begin, end=end, every=own.every
-            )
+            return masks.gradual(base, make, share, begin=begin, end=end, every=every)
         case "acdc":
             make, share = sparsifier(config, filters)
             # Whole phases, so that masks change where the wave does.
-            begin, end = (step // own.every * own.every for step in (begin, end))
-            return masks.ac_dc(
-                base(), make, share, begin=begin, end=end, phase=own.every
-            )
+            begin, end = (step // every * every for step in (begin, end))
+            return masks.ac_dc(base, make, share, begin=begin, end=end, phase=every)
         case "rigl" | "set":
+            scope, share = _share(config)
             rule = dynamic.rigl(
-                _global_share(config),
+                share,
                 replaced=dynamic.annealed(own.replaced, max(end, 1)),
                 grow="gradient" if config.rule == "rigl" else "random",
-                where=filters.prunable,
+                densities="erk" if scope == "global" else "uniform",
+                where=filters.prunable if scope == "global" else filters.uniform,
             )
-            return cram_jax.pruned(base(), rule, every=own.every, key=seed)
+            return cram_jax.pruned(base, rule, every=own.every, key=seed)
         case "platon":
-            share = _global_share(config)
+            _, share = _share(config)
             rule = platon(
                 _cubic(0.0, share, begin, end),
                 window=own.every,
                 final=end,
                 where=filters.prunable,
             )
-            return cram_jax.pruned(base(), rule, hold=False)
+            return cram_jax.pruned(base, rule, hold=False)
         case "sfw":
             return frank_wolfe(
                 schedule,
-                density=1 - _global_share(config),
+                density=1 - _share(config)[1],
                 radius=own.radius,
                 momentum=config.momentum,
                 where=filters.prunable,
             )
         case "str" | "movement" | "soft_movement" | "l0":
-            return _learned(config, loss_fn, base, schedule, steps, seed, filters)
+            return _learned(
+                config, loss_fn, base, plain, schedule, steps, seed, filters
+            )
     return None
 
 
 def _learned(
     config: OptimizerConfig,
     loss_fn: Callable[..., Any],
-    base: Callable[[], optax.GradientTransformation],
+    base: optax.GradientTransformation,
+    plain: optax.GradientTransformation,
     schedule: optax.Schedule,
     steps: int,
     seed: int,
@@ -160,16 +165,16 @@ def _learned(
     )
     match config.rule:
         case "str":
-            method, each, scores = learned.soft_thresholds(), "leaf", base()
+            method, each, scores = learned.soft_thresholds(), "leaf", plain
         case "movement":
-            kept = _cubic(1.0, 1 - _global_share(config), begin, end)
+            kept = _cubic(1.0, 1 - _share(config)[1], begin, end)
             method = learned.movement(kept)
         case "soft_movement":
             method = learned.soft_movement(_cubic(0.0, 0.1, begin, end), own.strength)
         case _:
             method = learned.l0(own.strength)
     return learned.train_beside(
-        base(),
+        base,
         loss_fn,
         method,
         partial(
@@ -216,15 +221,18 @@ def sparsifier(config: OptimizerConfig, filters: LeafFilters) -> Sparsifier:
     )
 
 
-def _global_share(config: OptimizerConfig) -> float:
+def _share(config: OptimizerConfig) -> tuple[str, float]:
+    """The scope of the one target, "global" or "layer", and its share of zeros."""
     (target,) = config.train_targets
-    share = targets.sparsity(target)
-    if not share:
-        raise ConfigError(
-            f"train_targets must be a share of all weights for the rule "
-            f"{config.rule}, such as k90, got {target!r}"
-        )
-    return share
+    scopes: tuple[Literal["global", "layer"], ...] = ("global", "layer")
+    for scope in scopes:
+        share = targets.sparsity(target, scope)
+        if share:
+            return scope, share
+    raise ConfigError(
+        f"train_targets must be a share of single weights for the rule {config.rule}, "
+        f"such as k90 or u90, got {target!r}"
+    )
 
 
 def _cubic(first: float, last: float, begin: int, end: int) -> optax.Schedule:

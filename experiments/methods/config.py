@@ -35,7 +35,8 @@ class PruningConfig:
       end: share of the steps after which the sparsity stays. Of the same, and of rigl
         and set, whose masks then stay.
       every: steps between renewals of masks, or of what admm and safe pull towards;
-        the length of a phase of acdc; the window of platon.
+        the length of a phase of acdc; the window of platon. Of gradual and acdc at
+        most the steps that are left after ``end``.
       strength: of the pull of sr_ste, admm and safe; of the penalty of soft_movement
         and l0.
       replaced: share of the kept weights that rigl and set replace at first.

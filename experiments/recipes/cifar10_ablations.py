@@ -6,8 +6,8 @@ Beside `cifar10_multi`, with its sparsities and the rest of its numbers:
 
 - `cifar10_k50`, `cifar10_k70`, `cifar10_k90`: trained for one sparsity.
 - `cifar10_multi_cram`: equation 2, without the dense gradient of equation 4.
-- `cifar10_multi_dense_gradients`: the compressed gradient of all weights, not of the
-  kept ones alone (3.3, C.2).
+- `cifar10_multi_dense_gradients`: the compressed gradient of all weights, not
+  only of the kept ones (3.3, C.2).
 - `cifar10_multi_normalized`: the ascent along the gradient divided by its norm (A.1).
 - `cifar10_multi_topk`: no ascent, rho 0.
 

@@ -9,6 +9,8 @@
   CPUs computes fastest, 50 to 90 % of every layer.
 - `cifar10_small_channels`: 25 to 75 % of the channels of all layers, which `shrink`
   then cuts out.
+- `cifar10_small_gradual`, `cifar10_small_acdc`, for twice as many epochs: one network
+  for 90 %.
 - `cifar10_small_sgd`, for twice as many epochs.
 - `cifar10_small_sam`.
 
@@ -50,4 +52,18 @@ configs = (
     ),
     variant(config, "cifar10_small_sgd", epochs=2 * config.epochs, rule="none"),
     variant(config, "cifar10_small_sam", rule="sam", rho=0.1),
+    variant(
+        config,
+        "cifar10_small_gradual",
+        epochs=2 * config.epochs,
+        rule="gradual",
+        train_targets=("k90",),
+    ),
+    variant(
+        config,
+        "cifar10_small_acdc",
+        epochs=2 * config.epochs,
+        rule="acdc",
+        train_targets=("k90",),
+    ),
 )

@@ -6,6 +6,8 @@
     python -m experiments demo             # against SGD and SAM
 
 - `digits`: single weights, 50 to 95 %.
+- `digits_gradual`, `digits_acdc`, `digits_rigl`, `digits_safe`: other methods, one
+  network for 90 %; `digits_sr_ste` for 2:4 and `digits_ste` for 4 bits.
 - `digits_blocks`: blocks of 4 inputs and 2 outputs, the shape that an engine on CPUs
   computes fastest, the same share of every layer.
 - `digits_channels`: whole channels, 25 to 75 % of those of all layers, of a network
@@ -71,7 +73,16 @@ channels = dataclasses.replace(
     model=ModelConfig(widths=(16, 32), blocks=(2, 2)),
 )
 
-configs = (config, blocks, channels)
+methods_of_the_field = (
+    variant(config, "digits_gradual", rule="gradual", train_targets=("k90",)),
+    variant(config, "digits_acdc", rule="acdc", train_targets=("k90",)),
+    variant(config, "digits_rigl", rule="rigl", train_targets=("k90",)),
+    variant(config, "digits_safe", rule="safe", rho=0.1, train_targets=("k90",)),
+    variant(config, "digits_sr_ste", rule="sr_ste", train_targets=("2:4",)),
+    variant(config, "digits_ste", rule="ste", train_targets=("4bit",)),
+)
+
+configs = (config, blocks, channels, *methods_of_the_field)
 
 
 def methods(epochs: int | None = None) -> dict[str, ImageConfig]:

@@ -9,6 +9,7 @@ with a BERT of 6 layers and 384 features; the data are tensorflow-datasets' ``gl
 
 - `sst2`: CrAM+-Multi for 50, 60, 70 and 80 %.
 - `sst2_adam`, for twice as many epochs, and `sst2_sam`.
+- `sst2_small_gradual`: gradual magnitude pruning to 80 % of every layer.
 - `sst2_small`, `sst2_small_adam`, `sst2_small_sam`, `sst2_small_sparse_finetune`: the
   same, sized for two CPU cores: rows of 64 tokens, 4,500 texts, learning rate 1e-4.
 
@@ -47,4 +48,11 @@ configs = (
     small,
     *squad.baselines(small),
     squad.sparse_finetune(small),
+    variant(
+        small,
+        "sst2_small_gradual",
+        epochs=2 * small.epochs,
+        rule="gradual",
+        train_targets=("u80",),
+    ),
 )

@@ -88,7 +88,7 @@ def run(config: ImageConfig, data_dir: Path | None) -> dict[str, Any]:
     evaluation = make_evaluation(config, data, task)
     found = {
         target: evaluate_target(evaluation, state.params, state.batch_stats, target)
-        for target in TARGETS
+        for target in config.eval_targets
     }
     return {
         "recalibrated": {name: result.recalibrated for name, result in found.items()},

@@ -66,7 +66,7 @@ def label_scores(
       The metrics, times 100. F1 is 0 where class 1 occurs in neither, and a correlation
       is 0 where either side is constant.
     """
-    # Slow to import, and needed here alone.
+    # Slow to import, and needed only here.
     from scipy import stats
     from sklearn import metrics as sklearn_metrics
 

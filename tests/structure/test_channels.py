@@ -1,12 +1,14 @@
 """The projector of whole channels."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from structure import models
 from structure.comparing import filled
 
 from cram_jax import (
@@ -23,6 +25,9 @@ from cram_jax.structure import (
     group_masks,
     kept_groups,
     producer_norm,
+    shrink,
+    small_apply,
+    small_shapes,
     trace_structure,
 )
 
@@ -167,6 +172,46 @@ def test_budgets_keep_as_many_groups_as_fit(of, sparsity):
     assert cost(kept) <= budget * (1 + 1e-6)
     # The next best group would not have fitted.
     scores = np.where(kept, -np.inf, reference_scores(PARAMS))
+    more = kept.copy()
+    more[np.argmax(scores)] = True
+    assert cost(more) > budget
+
+
+def multiply_adds(program):
+    """Of the products of a program, read off their shapes."""
+    total = 0
+    for eqn in program.eqns:
+        shapes = [var.aval.shape for var in (*eqn.invars, *eqn.outvars)]
+        if eqn.primitive.name == "dot_general":
+            (summed, _), _ = eqn.params["dimension_numbers"]
+            total += math.prod(shapes[-1]) * math.prod(shapes[0][i] for i in summed)
+        elif eqn.primitive.name == "conv_general_dilated":
+            outputs = eqn.params["dimension_numbers"].rhs_spec[0]
+            total += math.prod(shapes[-1]) * math.prod(shapes[1]) // shapes[1][outputs]
+        for parameter in eqn.params.values():
+            if hasattr(parameter, "jaxpr"):
+                total += multiply_adds(parameter.jaxpr)
+    return total
+
+
+@pytest.mark.parametrize("of", ["parameters", "multiply_adds"])
+def test_the_budget_of_a_residual_network_is_that_of_its_smaller_program(of):
+    network, variables, *inputs = models.resnet_nnx()
+    structure = trace_structure(network, variables, *inputs)
+    values = jax.tree.map(lambda x: x.astype(np.float32), filled(variables))
+    kept = np.asarray(jax.jit(channels(0.5, structure, of=of).keep)(values))
+
+    def cost(kept):
+        shapes = small_shapes(structure, kept)
+        if of == "parameters":
+            return sum(map(math.prod, shapes.values()))
+        small = jax.eval_shape(lambda v: shrink(structure, v, kept), variables)
+        program = jax.make_jaxpr(small_apply(structure, kept))(small, *inputs)
+        return multiply_adds(program.jaxpr)
+
+    budget = cost(np.ones(structure.size, bool)) / 2
+    assert cost(kept) <= budget
+    scores = np.where(kept, -np.inf, producer_norm(structure, values))
     more = kept.copy()
     more[np.argmax(scores)] = True
     assert cost(more) > budget

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
 from structure.comparing import filled, masked, some_kept
 
@@ -14,7 +15,7 @@ from cram_jax.structure import (
     channels,
     check_apply,
     group_masks,
-    shrink,
+    small_module,
     small_shapes,
     trace_structure,
 )
@@ -44,11 +45,51 @@ def test_an_nnx_module_takes_the_smaller_arrays():
     state = float32(filled(state))
     kept = some_kept(structure)
     assert check_apply(structure, kept) is None
-    small = nnx.merge(graph, shrink(structure, state, kept))
+    module = nnx.merge(graph, state)
+    small = small_module(structure, module, kept)
     dense = nnx.merge(graph, masked(group_masks(structure, kept), state))
     assert small.up.kernel.shape == (6, 10)
     assert small.norm.mean.shape == (10,)
+    assert (small.up.out_features, small.down.in_features) == (10, 10)
+    assert (small.norm.num_features, module.norm.num_features) == (10, 16)
     np.testing.assert_allclose(small(X), dense(X), atol=1e-5)
+
+
+def test_a_depthwise_convolution_is_told_its_new_groups():
+    images = np.random.default_rng(2).normal(size=(1, 5, 5, 3)).astype(np.float32)
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(
+        nnx.Conv(3, 8, (1, 1), rngs=rngs),
+        nnx.Conv(8, 16, (3, 3), feature_group_count=8, rngs=rngs),
+        nnx.Conv(16, 2, (1, 1), rngs=rngs),
+    )
+    graph, state = nnx.split(model)
+    structure = trace_structure(lambda s, x: nnx.merge(graph, s)(x), state, images)
+    kept = some_kept(structure)
+    assert "feature_group_count" in check_apply(structure, kept)
+    small = small_module(structure, model, kept)
+    depthwise = small.layers[1]
+    assert depthwise.feature_group_count == depthwise.in_features == 5
+    dense = nnx.merge(graph, masked(group_masks(structure, kept), state))
+    np.testing.assert_allclose(small(images), dense(images), atol=1e-5)
+
+
+def test_modules_that_cannot_be_made_smaller_are_refused():
+    def reshaped(module, x):
+        return module.down(module.up(x).reshape(2, 16))
+
+    model = Mlp(nnx.Rngs(0))
+    graph, state = nnx.split(model)
+    structure = trace_structure(
+        lambda s, x: reshaped(nnx.merge(graph, s), x), state, X[:2]
+    )
+    kept = some_kept(structure)
+    with pytest.raises(ValueError, match=r"reshape.*; use small_apply instead"):
+        small_module(structure, model, kept, call=reshaped)
+    with pytest.raises(TypeError, match="Dense, which holds no arrays and compares"):
+        small_module(structure, nn.Dense(3), kept)
+    with pytest.raises(TypeError, match="an nnx.Module or an eqx.Module, got builtins"):
+        small_module(structure, {}, kept)
 
 
 def test_the_parameters_of_an_nnx_module_are_projected_as_state_and_as_pure_tree():
@@ -82,9 +123,15 @@ def test_an_equinox_module_takes_the_smaller_arrays():
     arrays = float32(filled(arrays))
     kept = some_kept(structure)
     assert check_apply(structure, kept) is None
-    small = eqx.combine(shrink(structure, arrays, kept), static)
+    small = small_module(
+        structure,
+        eqx.combine(jax.tree.map(jnp.asarray, arrays), static),
+        kept,
+        call=lambda module, x: jax.vmap(module)(x),
+    )
     dense = eqx.combine(masked(group_masks(structure, kept), arrays), static)
     assert small.layers[1].weight.shape == (10, 10)
+    assert (small.layers[1].in_features, small.layers[0].out_features) == (10, 10)
     np.testing.assert_allclose(
         jax.vmap(small)(jnp.asarray(X)), jax.vmap(dense)(jnp.asarray(X)), atol=1e-5
     )

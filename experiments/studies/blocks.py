@@ -1,0 +1,302 @@
+"""Which zeros lose least at equal speed: single weights, blocks, or by their cost.
+
+    python -m experiments.studies.blocks --seeds 0 1 2
+    python -m experiments.studies.blocks --recipe cifar10_small --epochs 8 --seeds 0
+
+CrAM+ trains one network for each form of zeros and seed, for four sparsities. Each is
+compressed in one shot to all sparsities, its batch norm recalibrated, and compiled for
+our engine in INT8. A result is stored as soon as it is there, and a program that was
+stopped goes on where it was; ``--table`` only prints what is there.
+
+"By cost" divides the square of a weight, or the mean square of a block, by what it
+costs, its layer's multiply-adds a weight, and compares over all layers: what is kept of
+the weights' energy for a number of multiply-adds is then the most there can be.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import cram_jax
+from cram_jax import engine
+from cram_jax.structure import multiply_adds
+from experiments.batches import Batch
+from experiments.deployment.network import Network
+from experiments.deployment.timing import measure
+from experiments.evaluation import make_evaluation
+from experiments.images.config import ImageConfig
+from experiments.images.data import load
+from experiments.images.task import FILTERS, classification
+from experiments.kinds import kind_of
+from experiments.optimizers import learning_rate
+from experiments.recipes import IMAGE_RECIPES
+from experiments.run_directory import write_text
+from experiments.step import total_steps
+
+TRAINED = (0.5, 0.7, 0.8, 0.9)
+JUDGED = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)
+BATCH = 16
+Costs = dict[str, float]
+"""Multiply-adds of a weight, by the path of its leaf."""
+
+
+@dataclass(frozen=True, repr=False)
+class ByCost(cram_jax.Projector):
+    """Keeps what is large for its cost, over all layers together.
+
+    Attributes:
+      projector: chooses among the weights over the square root of their cost.
+      costs: by path, sorted; leaves that are not named stay as they are.
+    """
+
+    projector: cram_jax.Projector
+    costs: tuple[tuple[str, float], ...]
+
+    def project(
+        self, params: Any, state: Any, key: Any
+    ) -> tuple[cram_jax.Projection, Any]:
+        """See `cram_jax.Projector`."""
+        costs = dict(self.costs)
+
+        def weigh(path: Any, leaf: jax.Array) -> jax.Array:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return leaf / np.float32(costs.get(name, 1.0)) ** 0.5
+
+        weighed = jax.tree.map_with_path(weigh, params)
+        (_, masks), state = self.projector.project(weighed, state, key)
+        kept = jax.tree.map(lambda x, mask: x * mask, params, masks)
+        return cram_jax.Projection(kept, masks), state
+
+
+Form = Callable[[float, Costs], cram_jax.Projector]
+
+
+def _plain(scope: Any, block: tuple[int, int] | None) -> Form:
+    return lambda share, costs: cram_jax.top_k(
+        share, scope=scope, block=block, where=FILTERS.uniform
+    )
+
+
+def _by_cost(block: tuple[int, int] | None) -> Form:
+    def make(share: float, costs: Costs) -> cram_jax.Projector:
+        chosen = cram_jax.top_k(share, block=block, where=FILTERS.uniform)
+        return ByCost(chosen, tuple(sorted(costs.items())))
+
+    return make
+
+
+FORMS: dict[str, Form] = {
+    "single weights": _plain("global", None),
+    "single weights by cost": _by_cost(None),
+    "blocks 4x1, each layer": _plain("layer", (4, 1)),
+    "blocks 4x2, each layer": _plain("layer", (4, 2)),
+    "blocks 4x2": _plain("global", (4, 2)),
+    "blocks 4x2 by cost": _by_cost((4, 2)),
+}
+
+
+class Setting:
+    """A recipe with its data, and what all forms share."""
+
+    def __init__(self, config: ImageConfig, data_dir: Path | None):
+        self.config = config
+        self.data = load(config.data, data_dir)
+        self.task = classification(config, self.data)
+        self.evaluation = make_evaluation(config, self.data, self.task)
+        self.samples = kind_of(config).samples(config, self.data)
+        params, shapes = jax.eval_shape(self.task.init, 0)
+        statistics = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes)
+
+        def apply(params: Any, batch: Batch) -> Any:
+            return self.task.evaluation_loss(params, statistics, batch)
+
+        example = self.data.train.take([0])
+        sizes = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.size
+            for path, leaf in jax.tree.leaves_with_path(params)
+        }
+        counted = multiply_adds(apply, params, example)
+        self.counts = counted
+        self.costs = {name: count / sizes[name] for name, count in counted.items()}
+
+    def train(self, form: Form, seed: int) -> tuple[Any, Any]:
+        """Trains with CrAM+ for a form of zeros; gives parameters and statistics."""
+        config, task = self.config, self.task
+        steps, rule = total_steps(config, self.data), config.optimizer
+        projector = cram_jax.one_of(*(form(share, self.costs) for share in TRAINED))
+        optimizer = optax.chain(
+            cram_jax.cram_plus(
+                task.loss_fn, projector, rule.rho, has_aux=True, key=seed
+            ),
+            optax.add_decayed_weights(rule.weight_decay),
+            optax.sgd(learning_rate(rule, steps), rule.momentum),
+        )
+        optimizer = optax.with_extra_args_support(optimizer)
+
+        @jax.jit
+        def step(state: Any, batch: Batch, key: jax.Array) -> Any:
+            params, statistics, rest = state
+            inputs = {"batch_stats": statistics, "batch": task.augment(key, batch)}
+            grads, statistics = jax.grad(task.loss_fn, has_aux=True)(params, **inputs)
+            updates, rest = optimizer.update(grads, rest, params, **inputs)
+            return optax.apply_updates(params, updates), statistics, rest
+
+        params, statistics = task.init(seed)
+        state = params, statistics, optimizer.init(params)
+        size = config.data.batch_size
+        batches = self.data.train.training_batches(size, seed, 0, steps)
+        for index, batch in enumerate(batches):
+            key = jax.random.fold_in(jax.random.key(seed), index)
+            state = step(state, batch, key)
+        return state[0], state[1]
+
+    def judge(self, form: Form, params: Any, statistics: Any) -> list[dict[str, float]]:
+        """Accuracy, multiply-adds and time at every sparsity."""
+        inputs = self.samples.inputs(BATCH)
+        calibration = engine.Calibration(self.samples.calibration(1000))
+        rows, runs = [], {}
+        for share in JUDGED:
+            network, kept = self._compressed(form, share, params, statistics)
+            fast = engine.compile(network.graph, calibration=calibration)
+            score = self.samples.score
+            assert score is not None
+            rows.append(
+                {
+                    "sparsity": share,
+                    "float32": score(lambda x, n=network: np.asarray(n.forward(*x))),
+                    "int8": score(lambda x, f=fast: f(*x)),
+                    "multiply_adds": kept,
+                }
+            )
+            runs[share] = partial(fast, *inputs)
+        for row, (cpu, _) in zip(rows, measure(runs, 15).values(), strict=True):
+            row["ms"] = cpu.median
+        return rows
+
+    def _compressed(
+        self, form: Form, share: float, params: Any, statistics: Any
+    ) -> tuple[Network, float]:
+        """The network, and what is left of its multiply-adds, in %."""
+        if share:
+            chosen = form(share, self.costs)
+            params = jax.jit(partial(cram_jax.compress, projector=chosen))(
+                params
+            ).params
+            statistics = self.evaluation.recalibrate(params, statistics)
+        kept = sum(
+            self.costs.get(name, 0) * np.count_nonzero(leaf)
+            for path, leaf in jax.tree.leaves_with_path(params)
+            for name in [jax.tree_util.keystr(path, simple=True, separator="/")]
+        )
+        network = kind_of(self.config).deploy(
+            self.config, self.data, params, statistics
+        )
+        return network, 100 * kept / sum(self.counts.values())
+
+
+def table(folder: Path) -> str:
+    """The stored results: means over seeds, and accuracy at equal cost."""
+    stored: dict[str, list[list[dict[str, float]]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        entry = json.loads(path.read_text())
+        stored.setdefault(entry["form"], []).append(entry["rows"])
+    forms = [name for name in FORMS if name in stored]
+    lines = ["accuracy of INT8 (%), multiply-adds left (%), CPU ms at batch 16", ""]
+    header = ["trained and pruned", "seeds", *(f"{100 * s:g} %" for s in JUDGED)]
+    rows = []
+    for name in forms:
+        cells = [
+            [np.mean([run[i][key] for run in stored[name]]) for i in range(len(JUDGED))]
+            for key in ("int8", "multiply_adds", "ms")
+        ]
+        rows.append(
+            [name, str(len(stored[name]))]
+            + [f"{a:.1f}, {m:.0f}, {t:.3f}" for a, m, t in zip(*cells, strict=True)]
+        )
+    lines += _markdown(header, rows)
+    reference = "blocks 4x2, each layer"
+    if reference in stored:
+        for key, words in (("ms", "CPU time"), ("multiply_adds", "multiply-adds")):
+            lines += ["", f"accuracy at the {words} of {reference}", ""]
+            lines += _at_equal(stored, forms, reference, key)
+    return "\n".join(lines)
+
+
+def _at_equal(
+    stored: dict[str, Any], forms: Sequence[str], reference: str, key: str
+) -> list[str]:
+    rows = []
+    for name in forms:
+        cells = []
+        for place in range(1, len(JUDGED)):
+            cost = np.mean([run[place][key] for run in stored[reference]])
+            values = [_interpolated(run, key, float(cost)) for run in stored[name]]
+            found = [value for value in values if value is not None]
+            whole = len(found) == len(values)
+            cells.append(f"{np.mean(found):.1f}" if whole else "")
+        rows.append([name, *cells])
+    return _markdown(["form", *(f"{100 * s:g} %" for s in JUDGED[1:])], rows)
+
+
+def _interpolated(
+    run: Sequence[dict[str, float]], key: str, cost: float
+) -> float | None:
+    """Accuracy at a cost; None if no sparsity is as cheap."""
+    ordered = sorted(run, key=lambda row: row[key])
+    costs = [row[key] for row in ordered]
+    if not costs[0] <= cost <= costs[-1]:
+        return None
+    return float(np.interp(cost, costs, [row["int8"] for row in ordered]))
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains what is missing, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="digits", choices=list(IMAGE_RECIPES))
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--out", type=Path, default=Path("runs/blocks"))
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args(argv)
+    config: Any = IMAGE_RECIPES[arguments.recipe]
+    epochs = arguments.epochs or config.epochs
+    folder = arguments.out / f"{arguments.recipe}-{epochs}"
+    config = replace(config, epochs=epochs)
+    missing = [
+        (seed, name, path)
+        for seed in arguments.seeds
+        for name in arguments.forms
+        if not (path := folder / f"{_slug(name)}-{seed}.json").exists()
+    ]
+    if missing and not arguments.table:
+        setting = Setting(config, arguments.data_dir)
+        for seed, name, path in missing:
+            model = setting.train(FORMS[name], seed)
+            rows = setting.judge(FORMS[name], *model)
+            entry = {"form": name, "seed": seed, "rows": rows}
+            write_text(path, json.dumps(entry, indent=1) + "\n")
+            print(f"{name}, seed {seed}: {[row['int8'] for row in rows]}", flush=True)
+    print(table(folder))
+
+
+def _slug(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
+
+
+if __name__ == "__main__":
+    main()

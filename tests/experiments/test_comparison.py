@@ -1,0 +1,126 @@
+"""The comparison of methods, on the small data of these tests."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments import comparison, comparison_report
+from experiments.comparison import Bench, chosen_value, compare
+from experiments.errors import ConfigError
+from experiments.methods.bench import METHODS, check_methods, configured
+from experiments.methods.config import PruningConfig
+from experiments.metrics import make_console
+from experiments.results import load_results
+from experiments.verbs.compare import Compare
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+NAMES = ("dense", "k50", "2:4")
+
+
+def test_every_method_has_a_run_for_each_of_its_targets(config):
+    """Two of three evaluations of a step buy half of the epochs."""
+    for name, entry in METHODS.items():
+        assert len(entry.values) == 3, name
+        found = comparison.trained_targets(entry, (*NAMES, "4bit"))
+        assert found == {
+            frozenset(): (None,),
+            frozenset({"global"}): ("k50",),
+        }.get(entry.forms, ("k50", "2:4", "4bit")[: 2 + ("quantised" in entry.forms)])
+        for target in found:
+            value = entry.values[0]
+            run = configured(config, entry, target, NAMES, budget=8, value=value)
+            assert run.epochs * entry.evaluations == 8
+            assert run.eval_targets == (NAMES if target is None else (target,))
+    run = configured(
+        config, METHODS["cram_plus"], None, NAMES, budget=8, value=0.3
+    ).optimizer
+    assert (run.rho, run.train_targets) == (0.3, ("k50", "2:4"))
+
+
+def test_a_comparison_goes_on_where_it_was_stopped(
+    config, data, task, tmp_path, monkeypatch
+):
+    tried = []
+
+    def prepare(base, data_dir):
+        tried.append(base.data.validation)
+        return data, task
+
+    class Stop(Exception):
+        pass
+
+    def stop_after(count):
+        kept, saved = comparison.save_results, []
+
+        def save(results, path):
+            kept(results, path)
+            saved.append(path)
+            if len(saved) == count:
+                raise Stop
+
+        return save
+
+    def resume():
+        return compare(bench, ("sgd", "gradual"), 1, tmp_path, make_console(quiet=True))
+
+    monkeypatch.setattr(comparison, "prepare", prepare)
+    for name in ("sgd", "gradual"):  # one value to try, which saves compilations
+        entry = METHODS[name]
+        monkeypatch.setitem(METHODS, name, entry._replace(values=entry.values[1:2]))
+    every = dataclasses.replace(config.optimizer, pruning=PruningConfig(every=2))
+    base = dataclasses.replace(config, optimizer=every)
+    bench = Bench(base, ("dense", "k50"), budget=1, held_out=5, tuned_on="k50")
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "save_results", stop_after(1))
+        with pytest.raises(Stop):
+            resume()
+    assert tried == [5]
+    half = load_results(tmp_path / "comparison.json")
+    results = resume()
+    assert set(tried) == {0, 5}
+
+    sgd, gradual = results["methods"]["sgd"], results["methods"]["gradual"]
+    assert sgd["search"] == half["methods"]["sgd"]["search"]
+    assert [found["value"] for found in gradual["search"]] == [0.75]
+    assert [run["trained_for"] for run in sgd["runs"]] == [None]
+    assert [run["trained_for"] for run in gradual["runs"]] == ["k50"]
+    assert gradual["runs"][0]["zeros"] == pytest.approx(0.5, abs=0.01)
+    assert sgd["runs"][0]["zeros"] < 0.01
+    assert sgd["cost"]["state"] == pytest.approx(1, abs=0.02)
+    assert gradual["cost"]["state"] == pytest.approx(1.25, abs=0.02)  # bool masks
+    assert not any((tmp_path / "runs").iterdir())
+
+    comparison_report.store(results, tmp_path, "title")
+    _, _, header, _, *rows = (tmp_path / "comparison.md").read_text().splitlines()
+    assert header.startswith("| method | dense | 50 % | networks |")
+    assert [row.split(" | ")[0] for row in rows[:2]] == ["| SGD", "| gradual"]
+    assert rows[1].split(" | ")[1] == ""  # it trains no network for dense
+    assert (tmp_path / "comparison.png").stat().st_size > 1000
+    assert json.dumps(resume()["methods"]) == json.dumps(results["methods"])
+    bench = bench._replace(budget=4)
+    with pytest.raises(ConfigError, match="holds another comparison"):
+        resume()
+
+
+def test_without_a_search_a_knob_has_its_second_value():
+    entry = METHODS["gradual"]
+    assert chosen_value(entry, []) == 0.75
+    search = [{"value": 0.9, "score": 80.0}, {"value": 0.5, "score": 90.0}]
+    assert chosen_value(entry, search) == 0.5
+
+
+def test_what_is_wrong_is_said_before_jax():
+    for verb, message in (
+        (Compare(methods=("magic",)), "methods must be of sgd, sam"),
+        (Compare(methods=("sgd", "sgd")), "methods must be some, each once"),
+        (Compare(task="digit"), "no recipe is called 'digit'"),
+        (Compare(targets=("half",)), "target 'half' is unknown"),
+        (Compare(seeds=0), "seeds must be at least 1, got 0"),
+        (Compare(budget=0), "budget must be at least 1, got 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            verb.check()
+    Compare().check()
+    check_methods(tuple(METHODS))
