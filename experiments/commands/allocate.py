@@ -40,6 +40,10 @@ def allocate(options: "Allocate") -> None:
         return evaluation.compress(run.params, target, run.batch_stats).params
 
     weighed = weigh(run, options.measure, compress, options.pruner)
+    uniform = {
+        speedup: uniform_target(weighed, options.pruner, weighed.total / speedup)
+        for speedup in options.speedup
+    }  # raises, before hours are spent
     database = Database(
         run, weighed, compress, options.pruner, options.levels, options.examples
     )
@@ -49,7 +53,7 @@ def allocate(options: "Allocate") -> None:
         budget = weighed.total / speedup
         levels = database.allocate(budget, options.seed, options.starts)
         targets = {
-            "uniform": uniform_target(weighed, options.pruner, budget),
+            "uniform": uniform[speedup],
             "global": global_target(
                 weighed, f"{refit}k", budget, run.task.filters.prunable
             ),
