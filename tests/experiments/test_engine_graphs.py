@@ -24,7 +24,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 MODELS = {
     "patches": (
         lambda rngs: make_model(
-            ModelConfig(name="resnet", patch=2, widths=(8, 12), blocks=(1, 1)),
+            # With other widths in every layer, as after shrink.
+            ModelConfig(
+                patch=2, widths=(8, 12), blocks=(1, 1), layer_widths=(7, 5, 7, 9, 11)
+            ),
             3,
             10,
             rngs,
@@ -87,6 +90,9 @@ def test_texts(kind):
         intermediate_size=40,
         max_position_embeddings=20,
         initializer_range=0.2,
+        # Of a model that was made smaller.
+        layer_heads=(2,) if kind is Bert else (),
+        layer_units=(25,) if kind is Bert else (),
     )
     rng = np.random.default_rng(0)
     model = kind(config, rngs=nnx.Rngs(0))
