@@ -37,8 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt as interrupt:
-        again = " evaluate goes on when it is called again" * ("evaluate" in arguments)
-        print(f"stopped;{again or ' nothing was saved just now'}", file=sys.stderr)
+        goes_on = bool({"evaluate", "compare"} & set(arguments[:1]))
+        after = "the same command goes on" if goes_on else "nothing was saved just now"
+        print(f"stopped; {after}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -21,7 +21,7 @@ from rich.progress import Progress
 
 from experiments import checkpoints, targets
 from experiments.config import RunConfig
-from experiments.errors import ConfigError, NonFiniteLoss, RunError
+from experiments.errors import ConfigError, NonFiniteLoss, RunError, Stopped
 from experiments.evaluation import Accuracy, evaluate_target, make_evaluation
 from experiments.kinds import prepare
 from experiments.methods.bench import METHODS, Entry, configured, trained_targets
@@ -105,13 +105,14 @@ def compare(
 
     Returns:
       The results: of every method the runs of `add_run`, each with what its network was
-      ``trained_for``, its share of ``zeros`` and its ``knob``; its ``search``; and its
-      ``cost``.
+      ``trained_for``, its share of ``zeros`` and its ``knob``; those that ``diverged``;
+      its ``search``; and its ``cost``.
     """
     path = out / RESULTS
     results = _stored(path, bench)
     for method in methods:
-        results["methods"].setdefault(method, {"runs": [], "search": []})
+        own = results["methods"].setdefault(method, {"runs": [], "search": []})
+        own.setdefault("diverged", [])
     with progress_bar(console) as progress:
         models = progress.add_task("models", total=None, note="")
         runner = _Runner(bench, out, progress, data_dir)
@@ -125,8 +126,10 @@ def compare(
             start = time.perf_counter()
             try:
                 step()
-            except NonFiniteLoss as error:
-                raise RunError(f"{name}: {error}") from error
+            except Stopped as stopped:
+                raise Stopped(
+                    f"stopped in {name}; the same command goes on", stopped.signal
+                ) from stopped
             results["seconds"] += round(time.perf_counter() - start, 1)
             save_results(results, path)
             progress.update(models, advance=1)
@@ -212,7 +215,8 @@ def _trainings(
     for seed in range(seeds):
         for method in methods:
             entry, own = METHODS[method], results["methods"][method]
-            done = [(run["trained_for"], run["seed"]) for run in own["runs"]]
+            ended = [*own["runs"], *own["diverged"]]
+            done = [(run["trained_for"], run["seed"]) for run in ended]
             for target in trained_targets(entry, bench.names):
                 if (target, seed) in done:
                     continue
@@ -228,7 +232,11 @@ def _trainings(
                     config = runner.config(entry, target, value, seed)
                     if "cost" not in own:
                         own["cost"] = runner.cost(entry, config)
-                    found = runner.run(entry, target, value, seed, method)
+                    try:
+                        found = runner.run(entry, target, value, seed, method)
+                    except NonFiniteLoss:
+                        own["diverged"].append({"trained_for": target, "seed": seed})
+                        return
                     add_run(results, method, config, found.accuracies, found.seconds)
                     own["runs"][-1] |= {
                         "trained_for": target,

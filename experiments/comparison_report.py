@@ -67,6 +67,9 @@ def page(results: Results, title: str) -> str:
         if tried:
             entry = METHODS[method]
             lines.append(f"- {entry.label}, {entry.knob}: {', '.join(tried)}")
+        for run in own["diverged"]:
+            target = run["trained_for"] or "all targets"
+            lines.append(f"- {method} diverged for {target}, seed {run['seed']}")
     return "\n".join(lines) + "\n"
 
 

@@ -121,7 +121,16 @@ METHODS: dict[str, Entry] = {
 }
 """By the names that ``compare --methods`` takes."""
 
-MAIN = ("sgd", "sam", "cram_plus", "gradual", "acdc", "ste", "safe", "rigl")
+MAIN: tuple[str, ...] = (
+    "sgd",
+    "sam",
+    "cram_plus",
+    "gradual",
+    "acdc",
+    "ste",
+    "safe",
+    "rigl",
+)
 """The eight that matter most, for data where a training takes long."""
 
 

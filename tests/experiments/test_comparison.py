@@ -7,7 +7,7 @@ import pytest
 
 from experiments import comparison, comparison_report
 from experiments.comparison import Bench, chosen_value, compare
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, NonFiniteLoss
 from experiments.methods.bench import METHODS, check_methods, configured
 from experiments.methods.config import PruningConfig
 from experiments.metrics import make_console
@@ -102,6 +102,27 @@ def test_a_comparison_goes_on_where_it_was_stopped(
     bench = bench._replace(budget=4)
     with pytest.raises(ConfigError, match="holds another comparison"):
         resume()
+
+
+def test_a_method_that_diverges_is_noted_and_not_tried_again(
+    config, data, task, tmp_path, monkeypatch
+):
+    def run(self, entry, target, value, seed, word):
+        raise NonFiniteLoss("the loss is nan at step 3")
+
+    monkeypatch.setattr(comparison, "prepare", lambda base, data_dir: (data, task))
+    monkeypatch.setattr(comparison._Runner, "run", run)
+    monkeypatch.setattr(comparison._Runner, "cost", lambda self, entry, config: {})
+    bench = Bench(config, ("dense", "k50"), budget=1, held_out=5, tuned_on="k50")
+    console = make_console(quiet=True)
+    results = compare(bench, ("gradual",), 1, tmp_path, console)
+    own = results["methods"]["gradual"]
+    assert [found["score"] for found in own["search"]] == [0.0] * 3
+    assert own["diverged"] == [{"trained_for": "k50", "seed": 0}]
+    page = comparison_report.page(results, "title")
+    assert "- gradual diverged for k50, seed 0" in page
+    again = compare(bench, ("gradual",), 1, tmp_path, console)
+    assert again["methods"] == results["methods"]
 
 
 def test_without_a_search_a_knob_has_its_second_value():
