@@ -92,12 +92,13 @@ bench: $(DEV)
 	  then $(RUN) -m benchmarks.torch_step | tee benchmarks/results/torch_step.txt; \
 	  else echo "torch is not installed: no comparison with it"; fi
 
-# Names, versions and hashes of everything in pyproject.toml, and nothing else. A newer
+# Names, versions and hashes of everything in pyproject.toml but the extras that it pins
+# itself, which are large and young, and nothing else. A newer
 # release is taken by make constraints UPGRADE=--upgrade; without it, only what is new.
 COMPILE := compile --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-header --no-emit-index-url --quiet
 constraints: $(SETUP)
-	$(UV) $(COMPILE) $(UPGRADE) pyproject.toml --all-extras --group dev \
+	$(UV) $(COMPILE) $(UPGRADE) pyproject.toml --extra engine --extra onnx --group dev \
 	  --output-file requirements/dev.txt
 	$(UV) $(COMPILE) --upgrade pyproject.toml --group experiments \
 	  --constraints requirements/dev.txt --output-file requirements/experiments.txt

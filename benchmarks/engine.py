@@ -8,7 +8,11 @@ layer but the first convolution. The others get the same pruned weights; they co
 the zeros. CPU time counts, of all threads, since the machine may be shared; the wall
 time stands beside it. INT8 of all is calibrated with the one input that is timed.
 Targets, one thread, 90 %, over the best dense INT8: BERT 6x384 3, BERT-base 4,
-ResNet-50 2.6, ResNet-20 6.
+ResNet-50 2.6, ResNet-20 6; at batch 16 BERT 6x384 2.5; two threads at least 1.5 times
+one on BERT. For the last two, the second on an idle machine:
+
+    python -m benchmarks.engine --networks bert6 --batch 16 --rounds 5
+    for n in 1 2; do python -m benchmarks.engine --networks bert6 --threads $n; done
 """
 
 import argparse

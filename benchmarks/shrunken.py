@@ -21,10 +21,10 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import timing
-from benchmarks.engine import Inputs, measure
-from benchmarks.engine_peers import peers
+from benchmarks.engine import Inputs, peers
 from cram_jax import compress, engine
 from cram_jax.structure import channels, kept_groups, small_shapes, trace_structure
+from experiments.deployment.timing import measure
 from experiments.engine_graphs import bert_graph, image_graph
 from experiments.images.config import ModelConfig
 from experiments.images.models import make_model, read_layer_widths
@@ -134,17 +134,13 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
                 config, arguments.batch, Path(folder) / str(number), arguments.threads
             ).items()
         }
-        times = measure(
-            {f"{k}|{label}": r for (label, k), r in runs.items()}, arguments.rounds
-        )
-    kinds = list(dict.fromkeys(kind for _, kind in runs))
+        times = measure(runs, arguments.rounds)
     print(f"\n{name}, batch {arguments.batch}: CPU ms (least, most), times faster")
-    for kind in kinds:
-        cpu = {label: 1e3 * times[f"{kind}|{label}"][0] for label in sizes}
-        dense = np.median(cpu["dense"])
+    for kind in dict.fromkeys(kind for _, kind in runs):
+        cpu = {label: times[label, kind][0] for label in sizes}
         cells = [
-            f"{label} {np.median(ms):.2f} ({ms.min():.2f}, {ms.max():.2f}) "
-            f"{dense / np.median(ms):.2f}"
+            f"{label} {ms.median:.2f} ({ms.least:.2f}, {ms.most:.2f}) "
+            f"{cpu['dense'].median / ms.median:.2f}"
             for label, ms in cpu.items()
         ]
         print(f"{kind:26}", " | ".join(cells))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from cram_jax import fisher
 from cram_jax.axes import Axes, AxesLike, axes_value
-from cram_jax.examples import check_names, count_examples, scalar_loss
+from cram_jax.examples import check_names, count_examples
 from cram_jax.finite import Finite, all_finite, check_finite
 from cram_jax.gradients import Caller, Gradient, gradient_of
 from cram_jax.leaves import (
@@ -30,7 +30,7 @@ from cram_jax.projector import (
     check_structure,
     leaf_path,
 )
-from cram_jax.selection import keep_largest
+from cram_jax.selection import keep_largest, keep_largest_of_layers
 from cram_jax.sparsity import Number, check_sparsity, kept_count
 from cram_jax.validation import check_choice, check_integer, check_positive
 
@@ -161,9 +161,7 @@ def second_order(
             f"examples_per_gradient must divide the number of examples {size}, got "
             f"{examples_per_gradient}"
         )
-    gradient = gradient_of(
-        scalar_loss(loss_fn, has_aux), has_aux=has_aux, axis_name=None, caller=_CALLER
-    )
+    gradient = gradient_of(loss_fn, has_aux=has_aux, axis_name=None, caller=_CALLER)
     options = fisher.Options(
         size // examples_per_gradient,
         examples_per_gradient,
@@ -317,7 +315,7 @@ class SecondOrder(Projector):
             largest = list(keep_largest(ranks, counts[0]))
         else:
             largest = [
-                _largest_of_layers(rank, count, place.stack)
+                keep_largest_of_layers(rank, count, place.stack)
                 for rank, count, place in zip(ranks, counts, places, strict=True)
             ]
         for place, w, root, mask in zip(places, weights, roots, largest, strict=True):
@@ -347,17 +345,6 @@ def _places(leaves: dict[int, Leaf]) -> tuple[fisher.Place, ...]:
         fisher.Place(i, _outputs_first(leaf.axes), leaf.axes.stack)
         for i, leaf in leaves.items()
     )
-
-
-def _largest_of_layers(
-    ranks: jax.Array, count: int | jax.Array, stack: tuple[int, ...]
-) -> jax.Array:
-    def largest(layer: jax.Array) -> jax.Array:
-        return keep_largest([layer], count)[0]
-
-    for axis in stack:  # the last becomes the outermost, so that the others stay
-        largest = jax.vmap(largest, in_axes=axis, out_axes=axis)
-    return largest(ranks)
 
 
 def _ranks(saliencies: jax.Array, kept: jax.Array, order: tuple[int, ...]) -> jax.Array:

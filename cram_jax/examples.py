@@ -1,13 +1,12 @@
 """What losses that are evaluated for one example at a time are given."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cram_jax.projector import Params, leaf_path
+from cram_jax.projector import leaf_path
 
 
 def check_names(examples: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
@@ -57,45 +56,3 @@ def count_examples(examples: Mapping[str, Any]) -> int:
     if size == 0:
         raise ValueError(f"examples must hold at least one example, got {sizes}")
     return size
-
-
-def scalar_loss(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
-    """The loss, which raises a TypeError when it does not give what was announced.
-
-    Args:
-      loss_fn: ``loss_fn(params, ...) -> scalar``, or ``(scalar, aux)`` with
-        ``has_aux``.
-      has_aux: whether it returns auxiliary data.
-
-    Returns:
-      A function with the signature of ``loss_fn``.
-
-    Raises:
-      TypeError: ``loss_fn`` is not a function.
-    """
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function, got {loss_fn!r}")
-
-    @functools.wraps(loss_fn)
-    def checked(params: Params, **arguments: Any) -> Any:
-        result = loss_fn(params, **arguments)
-        if has_aux and not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(
-                f"loss_fn must give a scalar and auxiliary data with has_aux=True, got "
-                f"{_described(result)}"
-            )
-        loss = result[0] if has_aux else result
-        if isinstance(loss, tuple) or jnp.shape(loss):
-            raise TypeError(
-                f"loss_fn must give a scalar (or, with has_aux=True, a scalar and "
-                f"auxiliary data), got {_described(loss)}"
-            )
-        return result
-
-    return checked
-
-
-def _described(result: Any) -> str:
-    if isinstance(result, tuple):
-        return f"a tuple of {len(result)}"
-    return f"shape {jnp.shape(result)}"

@@ -205,7 +205,7 @@ def _scalar(result: Any, has_aux: bool, name: str) -> Any:
     if isinstance(result, tuple | list):
         raise TypeError(
             f"{name} must return a scalar, got {_kind(result)}; if that is the loss "
-            f"and auxiliary data, make the rule with has_aux=True"
+            f"and auxiliary data, pass has_aux=True"
         )
     is_array = hasattr(result, "dtype") or isinstance(result, float | int)
     if not is_array or jnp.shape(result):

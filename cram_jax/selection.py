@@ -83,6 +83,29 @@ def keep_largest(
     return _keep_largest(tuple(map(jnp.asarray, arrays)), k, signed=bool(signed))
 
 
+def keep_largest_of_layers(
+    array: jax.Array, k: int | jax.Array, stack: tuple[int, ...]
+) -> jax.Array:
+    """Marks the k entries of largest magnitude in each of the layers in an array.
+
+    Args:
+      array: of a floating dtype.
+      k: how many to mark in each layer, see `keep_largest`.
+      stack: the axes along which layers are stacked; if there are none, the array is
+        one layer.
+
+    Returns:
+      A bool array of the same shape.
+    """
+
+    def largest(layer: jax.Array) -> jax.Array:
+        return keep_largest([layer], k)[0]
+
+    for axis in stack:  # the last becomes the outermost, so that the others stay
+        largest = jax.vmap(largest, in_axes=axis, out_axes=axis)
+    return largest(array)
+
+
 def magnitude_key(array: jax.Array) -> jax.Array:
     """Integers from 0 in the order of the magnitudes of a floating-point array.
 

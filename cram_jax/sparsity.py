@@ -21,7 +21,11 @@ from cram_jax.blocks import (
 from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
 from cram_jax.projector import apply_masks
 from cram_jax.reshaping import join_axes, split_axis
-from cram_jax.selection import keep_largest, magnitude_key
+from cram_jax.selection import (
+    keep_largest,
+    keep_largest_of_layers,
+    magnitude_key,
+)
 from cram_jax.validation import check_choice, check_flag, check_integer
 
 Number: TypeAlias = float | np.floating | np.ndarray | jax.Array
@@ -167,14 +171,7 @@ class TopK(LeafProjector):
 
     def _largest_of_layers(self, score: jax.Array, stack: tuple[int, ...]) -> jax.Array:
         size = score.size // max(math.prod(score.shape[a] for a in stack), 1)
-        kept = kept_count(size, self.sparsity)
-
-        def largest(layer: jax.Array) -> jax.Array:
-            return keep_largest([layer], kept)[0]
-
-        for axis in stack:  # the last becomes the outermost, so that the others stay
-            largest = jax.vmap(largest, in_axes=axis, out_axes=axis)
-        return largest(score)
+        return keep_largest_of_layers(score, kept_count(size, self.sparsity), stack)
 
 
 def n_m(

@@ -11,9 +11,10 @@ from cram_jax import layerwise
 from cram_jax.paths import named_leaves
 from cram_jax.structure import multiply_adds
 from experiments.errors import ConfigError
+from experiments.kinds import kind_of
 from experiments.open_run import OpenRun
 
-Measure = Literal["multiply_adds", "bytes"]
+Measure = Literal["multiply_adds", "bytes", "seconds"]
 
 Compress = Callable[[str], Any]
 """From the name of a target to the dense network's parameters compressed to it."""
@@ -26,45 +27,115 @@ class Weighed(NamedTuple):
 
     Attributes:
       leaves: the parameters, by path.
-      prices: what each takes dense; 0 if nothing.
+      curves: by path, shares of weights that are kept, from 0 to 1, and what the
+        parameter takes with them.
+      rest: what the network takes beside its parameters.
       layers: paths of those that are pruned layer by layer.
       measure: what is budgeted.
     """
 
     leaves: dict[str, Any]
-    prices: dict[str, float]
+    curves: dict[str, tuple[np.ndarray, np.ndarray]]
+    rest: float
     layers: list[str]
     measure: Measure
 
     @property
     def total(self) -> float:
         """What the dense network takes."""
-        return sum(self.prices.values())
+        return self.rest + sum(self.taken(path, 1.0) for path in self.leaves)
 
     def taken(self, path: str, kept: float) -> float:
         """What a parameter takes with this share of its weights."""
-        if self.measure == "multiply_adds":
-            return self.prices[path] * kept
-        # The values, and one bit for each weight; dense where that is less.
-        bits = 8 * np.dtype(self.leaves[path].dtype).itemsize
-        return self.prices[path] * min(1.0, kept + 1 / bits)
+        return float(np.interp(kept, *self.curves[path]))
+
+    def spent(self, kept: dict[str, float]) -> float:
+        """What the network takes with these shares; parameters not named are dense."""
+        return self.rest + sum(self.taken(p, kept.get(p, 1.0)) for p in self.leaves)
 
 
-def weigh(run: OpenRun, measure: Measure) -> Weighed:
-    """Counts what the parameters of a run take."""
+def weigh(run: OpenRun, measure: Measure, compress: Compress, pruner: str) -> Weighed:
+    """Counts or measures what the parameters of a run take.
+
+    Args:
+      run: with the dense network.
+      measure: what is budgeted.
+      compress: of the dense network; what is timed are networks pruned like it.
+      pruner: the target's letters before the sparsity.
+    """
     leaves = dict(named_leaves(run.params))
     chosen = cram_jax.prunable(run.params, run.task.filters.uniform)
     layers = [path for path, is_in in zip(leaves, chosen, strict=True) if is_in]
-    if measure == "bytes":
-        prices = {path: float(leaf.nbytes) for path, leaf in leaves.items()}
-    else:
+    if measure == "seconds":
+        curves, rest = _timed(run, compress, pruner)
+        nothing = np.array([0.0, 1.0]), np.zeros(2)
+        curves = {path: curves.get(path, nothing) for path in leaves}
+        return Weighed(leaves, curves, rest, layers, measure)
+    if measure == "multiply_adds":
         counts = multiply_adds(
             lambda params, batch: run.task.predict(params, run.batch_stats, batch),
             run.params,
             run.data.train.take([0]),
         )
-        prices = {path: float(counts.get(path, 0)) for path in leaves}
-    return Weighed(leaves, prices, layers, measure)
+        curves = {
+            path: (np.array([0.0, 1.0]), np.array([0.0, counts.get(path, 0)]))
+            for path in leaves
+        }
+    else:
+        curves = {path: _packed(leaf) for path, leaf in leaves.items()}
+    return Weighed(leaves, curves, 0.0, layers, measure)
+
+
+def _packed(leaf: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of the values and one bit for each weight; dense where that is less."""
+    bit = 1 / (8 * np.dtype(leaf.dtype).itemsize)
+    return np.array([0, 1 - bit, 1]), leaf.nbytes * np.array([bit, 1, 1])
+
+
+TIMED = (0.0, 0.5, 0.75, 0.9, 0.95, 0.99)
+"""Sparsities at which layers are timed."""
+
+
+def _timed(
+    run: OpenRun, compress: Compress, pruner: str
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]:
+    """Seconds of each layer in our engine, one example a call, and of the rest."""
+    dense = layer_seconds(run, run.params)
+    times: dict[str, list[float]] = {path: [dense[path]] for path in dense if path}
+    for share in TIMED[1:]:
+        seconds = layer_seconds(run, compress(f"{pruner}{100 * share:.6f}"))
+        for path, entries in times.items():
+            # Fewer weights take no longer; what says so is noise.
+            entries.append(min(seconds[path], entries[-1]))
+    kept = 1 - np.array(TIMED[::-1])
+    curves = {path: (kept, np.array(own[::-1])) for path, own in times.items()}
+    return curves, dense[""]
+
+
+def layer_seconds(run: OpenRun, params: Any) -> dict[str, float]:
+    """Seconds of each kernel in a call with one example; of the rest at ``""``."""
+    from cram_jax import engine
+
+    kind = kind_of(run.config)
+    network = kind.deploy(run.config, run.data, params, run.batch_stats)
+    inputs = kind.samples(run.config, run.data).inputs(1)
+    profile = engine.compile(network.graph).profile(*inputs, repeats=20)
+    seconds = {entry.name: entry.seconds for entry in profile}
+    readers = {name: node.name for node in network.graph.nodes for name in node.inputs}
+    found: dict[str, float] = {}
+    left = list(network.graph.nodes)
+    for path, leaf in named_leaves(params):
+        for node in left:
+            kernel = getattr(node.operation, "kernel", None)
+            if kernel is not None and np.array_equal(kernel, leaf):
+                # A fused node has the name of the last of its parts.
+                name = node.name
+                while name not in seconds:
+                    name = readers[name]
+                found[path] = seconds[name]
+                left.remove(node)
+                break
+    return found | {"": sum(seconds.values()) - sum(found.values())}
 
 
 def sparsities(count: int) -> np.ndarray:
@@ -77,10 +148,7 @@ def uniform_target(weighed: Weighed, pruner: str, budget: float) -> str:
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        spent = sum(
-            weighed.taken(path, 1 - middle if path in weighed.layers else 1.0)
-            for path in weighed.leaves
-        )
+        spent = weighed.spent(dict.fromkeys(weighed.layers, 1 - middle))
         low, high = (low, middle) if spent <= budget else (middle, high)
     if high > 0.9999:
         raise ConfigError(_too_small(weighed, budget))
@@ -104,8 +172,7 @@ def global_target(weighed: Weighed, pruner: str, budget: float, where: Any) -> s
 
     for _ in range(60):
         middle = (low + high) / 2
-        kept = shares(middle)
-        spent = sum(weighed.taken(p, kept.get(p, 1.0)) for p in weighed.leaves)
+        spent = weighed.spent(shares(middle))
         low, high = (low, middle) if spent <= budget else (middle, high)
     size = sum(map(len, magnitudes.values()))
     kept = shares(high)
@@ -171,7 +238,9 @@ class Database:
     def allocate(self, budget: float, seed: int, starts: int) -> np.ndarray:
         """The levels that SPDY finds for a budget of the whole network."""
         weighed = self.weighed
-        rest = weighed.total - sum(weighed.prices[path] for path in weighed.layers)
+        rest = weighed.spent(dict.fromkeys(weighed.layers, 0.0)) - sum(
+            weighed.taken(path, 0.0) for path in weighed.layers
+        )
         if budget - rest < self.times.min(axis=1).sum():
             raise ConfigError(_too_small(weighed, budget))
         rank = np.arange(len(self.sparsities)) / (len(self.sparsities) - 1)

@@ -27,32 +27,32 @@ class OptimizerConfig:
         `experiments.methods`.
       train_targets: what to compress to; of several, one is drawn at every step. Most
         methods that prune during training take exactly one.
-      masks_every: steps for which the masks of a target serve (appendix C.6).
+      masks_every: steps between new masks of a target (appendix C.6).
       rho: radius of the ascent step.
-      subsample: the compressed gradient on every n-th example of the batch (1 = all).
+      subsample: compute the compressed gradient on every n-th example (1 = all).
       plain_steps: share of the steps, drawn at random, on which only the base optimiser
         acts: p(Adam) of appendix D.
-      sparse_gradients: whether the compressed gradient is only that of kept weights.
+      sparse_gradients: whether to zero the compressed gradient of pruned weights.
       normalize: divide the gradient by its norm before the ascent (sam always does).
       base: the base optimiser. The weight decay of sgd is added to the gradient; that
         of adam is decoupled from it, as in AdamW.
       learning_rate: at the peak of the schedule.
-      schedule: how the learning rate falls to 0; constant: it does not, so that more
-        epochs can be added to a run.
+      schedule: how the learning rate decays to 0; constant: it does not, so that
+        epochs can be added to a run later.
       warmup: share of the steps with a rising learning rate.
       momentum: of sgd.
       nesterov: whether the momentum is Nesterov's.
       weight_decay: of all parameters that are not frozen.
-      clip_norm: the largest global norm of the update before the base optimiser; 0: not
-        clipped.
+      clip_norm: clips the global norm of the update before the base optimiser; 0: no
+        clipping.
       accumulate: parts that a batch is divided into, to fit the memory; their gradients
         are averaged, of the compressed pass too. Batch norm sees one part at a time.
       ema: decay of a running average of the weights, such as 0.999, which is then what
         is evaluated and compressed; 0: none.
-      frozen: a regular expression; parameters whose path it matches stay as they are,
-        in the ascent too, such as ``^bert/embeddings/``. Empty: none.
-      keep_pruned: weights that are zero at the start stay zero, as those of a
-        compressed model that ``init_from`` names.
+      frozen: a regular expression; parameters whose path it matches do not change,
+        not even in the ascent, such as ``^bert/embeddings/``. Empty: none.
+      keep_pruned: weights that are zero at the start stay zero, such as those of a
+        compressed model named by ``init_from``.
       pruning: how a method that prunes during training goes about it.
     """
 
@@ -139,11 +139,11 @@ class RunConfig:
       name: names the run's directory.
       optimizer: the update rule and its schedule.
       epochs: passes over the training examples.
-      label_smoothing: share of the label spread over all classes.
+      label_smoothing: share of the label that is spread over all classes.
       seed: initial weights, order of the data, augmentation, drawn targets.
       init_from: the directory of a run to start from; None: the initial weights of the
         seed; empty: has to be named to train.
-      new_head: a new last layer in place of the one of ``init_from``.
+      new_head: a new last layer instead of that of ``init_from``.
       teacher: the directory of a run whose outputs are learnt beside the labels, such
         as the dense network of one that was made smaller; None: only the labels.
       distillation: how they are.
@@ -152,8 +152,8 @@ class RunConfig:
         network, the best of which is stored in the run's ``best``; 0: at the end.
       checkpoint_every: epochs between checkpoints; 0: at the end.
       log_every: steps between lines of metrics.jsonl.
-      patience: evaluations in a row without a better one after which training stops;
-        the best model is then the model of the run. 0: never.
+      patience: stop after so many evaluations in a row without improvement; the best
+        model is then the model of the run. 0: never stop early.
       data: the data, by the kind of run.
       model: the network, by the kind of run.
     """

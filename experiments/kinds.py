@@ -92,7 +92,7 @@ class Kind(Protocol):
         ...
 
     def kept_sources(self, config: Any, run: Path) -> Any:
-        """The configuration with those files in place of where they came from."""
+        """The configuration with those files instead of the original ones."""
         ...
 
     def export(

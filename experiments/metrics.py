@@ -104,7 +104,7 @@ def progress_bar(console: Console) -> Progress:
 def make_console(*, quiet: bool = False) -> Console:
     """A console that prints text as it is, names with brackets too.
 
-    It is wide enough for our tables where there is no terminal.
+    Without a terminal it is wide enough for our tables.
     """
     width = None if sys.stdout.isatty() else 100
     return Console(width=width, quiet=quiet, markup=False, highlight=False)

@@ -22,7 +22,7 @@ class OpenRun(NamedTuple):
     """A run with all that its model is used with.
 
     Attributes:
-      config: the run's, with the files that it keeps in place of where they came from.
+      config: the run's, with the files that it keeps instead of the original ones.
       data: its examples.
       task: its loss, evaluation and network.
       params: the trained parameters.

@@ -202,7 +202,7 @@ def _accuracies(results: Results) -> list[str]:
 
 
 def _differences(results: Results, configs: dict[str, RunConfig]) -> list[str]:
-    """Points above dense SGD, ours and the paper's; nothing where there is no SGD."""
+    """Points above dense SGD, ours and the paper's; nothing without a run of SGD."""
     ours = summarize(results, "SGD", "pruned", "dense")[0] if "SGD" in configs else None
     if ours is None or math.isnan(ours):
         return []

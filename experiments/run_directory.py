@@ -1,4 +1,4 @@
-"""A run's directory: what lies in it, who may write it, and what may be removed."""
+"""A run's directory: what it holds, who may write it, and what may be removed."""
 
 import contextlib
 import errno
@@ -99,7 +99,7 @@ def load_config(run: Path) -> Any:
 
 
 def write_status(run: Path, **values: Any) -> None:
-    """Updates ``status.json``: how far a run is, and where its data lie."""
+    """Updates ``status.json``: how far a run is, and where its data are."""
     write_text(
         run / "status.json", json.dumps(read_status(run) | values, indent=2) + "\n"
     )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # the command line knows the options without jax
 
 @dataclass(frozen=True)
 class SecondOrder:
-    """How second-order pruning goes about it, see `cram_jax.second_order`.
+    """Settings of second-order pruning, see `cram_jax.second_order`.
 
     Attributes:
       gradients: training examples whose gradients make the curvature.

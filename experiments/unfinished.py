@@ -16,7 +16,7 @@ def resumable(
     names: Sequence[str],
     evaluate: Callable[[str], Accuracy],
 ) -> Iterator[tuple[Accuracy, float]]:
-    """Evaluates one target after the other and stores each as it is done.
+    """Evaluates one target after the other and stores each when it is done.
 
     Args:
       file: JSON; what it holds of ``names`` is not evaluated again. Remove it when all

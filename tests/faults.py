@@ -5,7 +5,8 @@ signals. A fault is *clean* if it ends in one message and the right exit status,
 *silent* if a command succeeds as if nothing had happened, a *traceback* if it ends in
 one, and *lost* if a file of the user's is gone; a damaged checkpoint is *recovered* if
 the run went on from the one before and said so, and *works* if the damage did not
-matter. It takes some minutes of CPU time; ``--quick`` leaves out the checkpoints and the signals.
+matter. It takes some minutes; ``--quick`` leaves out the checkpoints and the signals,
+and takes half a minute of CPU time.
 """
 
 import argparse

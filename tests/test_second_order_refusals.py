@@ -68,17 +68,17 @@ EXAMPLES = {"x": {"w": jnp.ones((6, 2, 3))}}
         (
             {"loss_fn": lambda params, x: x["w"].sum(0)},
             TypeError,
-            r"loss_fn must give a scalar .* got shape \(2, 3\)",
+            r"loss_fn must return a scalar, .* got an array of shape \(2, 3\)",
         ),
         (
             {"loss_fn": lambda params, x: (linear(params, x), 1)},
             TypeError,
-            "loss_fn must give a scalar .* got a tuple",
+            "loss_fn must return a scalar, got a tuple of 2; .* pass has_aux=True",
         ),
         (
             {"has_aux": True},
             TypeError,
-            "loss_fn must give a scalar and auxiliary data with has_aux=True",
+            r"loss_fn must return \(loss, auxiliary data\) with has_aux=True",
         ),
         ({"where": lambda *_: False}, ValueError, "chooses no leaf to prune"),
         ({"params": {"w": jnp.ones((2, 3), int)}}, TypeError, "has dtype int32"),

@@ -114,19 +114,20 @@ def dot(k: Kernel, total: Value, x: Sequence[Value], w: Sequence[Value]) -> Valu
     return total
 
 
-def pack(k: Kernel, rows: Sequence[Value], low: Value) -> Value:
+def pack(k: Kernel, rows: Sequence[Value], low: Value | None = None) -> Value:
     """Four rows of floats as unsigned bytes of one: rounded to even, clipped.
 
     Args:
       k: the kernel.
       rows: four vectors of floats.
-      low: the smallest result, 0 to 255, as floats.
+      low: the smallest result, 1 to 255, as floats; None: 0.
     """
     if k.target.pack:
         return _pack_by_instructions(k, rows, low)
     packed = k.int_constant(0)
     for place, row in enumerate(rows):
-        clipped = k.min(k.max(row, low), k.constant(255))
+        least = k.constant(0) if low is None else low
+        clipped = k.min(k.max(row, least), k.constant(255))
         rounded = k.cast(k.add(clipped, k.constant(MAGIC)), k.ints)
         number = k.build.sub(rounded, k.int_constant(MAGIC_BITS))
         packed = k.build.or_(packed, k.build.shl(number, k.int_constant(8 * place)))
@@ -139,15 +140,20 @@ def unpack(k: Kernel, packed: Value, place: int) -> Value:
     return k.build.and_(shifted, k.int_constant(255))
 
 
-def _pack_by_instructions(k: Kernel, rows: Sequence[Value], low: Value) -> Value:
+def _pack_by_instructions(k: Kernel, rows: Sequence[Value], low: Value | None) -> Value:
     bits = 32 * k.lanes
     prefix = {256: "llvm.x86.avx2", 512: "llvm.x86.avx512"}[bits]
     suffix = {256: "", 512: ".512"}[bits]
     convert = {256: "llvm.x86.avx.cvt.ps2dq.256", 512: ""}[bits]
     numbers = []
     for row in rows:
-        # Above 2**31 the conversion would turn negative.
-        clipped = k.min(k.max(row, low), k.constant(255))
+        # What is below 0, or not a number, the last instruction makes 0; but above
+        # 2**31 the conversion would turn negative.
+        if low is None and convert:
+            clipped = k.min(k.constant(255), row)
+        else:
+            clipped = k.max(row, k.constant(0) if low is None else low)
+            clipped = k.min(clipped, k.constant(255))
         if convert:
             numbers.append(k.call(convert, k.ints, clipped))
         else:

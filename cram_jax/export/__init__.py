@@ -7,6 +7,7 @@ of its own, imported when the format is used: ``pip install 'cram_jax[onnx]'``.
 from cram_jax.export.coreml import coreml_sparse_weights, to_coreml
 from cram_jax.export.litert import run_litert, to_litert
 from cram_jax.export.onnx_files import n_m_layers, onnx_inputs, run_onnx, to_onnx
+from cram_jax.export.onnx_function import function_to_onnx
 from cram_jax.export.packed import PackedFile, Saved, load_packed, save_packed
 from cram_jax.export.parity import ParityError, check_parity
 
@@ -16,6 +17,7 @@ __all__ = [
     "Saved",
     "check_parity",
     "coreml_sparse_weights",
+    "function_to_onnx",
     "load_packed",
     "n_m_layers",
     "onnx_inputs",

@@ -23,7 +23,7 @@ from cram_jax.axes import Axes, AxesLike, axes_of
 from cram_jax.export import masks
 from cram_jax.paths import named_leaves
 from cram_jax.projector import Params
-from cram_jax.validation import check_choice
+from cram_jax.validation import check_choice, check_integer
 
 FORMAT, VERSION = "cram_jax.packed", "1"
 
@@ -133,23 +133,29 @@ def save_packed(
     return Saved(Path(path).stat().st_size, dense_bytes, exact)
 
 
-def load_packed(path: str | os.PathLike[str], *, like: Params | None = None) -> Params:
+def load_packed(
+    path: str | os.PathLike[str],
+    *,
+    like: Params | None = None,
+    bits: int | None = None,
+) -> Params:
     """Reads the parameters that `save_packed` wrote.
 
     Args:
       path: of the file; it may come from anybody.
       like: a pytree of arrays or shapes; None: a dictionary by path, such as
         ``{"dense/kernel": ...}``.
+      bits: of integers only so many leading ones, as `nested` trains for; None: all.
 
     Returns:
       NumPy arrays, in the structure of ``like``.
 
     Raises:
-      ValueError: the file is damaged or not of this format, or it holds other leaves
-        than ``like``.
+      ValueError: the file is damaged or not of this format, it holds other leaves than
+        ``like``, or ``bits`` is out of range.
       OSError: it cannot be read.
     """
-    file = PackedFile(path)
+    file = PackedFile(path, bits=bits)
     if like is None:
         return dict(file)
     wanted = named_leaves(like)
@@ -170,6 +176,10 @@ def load_packed(path: str | os.PathLike[str], *, like: Params | None = None) -> 
 class PackedFile(Mapping[str, np.ndarray]):
     """The leaves of a packed file by path, each unpacked when it is asked for.
 
+    Args:
+      path: of the file.
+      bits: see `load_packed`.
+
     Attributes:
       shapes: the shape of every leaf.
       dtypes: the dtype of every leaf.
@@ -179,8 +189,10 @@ class PackedFile(Mapping[str, np.ndarray]):
       OSError: it cannot be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], *, bits: int | None = None):
+        if bits is not None:
+            check_integer("bits", bits, 2, 8)
+        self.path, self._bits = Path(path), bits
         try:
             self._file = safetensors.File(path)
             self._layout = _read_layout(self._file)
@@ -205,7 +217,7 @@ class PackedFile(Mapping[str, np.ndarray]):
                 raise KeyError(name)
             return self._file[name]
         try:
-            return _unpack(name, self._layout[name], self._file)
+            return _unpack(name, self._layout[name], self._file, self._bits)
         except ValueError as error:
             raise ValueError(f"{self.path}: leaf {name!r}: {error}") from error
 
@@ -365,7 +377,9 @@ def _check_layout(name: str, entry: Any) -> _Layout:
     return _Layout(**{**entry, "shape": tuple(shape)})
 
 
-def _unpack(name: str, layout: _Layout, file: safetensors.File) -> np.ndarray:
+def _unpack(
+    name: str, layout: _Layout, file: safetensors.File, bits: int | None
+) -> np.ndarray:
     values, dtype = file[f"{name}:values"], _FLOATS[layout.dtype]
     stored = {"int8": np.dtype(np.int8), "int4": np.dtype(np.uint8)} | _FLOATS
     size = -(-layout.kept // 2) if layout.values == "int4" else layout.kept
@@ -394,8 +408,20 @@ def _unpack(name: str, layout: _Layout, file: safetensors.File) -> np.ndarray:
         )
         if scale.dtype != np.float32 or not fits:
             raise ValueError(f"its scale is {scale.dtype} of shape {scale.shape}")
+        array, scale = _leading(array, scale, _LARGEST[layout.values], bits)
         array = array.astype(np.float32) * scale
     return array.astype(dtype)
+
+
+def _leading(
+    integers: np.ndarray, scale: np.ndarray, largest: int, bits: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The leading bits of integers up to ``largest``, and their scale."""
+    if bits is None or 2 ** (bits - 1) > largest:
+        return integers, scale
+    highest = 2 ** (bits - 1) - 1
+    magnitudes = np.abs(integers) // ((largest + 1) // (highest + 1))
+    return np.sign(integers) * magnitudes, scale * np.float32(largest / highest)
 
 
 def _check_name(name: str, what: str) -> None:

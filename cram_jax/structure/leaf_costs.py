@@ -29,7 +29,7 @@ def multiply_adds(
       batch: likewise; with one example, the counts are those of an example.
 
     Returns:
-      By the path of a parameter, its multiply-adds.
+      By the path of a parameter, in their order, its multiply-adds.
 
     Example:
       >>> from cram_jax.structure import multiply_adds
@@ -48,7 +48,7 @@ def multiply_adds(
         path = paths[contraction.leaf]
         count = _products(analysis.equations[key].eqn) * turns(analysis, key)
         counts[path] = counts.get(path, 0) + count
-    return counts
+    return {path: counts[path] for path in paths if path in counts}
 
 
 def _products(eqn: jex.JaxprEqn) -> int:

@@ -13,6 +13,7 @@ from experiments.allocation import (
     Database,
     Weighed,
     global_target,
+    layer_seconds,
     uniform_target,
     weigh,
 )
@@ -34,11 +35,15 @@ def allocate(options: "Allocate") -> None:
     run = open_run(options.run, options.data_dir, say)
     pruning = PrunerOptions(layerwise=options.layerwise)
     evaluation = make_evaluation(run.config, run.data, run.task, pruning)
-    weighed = weigh(run, options.measure)
 
     def compress(target: str) -> Any:
         return evaluation.compress(run.params, target, run.batch_stats).params
 
+    weighed = weigh(run, options.measure, compress, options.pruner)
+    uniform = {
+        speedup: uniform_target(weighed, options.pruner, weighed.total / speedup)
+        for speedup in options.speedup
+    }  # raises, before hours are spent
     database = Database(
         run, weighed, compress, options.pruner, options.levels, options.examples
     )
@@ -48,7 +53,7 @@ def allocate(options: "Allocate") -> None:
         budget = weighed.total / speedup
         levels = database.allocate(budget, options.seed, options.starts)
         targets = {
-            "uniform": uniform_target(weighed, options.pruner, budget),
+            "uniform": uniform[speedup],
             "global": global_target(
                 weighed, f"{refit}k", budget, run.task.filters.prunable
             ),
@@ -62,7 +67,7 @@ def allocate(options: "Allocate") -> None:
             "sparsities": dict(zip(weighed.layers, shares, strict=True)),
             "methods": {
                 method: _judged(evaluation, run, params)
-                | {"share": _spent(weighed, params) / weighed.total}
+                | {"share": _spent(run, weighed, params) / weighed.total}
                 for method, params in models.items()
             },
         }
@@ -86,14 +91,19 @@ def _judged(evaluation: Evaluation, run: OpenRun, params: Any) -> dict[str, floa
     }
 
 
-def _spent(weighed: Weighed, params: Any) -> float:
-    """What a network takes, by the zeros that it has."""
-    return sum(
-        weighed.taken(path, np.count_nonzero(leaf) / leaf.size)
-        if np.count_nonzero(leaf) < np.count_nonzero(weighed.leaves[path])
-        else weighed.prices[path]
+def _spent(run: OpenRun, weighed: Weighed, params: Any) -> float:
+    """What a network takes, by the zeros that it has; seconds are measured."""
+    if weighed.measure == "seconds":
+        return sum(layer_seconds(run, params).values())
+    kept = {
+        path: _nonzero(leaf) / max(_nonzero(weighed.leaves[path]), 1)
         for path, leaf in named_leaves(params)
-    )
+    }
+    return weighed.spent(kept)
+
+
+def _nonzero(leaf: Any) -> int:
+    return int(np.count_nonzero(leaf))
 
 
 def _table(found: dict[str, Any], run: OpenRun) -> Table:

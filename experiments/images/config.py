@@ -27,16 +27,16 @@ class DataConfig:
 
     Attributes:
       name: the data set, see `experiments.images.catalogue`; or folder.
-      folder: of folder, the place of images of your own: ``train/CLASS/``, and
+      folder: for folder, where your own images are: ``train/CLASS/``, and
         ``test/CLASS/`` unless ``validation`` holds some out.
-      side: of folder, height and width that images are scaled to, to train on them in
-        memory; 0: they are large, and become 224x224.
+      side: for folder, the height and width that images are scaled to, to train on
+        them in memory; 0: they are decoded as needed and become 224x224.
       classes: of a data set in memory, the numbers of the classes to keep, which are
         numbered anew; empty: all.
       batch_size: images in a training step; the last partial batch is left out.
-      shift: random shifts of up to so many pixels.
+      shift: largest random shift, in pixels.
       flip: random horizontal flips.
-      validation: training images held out and evaluated in place of the test images.
+      validation: training images to hold out and evaluate instead of the test images.
       calibration: training images for batch-norm recalibration.
       evaluation_batch: images in a batch of evaluation or recalibration.
     """
@@ -71,7 +71,7 @@ class ModelConfig:
       name: resnet, for small images, with the widths and blocks given here; or one of
         fixed size: resnet20 to resnet56, resnet18_cifar and vgg16_bn_cifar for images
         as small as those of CIFAR, resnet18 to resnet50 for those of ImageNet.
-      module: a network of your own in place of ``name``: ``package:factory``, where
+      module: a network of your own instead of ``name``: ``package:factory``, where
         ``factory(channels=, classes=, rngs=)`` gives an NNX module that maps images
         and ``training=`` to logits.
       widths: channels of each stage of resnet.
@@ -129,7 +129,7 @@ class ImageConfig(RunConfig):
       model: the network.
       init_from: the directory of a run, or a file of torchvision's weights, to start
         from; None: the initial weights of the seed; empty: has to be named to train.
-      new_head: a new classification layer in place of the one of ``init_from``.
+      new_head: a new classification layer instead of that of ``init_from``.
     """
 
     kind: ClassVar[str] = "images"

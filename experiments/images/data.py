@@ -122,7 +122,7 @@ def _own_images(config: DataConfig, workers: int) -> Dataset:
     if not held:
         raise ConfigError(
             f"{config.folder} has no folder test: hold images out with "
-            f"--data.validation"
+            f"--data.validation {len(folder.train) // 5}"
         )
     sources = [ImageFiles(files, config.side) for files in (folder.train[:left], held)]
     if not config.side:

@@ -27,9 +27,9 @@ class Allocate:
     """Directory of the run."""
     speedup: tuple[float, ...] = (2.0, 3.0, 4.0)
     """How many times less than the dense network it may take."""
-    measure: Literal["multiply_adds", "bytes"] = "multiply_adds"
-    """What it takes: multiply-adds without those with zeros, or bytes, of packed
-    layers."""
+    measure: Literal["multiply_adds", "bytes", "seconds"] = "multiply_adds"
+    """What it takes: multiply-adds without those with zeros; bytes, of packed layers;
+    or seconds in our engine with one example, each layer timed on this machine."""
     pruner: str = "ru"
     """How layers are pruned: the letters of a target before its number, such as u, ru,
     g, w, rg or rw."""

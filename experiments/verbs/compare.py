@@ -20,8 +20,8 @@ HELD_OUT = {"digits": 300, "cifar10": 5000}
 class Compare:
     """Train many pruning methods on one budget of gradient evaluations; one table.
 
-    Stopped, the same command goes on; more methods or seeds are added to what there is.
-    Methods that make one network for one target train one for each.
+    If it is stopped, the same command continues; more methods or seeds are added to the
+    results. Methods that make one network for one target train one for each.
     """
 
     task: str = "digits"

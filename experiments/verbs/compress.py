@@ -32,7 +32,7 @@ class Compress:
     module: str | None = None
     """The model.module of a run with a network of your own, to allow its import."""
     second_order: SecondOrder = field(default_factory=SecondOrder)
-    """How o90 goes about it."""
+    """Settings of second-order targets such as o90."""
     layerwise: Layerwise = field(default_factory=Layerwise)
     """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
 

@@ -16,10 +16,10 @@ from experiments.verbs.common import check_named, start_jax
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Compress a trained model to many targets; print accuracies.
+    """Compress a trained model to many targets and print accuracies.
 
-    Stopped, the same command goes on with the target it was at. What is stored of other
-    targets stays.
+    If it is stopped, the same command continues with the target it was at. Stored
+    results of other targets are kept.
     """
 
     run: tyro.conf.Positional[Path]
@@ -27,8 +27,8 @@ class Evaluate:
     target: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--targets"])] = ()
     """What to compress to; by default the targets of the run's configuration."""
     calibrations: int = 3
-    """Random draws of the images that recalibrate batch norm, of which the table gives
-    mean and standard deviation."""
+    """Random draws of the images that batch norm is recalibrated on; the table gives
+    mean and standard deviation over them."""
     out: Path | None = None
     """The JSON file of the results; by default RUN/evaluation.json."""
     data_dir: Path | None = None
@@ -36,7 +36,7 @@ class Evaluate:
     module: str | None = None
     """The model.module of a run with a network of your own, to allow its import."""
     second_order: SecondOrder = field(default_factory=SecondOrder)
-    """How targets such as o90 go about it."""
+    """Settings of second-order targets such as o90."""
     layerwise: Layerwise = field(default_factory=Layerwise)
     """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
 

@@ -14,7 +14,7 @@ class Report:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Directories of runs, each with what evaluate stored."""
     out: Path = Path("runs/report")
-    """Where report.md, results.json and the pictures go."""
+    """Where report.md, the numbers as JSON and the pictures go."""
     json: bool = False
     """Print the results as JSON instead of tables, and write nothing."""
 

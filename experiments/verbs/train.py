@@ -18,37 +18,37 @@ from experiments.verbs.common import PROGRAM, check_named, recipe_named, start_j
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a network: a recipe, a configuration file, or a run that goes on.
+    """Train a network: from a recipe, from a configuration file, or resume a run.
 
-    train RECIPE [options] starts one of our recipes; ``recipes`` lists them. Every
-    field of its configuration can be set by name.
+    ``train RECIPE`` starts a recipe; ``recipes`` lists them. Every field of its
+    configuration is an option.
     """
 
     config: Path | None = None
-    """A YAML or JSON file in place of a recipe: fields of a configuration, those of a
-    ``recipe`` that it may name by default."""
+    """A YAML or JSON file instead of a recipe. It holds fields of a configuration; a
+    ``recipe`` that it names supplies the others."""
     resume: Path | None = None
-    """The directory of a run to go on with, from its last checkpoint that is whole, on
-    any mesh. Nothing else is needed."""
+    """The directory of a run to resume, from its last intact checkpoint, on any mesh.
+    No other option is needed."""
     run: Path | None = None
     """The run's directory; by default runs/NAME-RULE-seedSEED."""
     data_dir: Path | None = None
-    """Where tensorflow-datasets keeps its data; by default the user's cache. A run
+    """Where tensorflow-datasets keeps its data; by default the user's cache. The run
     remembers it."""
     overwrite: bool = False
     """Remove an earlier run in the directory."""
     dry_run: bool = False
     """Build everything and take one step; nothing is written."""
     max_steps: int | None = None
-    """Stop after so many steps, with a checkpoint; the schedule stays the same."""
+    """Stop at this step, with a checkpoint; the schedule stays the same."""
     save_steps: int = 0
-    """Steps between checkpoints, beside those of --checkpoint-every."""
+    """Steps between checkpoints, in addition to those of --checkpoint-every."""
     save_minutes: float = 0.0
-    """Minutes between checkpoints, of a run in one process."""
+    """Minutes between checkpoints; only for a single process."""
     keep: int = 2
-    """How many of the last checkpoints are kept."""
+    """How many of the last checkpoints to keep."""
     logger: tuple[LoggerName, ...] = ("tensorboard",)
-    """Where figures go beside metrics.jsonl: tensorboard, wandb, mlflow."""
+    """Where metrics go in addition to metrics.jsonl: tensorboard, wandb, mlflow."""
     mesh: str | None = None
     """Devices to share the work: data=4,fsdp=2 copies the model along the first axis,
     cuts it along the second, and gives each device an equal part of the batch, whose
@@ -56,7 +56,8 @@ class Train:
     processes data=ALL."""
     coordinator: str | None = None
     """HOST:PORT of process 0 if several processes train together, one on each host;
-    or "auto" on TPU, Slurm, Open MPI and Kubernetes. They share the run's directory."""
+    "auto" on TPU, Slurm, Open MPI and Kubernetes. All need to see the run's
+    directory."""
     processes: int | None = None
     """How many processes there are."""
     process: int | None = None

@@ -72,6 +72,15 @@ def test_differences_are_named_by_their_path():
         ("2:4", "n_m(2, 4)", "2:4", None),
         ("4bit", "fake_quant(4)", "4-bit", None),
         (
+            "4bit@32",
+            "fake_quant(4, block=32, scale='float16')",
+            "4-bit by 32",
+            None,
+        ),
+        ("nested4", "nested(4)", "4 of 8 bits", None),
+        ("mxfp4", "mxfp4()", "MXFP4", None),
+        ("k90+nvfp4", "compose(top_k(0.9), nvfp4())", "90 % + NVFP4", None),
+        (
             "k90+4bit",
             "compose(top_k(0.9), fake_quant(4))",
             "90 % + 4-bit",

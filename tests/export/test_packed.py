@@ -13,7 +13,7 @@ import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cram_jax import compose, compress, fake_quant, matching, safetensors, top_k
+from cram_jax import compose, compress, fake_quant, matching, nested, safetensors, top_k
 from cram_jax.export import PackedFile, load_packed, save_packed
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -55,6 +55,18 @@ def test_what_was_trained_for_comes_back_bit_for_bit(tmp_path, values):
     assert saved.exact
     assert saved.file_bytes == (tmp_path / "file").stat().st_size
     assert_same(load_packed(tmp_path / "file", like=params), params)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_leading_bits_are_the_nested_models(tmp_path, bits):
+    params = {"kernel": make_params()["conv"]["kernel"]}
+    save_packed(compress(params, nested(8)).params, tmp_path / "file", values="int8")
+    got = load_packed(tmp_path / "file", like=params, bits=bits)
+    expected = compress(params, nested(bits)).params
+    # The same integers; the scale is a product here and a quotient there.
+    np.testing.assert_allclose(got["kernel"], expected["kernel"], rtol=3e-7)
+    with pytest.raises(ValueError, match="bits must be between 2 and 8, got 1"):
+        load_packed(tmp_path / "file", bits=1)
 
 
 @given(strategies.trees(), st.sampled_from(["same", "float16", "int8", "int4"]))

@@ -138,7 +138,7 @@ class _Store:
                     k.store(value, self.y, k.plus(row, column))
             elif rows == 4:
                 scaled = [k.add(k.mul(v, self.inverse), self.zero) for v in values]
-                packed = arithmetic.pack(k, scaled, k.constant(0))
+                packed = arithmetic.pack(k, scaled)
                 unit, _ = k.divide(d, 4)
                 k.store(packed, self.y, k.plus(k.times(unit, self.stride), column))
 

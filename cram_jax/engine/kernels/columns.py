@@ -76,7 +76,7 @@ class LayerNormalise(KernelSpec):
                     quantised = [
                         k.add(k.mul(row[t], inverse), zero) for row in values
                     ] + [k.constant(0)] * (4 - rows)
-                    packed = arithmetic.pack(k, quantised, k.constant(0))
+                    packed = arithmetic.pack(k, quantised)
                     k.store(packed, octets, at(u, t))
 
         units, _ = k.divide(features, 4)

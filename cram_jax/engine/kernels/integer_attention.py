@@ -214,7 +214,7 @@ class AttendBytes(KernelSpec):
                     at = self._at(k, k.plus(k.times(g, 4), r), t)
                     e = arithmetic.exp(k, k.sub(k.load(scores, at), largest[t]))
                     rows.append(k.mul(e, k.constant(255)))
-                packed = arithmetic.pack(k, rows, k.constant(0))
+                packed = arithmetic.pack(k, rows)
                 k.store(packed, weights, self._at(k, g, t))
                 split = arithmetic.split_bytes(k, packed)
                 results.append(arithmetic.dot(k, totals[t], split, ones))
@@ -264,7 +264,7 @@ class AttendBytes(KernelSpec):
                 ]
                 lane = k.plus(column, t * k.lanes)
                 if self.octets:
-                    packed = arithmetic.pack(k, rows, k.constant(0))
+                    packed = arithmetic.pack(k, rows)
                     at, _ = k.divide(k.plus(first, d), 4)
                     k.store(packed, y, k.plus(k.times(at, stride), lane))
                 else:

@@ -49,7 +49,7 @@ class LoadInput(KernelSpec):
                     is_last = k.build.icmp_signed("<", c, last)
                     row = channel(k.build.select(is_last, c, last))
                     rows.append(k.add(k.mul(row, inverse), zero))
-                packed = arithmetic.pack(k, rows, k.constant(0))
+                packed = arithmetic.pack(k, rows)
                 at = k.plus(k.times(u, stride), column)
                 k.store(k.where(valid, packed, fill), y, at)
 
@@ -164,7 +164,7 @@ class Quantise(KernelSpec):
                 value = k.load(x, k.plus(k.times(row, stride), column))
                 values.append(k.add(k.mul(value, inverse), zero))
             values += [k.constant(0)] * (4 - rows)
-            packed = arithmetic.pack(k, values, k.constant(0))
+            packed = arithmetic.pack(k, values)
             if self.masked:
                 packed = k.where(k.load(mask, column, k.ints), packed, fill)
             k.store(packed, y, k.plus(k.times(u, stride), column))

@@ -169,7 +169,7 @@ class _Epilogue:
         """Packs and stores four outputs; clipping is the ReLU."""
         k = self.k
         at = k.plus(k.times(unit, self.stride), self.column)
-        low = self.low if self.spec.shifted else k.constant(0)
+        low = self.low if self.spec.shifted else None
         for t in range(self.spec.tile):
             self._store(arithmetic.pack(k, [row[t] for row in values], low), at, t)
 

@@ -1,0 +1,68 @@
+"""ONNX files of any function, by jax2onnx, kept only if they compute the same."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from cram_jax.export.extras import require
+from cram_jax.export.parity import check_parity
+from cram_jax.safetensors import replacing
+
+OPSET = 18
+"""Below it jax2onnx writes a ReduceMean that is not valid."""
+
+
+def function_to_onnx(
+    function: Callable[..., Any],
+    examples: Sequence[Any],
+    path: str | os.PathLike[str],
+    *,
+    tolerance: float = 1e-4,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> float:
+    """Writes a function of JAX as an ONNX file, if the file computes the same.
+
+    The conversion is that of jax2onnx, which is young: some networks come out wrong
+    without an error. So the file is run in ONNX Runtime on the examples and compared
+    with JAX before it gets its name. For networks with a graph of `cram_jax.engine`,
+    `to_onnx` writes plainer files.
+
+    Args:
+      function: of arrays, with its parameters inside.
+      examples: arrays, one for each argument, of the shapes that the file is for; real
+        inputs, as they decide whether it is kept.
+      path: of the file.
+      tolerance: the difference allowed, as a share of the largest output.
+      input_names: of the file's inputs; by default those of jax2onnx.
+      output_names: of its outputs; by default those of jax2onnx.
+
+    Returns:
+      The largest difference on the examples, as a share of the largest output.
+
+    Raises:
+      ParityError: the file computes something else; it is not kept.
+      ImportError: jax2onnx or ONNX Runtime is not installed.
+    """
+    convert = require("jax2onnx", "jax2onnx").to_onnx
+    runtime = require("onnxruntime", "jax2onnx")
+    arrays = [np.asarray(x) for x in examples]
+    model = convert(
+        function,
+        arrays,
+        opset=OPSET,
+        input_names=input_names,
+        output_names=output_names,
+    )
+    with replacing(path) as beside:
+        beside.write_bytes(model.SerializeToString(deterministic=True))
+        session = runtime.InferenceSession(
+            os.fspath(beside), providers=["CPUExecutionProvider"]
+        )
+        names = [entry.name for entry in session.get_inputs()]
+        got = tuple(session.run(None, dict(zip(names, arrays, strict=True))))
+        expected = tuple(jax.tree.leaves(jax.jit(function)(*arrays)))
+        return check_parity(got, expected, tolerance, "what jax2onnx wrote")
