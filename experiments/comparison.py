@@ -183,13 +183,9 @@ def _searches(
 
 
 def _score(accuracies: Sequence[Accuracy]) -> float:
-    """The mean over the targets of zeros of all weights, dense among them."""
-    chosen = [
-        _judged(accuracy)
-        for accuracy in accuracies
-        if len(accuracies) == 1 or targets.sparsity(accuracy.target) is not None
-    ]
-    return float(np.mean(chosen))
+    """The mean over the targets of zeros of all weights, dense among them, if any."""
+    zeros = [a for a in accuracies if targets.sparsity(a.target) is not None]
+    return float(np.mean([_judged(accuracy) for accuracy in zeros or accuracies]))
 
 
 def _judged(accuracy: Accuracy) -> float:

@@ -42,18 +42,19 @@ def make_optimizer(
     if config.plain_steps:
         rule = _at_some_steps(rule, 1 - config.plain_steps)
 
-    plain = _base_optimizer(config, steps)
+    members = _base_optimizer(config, steps)
     if config.clip_norm:
-        plain = optax.chain(optax.clip_by_global_norm(config.clip_norm), plain)
-    base, freeze = plain, optax.identity()
+        members = [optax.clip_by_global_norm(config.clip_norm), *members]
+    base = plain = optax.chain(*members)
+    freeze = []
     if config.frozen:
         frozen = _matching(config.frozen)
         base = optax.partition({True: optax.set_to_zero(), False: plain}, frozen)
-        freeze = optax.masked(optax.set_to_zero(), frozen)
+        freeze, members = [optax.masked(optax.set_to_zero(), frozen)], [base]
     schedule = learning_rate(config, steps)
     whole = wrapped(config, loss_fn, base, plain, schedule, steps, seed, filters)
     # Before the rule too: a frozen leaf takes no part in the ascent.
-    chain = [freeze, rule, base if whole is None else optax.chain(whole, freeze)]
+    chain = [*freeze, rule, *(members if whole is None else [whole, *freeze])]
     if config.keep_pruned:
         chain.append(cram_jax.keep_pruned(where=filters.prunable))
     return optax.with_extra_args_support(optax.chain(*chain))
@@ -74,16 +75,14 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def _base_optimizer(
     config: OptimizerConfig, steps: int
-) -> optax.GradientTransformation:
+) -> list[optax.GradientTransformation]:
     """Weight decay and the base optimiser."""
     decay = optax.add_decayed_weights(config.weight_decay)
     schedule = learning_rate(config, steps)
     if config.base == "sgd":
         descend = optax.sgd(schedule, config.momentum, nesterov=config.nesterov)
-        return optax.chain(decay, descend)
-    return optax.chain(
-        optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule)
-    )
+        return [decay, descend]
+    return [optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule)]
 
 
 def _at_some_steps(

@@ -11,7 +11,7 @@ from experiments.errors import ConfigError
 
 ZEROS = frozenset({"global", "layer", "blocks", "n of m"})
 ANY = ZEROS | {"quantised"}
-GLOBAL = frozenset({"global"})
+SHARES = frozenset({"global", "layer"})
 
 
 class Entry(NamedTuple):
@@ -72,10 +72,10 @@ METHODS: dict[str, Entry] = {
         ANY,
     ),
     "rigl": Entry(
-        "RigL", 1, {"rule": "rigl"}, "pruning.replaced", (0.1, 0.3, 0.5), GLOBAL
+        "RigL", 1, {"rule": "rigl"}, "pruning.replaced", (0.1, 0.3, 0.5), SHARES
     ),
     "set": Entry(
-        "SET", 1, {"rule": "set"}, "pruning.replaced", (0.1, 0.3, 0.5), GLOBAL
+        "SET", 1, {"rule": "set"}, "pruning.replaced", (0.1, 0.3, 0.5), SHARES
     ),
     "platon": Entry(
         "PLATON",
@@ -83,16 +83,16 @@ METHODS: dict[str, Entry] = {
         {"rule": "platon", "pruning.every": 10},
         "pruning.end",
         (0.5, 0.75, 0.9),
-        GLOBAL,
+        SHARES,
     ),
-    "str": Entry("STR", 1, {"rule": "str"}, "pruning.score", (-4, -3, -2), GLOBAL),
+    "str": Entry("STR", 1, {"rule": "str"}, "pruning.score", (-4, -3, -2), SHARES),
     "movement": Entry(
         "movement",
         1,
         {"rule": "movement", "pruning.begin": 0.1},
         "pruning.score_rate",
         (1e-3, 1e-2, 1e-1),
-        GLOBAL,
+        SHARES,
     ),
     "soft_movement": Entry(
         "soft movement",
@@ -100,7 +100,7 @@ METHODS: dict[str, Entry] = {
         {"rule": "soft_movement", "pruning.score_rate": 1e-2},
         "pruning.strength",
         (1.0, 10.0, 100.0),
-        GLOBAL,
+        SHARES,
     ),
     "l0": Entry(
         "L0",
@@ -108,7 +108,7 @@ METHODS: dict[str, Entry] = {
         {"rule": "l0", "pruning.score": 2.197, "pruning.score_rate": 1e-1},
         "pruning.strength",
         (1e-2, 1e-1, 1.0),
-        GLOBAL,
+        SHARES,
     ),
     "sfw": Entry(
         "SFW",
@@ -116,7 +116,7 @@ METHODS: dict[str, Entry] = {
         {"rule": "sfw", "learning_rate": 0.05},
         "pruning.radius",
         (3.0, 10.0, 30.0),
-        GLOBAL,
+        SHARES,
     ),
 }
 """By the names that ``compare --methods`` takes."""

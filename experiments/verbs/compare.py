@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments import targets
+from experiments.config import RunConfig
 from experiments.errors import ConfigError
 from experiments.images.config import ImageConfig
 from experiments.methods.bench import MAIN, METHODS, check_methods
+from experiments.text.config import TextConfig
 from experiments.verbs.common import recipe_named, start_jax
 
 HELD_OUT = {"digits": 300, "cifar10": 5000}
@@ -49,29 +51,31 @@ class Compare:
     """Whether to choose knobs on held-out examples, of images; else they are given."""
     out: Path | None = None
     """Where results go; by default runs/compare-TASK."""
+    weights: str | None = None
+    """Of text: the directory of a BERT as Hugging Face stores it, to start from."""
     data_dir: Path | None = None
     """Where the prepared data are kept; by default the user's cache."""
 
     def check(self) -> None:
         """The task, methods and targets are known."""
-        base = recipe_named(self.task)
+        base = self._base()
+        base.check_inputs()
         check_methods(self._methods())
         for name in (*self.targets, self.tuned_on):
             targets.check(name)
         for name, value in (("seeds", self.seeds), ("budget", self.budget)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        if base.init_from == "":
-            raise ConfigError(f"task must be trained from scratch, got {self.task!r}")
 
     def execute(self) -> None:
         """Tunes, trains, judges; prints the table."""
         start_jax()
         from experiments import comparison_report as report
         from experiments.comparison import Bench, compare
+        from experiments.kinds import kind_of
         from experiments.metrics import make_console
 
-        base = dataclasses.replace(recipe_named(self.task), evaluate_every=0)
+        base = kind_of(self._base()).resolve(self._base())
         is_tuned = self.tune and isinstance(base, ImageConfig)
         bench = Bench(
             base,
@@ -92,6 +96,14 @@ class Compare:
         console.print(report.table(results, title))
         report.store(results, out, title)
         console.print(f"Table, picture and numbers: {out}", soft_wrap=True)
+
+    def _base(self) -> RunConfig:
+        base = recipe_named(self.task)
+        if self.weights is None:
+            return base
+        if not isinstance(base, TextConfig):
+            raise ConfigError(f"weights are for tasks on text, got {self.task!r}")
+        return dataclasses.replace(base, weights=self.weights)
 
     def _methods(self) -> tuple[str, ...]:
         every = recipe_named(self.task).data.name == "digits"

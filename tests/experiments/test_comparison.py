@@ -26,7 +26,7 @@ def test_every_method_has_a_run_for_each_of_its_targets(config):
         found = comparison.trained_targets(entry, (*NAMES, "4bit"))
         assert found == {
             frozenset(): (None,),
-            frozenset({"global"}): ("k50",),
+            frozenset({"global", "layer"}): ("k50",),
         }.get(entry.forms, ("k50", "2:4", "4bit")[: 2 + ("quantised" in entry.forms)])
         for target in found:
             value = entry.values[0]
@@ -139,6 +139,8 @@ def test_what_is_wrong_is_said_before_jax():
         (Compare(task="digit"), "no recipe is called 'digit'"),
         (Compare(targets=("half",)), "target 'half' is unknown"),
         (Compare(seeds=0), "seeds must be at least 1, got 0"),
+        (Compare(task="sst2_small"), "sst2_small starts from trained weights"),
+        (Compare(weights="bert"), "weights are for tasks on text, got 'digits'"),
         (Compare(budget=0), "budget must be at least 1, got 0"),
     ):
         with pytest.raises(ConfigError, match=message):
