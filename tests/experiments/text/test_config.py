@@ -93,7 +93,7 @@ def test_no_recipe_hides_another():
         ),
         (
             lambda: OptimizerConfig(train_targets=("o50",)),
-            "'o50' is second-order pruning",
+            "'o50' looks at a trained network",
         ),
         (lambda: OptimizerConfig(base="lion"), "base must be one of sgd, adam, got"),
         (lambda: OptimizerConfig(schedule="step"), "schedule must be one of cosine"),
@@ -120,7 +120,7 @@ def test_second_order_targets_are_for_evaluation():
     check("o90+4bit")
     assert label("o90+4bit") == "90 % second order + 4-bit"
     assert sparsity("o90") is None
-    with pytest.raises(ConfigError, match="'o90' is second-order .* trained network"):
+    with pytest.raises(ConfigError, match="'o90' needs a trained network"):
         projector("o90")
 
 
