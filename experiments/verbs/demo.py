@@ -8,7 +8,7 @@ from experiments.verbs.common import start_jax
 
 @dataclass(frozen=True)
 class Demo:
-    """Train SGD, SAM and CrAM+ on digits, prune, compare: about two minutes."""
+    """Train SGD, SAM and CrAM+ on digits, prune, compare: about three minutes."""
 
     run: Path = Path("runs/demo")
     """Where results, picture and models go."""
