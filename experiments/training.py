@@ -28,9 +28,7 @@ from experiments.errors import (
 from experiments.images.data import Dataset
 from experiments.loggers import LOGGERS, LoggerName
 from experiments.metrics import Metrics, Report
-from experiments.run_directory import (
-    write_status,
-)
+from experiments.run_directory import write_status
 from experiments.sharding import (
     assemble,
     is_first_process,

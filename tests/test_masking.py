@@ -10,6 +10,7 @@ import references
 from flax import nnx, serialization
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from least_squares import START, gradient, loss_fn
 
 from cram_jax import (
     MaskRule,
@@ -25,22 +26,6 @@ from cram_jax import (
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 RATE, MOMENTUM, DECAY = 0.05, 0.9, 0.01
-INPUTS = np.random.default_rng(0).normal(size=(6, 4))
-OUTPUTS = np.random.default_rng(1).normal(size=(6, 3))
-START = {
-    "bias": np.random.default_rng(2).normal(size=3),
-    "kernel": np.random.default_rng(3).normal(size=(4, 3)),
-}
-
-
-def loss_fn(params):
-    error = INPUTS @ params["kernel"] + params["bias"] - OUTPUTS
-    return jnp.sum(error**2) / 2
-
-
-def gradient(params):
-    error = INPUTS @ params["kernel"] + params["bias"] - OUTPUTS
-    return {"bias": error.sum(axis=0), "kernel": INPUTS.T @ error}
 
 
 def sgd():

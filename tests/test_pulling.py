@@ -10,28 +10,13 @@ import optax
 import pytest
 import references
 from flax import serialization
+from least_squares import START, gradient, loss_fn
 
 from cram_jax import cached, compose, fake_quant, identity, n_m, pulled, sam, top_k
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 RATE, MOMENTUM, DECAY, RHO, PENALTY = 0.02, 0.9, 0.01, 0.1, 0.3
-INPUTS = np.random.default_rng(0).normal(size=(6, 4))
-OUTPUTS = np.random.default_rng(1).normal(size=(6, 3))
-START = {
-    "bias": np.random.default_rng(2).normal(size=3),
-    "kernel": np.random.default_rng(3).normal(size=(4, 3)),
-}
-
-
-def loss_fn(params):
-    error = INPUTS @ params["kernel"] + params["bias"] - OUTPUTS
-    return jnp.sum(error**2) / 2
-
-
-def gradient(params):
-    error = INPUTS @ params["kernel"] + params["bias"] - OUTPUTS
-    return {"bias": error.sum(axis=0), "kernel": INPUTS.T @ error}
 
 
 def train(optimizer, steps, params=None, state=None):
