@@ -20,6 +20,9 @@ from cram_jax.counting import count_true, places, unstack
 # counts and the candidates just fit the registers of a CPU.
 _DIGIT = 3
 
+# Of the search for ties, which are rare: a smaller program matters more than passes.
+_DIGIT_OF_TIES = 2
+
 _INT32_ENTRIES = 2**31 - 1
 
 Count: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
@@ -39,8 +42,7 @@ def keep_largest(
 
     Works under ``jit`` (``k`` may be traced), ``vmap`` and control flow, and on arrays
     that are sharded with automatic or explicit axes. At most 11 passes over float32, 5
-    over bfloat16. Arrays of equal shape are first copied into one, which XLA compiles
-    several times faster than a loop for each.
+    over bfloat16. Arrays of equal shape share their compiled loops.
 
     Args:
       arrays: floating-point arrays of any shapes.
@@ -139,9 +141,17 @@ def _keep_largest(
         zero = jnp.zeros([], f"uint{width}")
     else:
         zero, width = jnp.zeros([], f"int{width}"), width - 1
-    count = partial(_count_smaller, signed=signed, dtype=integer)
-    found = _radix_select(count, arrays, total - k, zero, width, _DIGIT)
+    found = _radix_select(
+        partial(_count_smaller, signed=signed, dtype=integer),
+        arrays,
+        np.ones(len(arrays), bool),
+        limit=total - k,
+        zero=zero,
+        width=width,
+        digit=_DIGIT,
+    )
     threshold = _as_key(found.value, signed=signed)
+    everywhere = jnp.iinfo(integer).max
 
     def ends_of_ties() -> jax.Array:
         """Before which place of each array the entries at the threshold are kept.
@@ -160,7 +170,6 @@ def _keep_largest(
         is_searched = jnp.arange(len(arrays)) == searched
         return jnp.where(is_kept, everywhere, jnp.where(is_searched, place, 0))
 
-    everywhere = jnp.iinfo(integer).max
     # A search that ended early found exactly k.
     ends = jax.lax.cond(
         jnp.sum(found.below, dtype=integer) == total - k,
@@ -181,33 +190,33 @@ def _place_of_tie(
     *,
     signed: bool,
 ) -> jax.Array:
-    """The place in ``arrays[searched]`` with that number of ties before it."""
+    """The place in ``arrays[searched]`` that this number of ties come before.
+
+    Of each type of arrays one is read: the one to search, or another.
+    """
     groups: dict[Any, list[int]] = {}
     for index, array in enumerate(arrays):
         groups.setdefault(jax.typeof(array), []).append(index)
-    group_of, index_in_group = np.zeros((2, len(arrays)), int)
-    for number_of_group, group in enumerate(groups.values()):
-        group_of[group] = number_of_group
-        index_in_group[group] = range(len(group))
-    index = jnp.asarray(index_in_group)[searched]
-    candidates = [
-        jax.lax.switch(index, [lambda i=i: arrays[i] for i in group])
-        for group in groups.values()
-    ]
-    length = max(array.size for array in arrays).bit_length()
-    # Ties are rare and of one array: a smaller program matters more than passes.
+    group_of, place_of = np.zeros((2, len(arrays)), int)
+    for index, group in enumerate(groups.values()):
+        group_of[group] = index
+        place_of[group] = range(len(group))
+    place = jnp.asarray(place_of)[searched]
     return _radix_select(
         partial(_count_ties, threshold=threshold, signed=signed),
-        candidates,
-        number,
-        jnp.zeros_like(number, shape=()),
-        length,
-        2,
-        jnp.arange(len(groups)) == jnp.asarray(group_of)[searched],
+        [
+            jax.lax.switch(place, [lambda i=i: arrays[i] for i in group])
+            for group in groups.values()
+        ],
+        np.arange(len(groups)) == jnp.asarray(group_of)[searched],
+        limit=number,
+        zero=jnp.zeros_like(number, shape=()),
+        width=max(array.size for array in arrays).bit_length(),
+        digit=_DIGIT_OF_TIES,
     ).value
 
 
-# Functions of one array are compiled by themselves: once for all of a shape.
+# What is done to one array is traced and lowered once for all of a shape.
 
 
 @partial(jax.jit, static_argnames=("signed", "dtype"))
@@ -260,11 +269,12 @@ class _Found(NamedTuple):
 def _radix_select(
     count: Count,
     arrays: Sequence[jax.Array],
+    is_searched: jax.Array | np.ndarray,
+    *,
     limit: jax.Array,
     zero: jax.Array,
     width: int,
     digit: int,
-    is_counted: jax.Array | None = None,
 ) -> _Found:
     """Finds the largest value below ``2**width`` with at most ``limit`` entries below.
 
@@ -274,17 +284,15 @@ def _radix_select(
     Args:
       count: how many entries of an array lie below each of some candidates; below
         ``zero`` none do.
-      arrays: what is searched.
+      arrays: what may be searched.
+      is_searched: bool, shape (arrays,).
       limit: an integer scalar, at least 0.
       zero: of the dtype of the candidates.
       width: bits of the value.
       digit: bits settled by one pass, which counts for ``2**digit - 1`` candidates.
-      is_counted: bool, shape (arrays,): those that are searched; by default all.
     """
     arrays = tuple(arrays)
     steps = jnp.arange(1, 2**digit, dtype=zero.dtype)
-    if is_counted is None:
-        is_counted = jnp.ones(len(arrays), bool)
     sizes = np.array([array.size for array in arrays], limit.dtype)
 
     def cond(state: tuple[_Found, jax.Array]) -> jax.Array:
@@ -304,7 +312,7 @@ def _radix_select(
         counts = jax.lax.optimization_barrier(
             jnp.stack([count(array, candidates) for array in here])
         )
-        counts = jnp.where(is_counted[:, None], counts, 0)
+        counts = jnp.where(is_searched[:, None], counts, 0)
         fits = jnp.sum(counts, axis=0, dtype=limit.dtype) <= limit
         # Between the last candidate that fits and the next lies what is found.
         value = jnp.max(candidates, initial=found.value, where=fits)
