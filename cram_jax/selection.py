@@ -242,6 +242,9 @@ def _count_ties(
 def _is_kept(
     array: jax.Array, threshold: jax.Array, end: jax.Array, *, signed: bool
 ) -> jax.Array:
+    # XLA on CPU compiles equal computations once. A threshold that they share would be
+    # the first operand of some and the second of others.
+    threshold, end = jax.lax.optimization_barrier((threshold, end))
     key = _key(array, signed=signed)
     return (key > threshold) | ((key == threshold) & (places(array, -end) < 0))
 
