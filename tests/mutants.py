@@ -188,7 +188,7 @@ MUTANTS = {
             Mutant("side // size if side % size == 0 else 1", "1"),
         ],
     ),
-    "quantization": (
+    "quantization/integers": (
         ["quantization", "axes"],
         [
             Mutant("highest = 2 ** (bits - 1) - 1", "highest = 2 ** (bits - 1)"),
@@ -305,7 +305,7 @@ MUTANTS = {
             Mutant("return jax.device_put(value, leaf.sharding)", "pass"),
         ],
     ),
-    "fisher": (
+    "curvature/fisher": (
         ["fisher", "second_order"],
         [
             Mutant("width = max(1, min(block_size, leaf.size))", "width = block_size"),
@@ -328,14 +328,14 @@ MUTANTS = {
             Mutant("leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))", "leaf"),
         ],
     ),
-    "finite": (
+    "curvature/finite": (
         ["second_order_refusals"],
         [
             Mutant("jnp.isfinite(leaf).all()", "jnp.isfinite(leaf).any()"),
             Mutant("first = number * examples_per_gradient", "first = number"),
         ],
     ),
-    "curvature": (
+    "curvature/pruning": (
         ["second_order", "second_order_refusals"],
         [
             Mutant("jnp.maximum(ranks, jnp.finfo(ranks.dtype).tiny)", "ranks"),
