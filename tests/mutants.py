@@ -189,7 +189,7 @@ MUTANTS = {
         ],
     ),
     "quantization/integers": (
-        ["quantization", "axes"],
+        ["quantization", "formats", "axes"],
         [
             Mutant("highest = 2 ** (bits - 1) - 1", "highest = 2 ** (bits - 1)"),
             Mutant("jnp.round(leaf / grid.scale)", "jnp.floor(leaf / grid.scale)"),
