@@ -21,8 +21,8 @@ class CachedState(NamedTuple):
     """State of `cached`.
 
     Attributes:
-      uses: int32 scalar, how often the projector was used. bits: the masks, eight
-      entries of the last axis in a uint8: 1/32 of float32
+      uses: int32 scalar, how often the projector was used.
+      bits: the masks, eight entries of the last axis in a uint8: 1/32 of float32
         parameters.
       inner: state of the projector that makes the masks.
     """

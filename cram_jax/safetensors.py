@@ -76,7 +76,8 @@ class File(Mapping[str, np.ndarray]):
     """The arrays of a file, each read when it is asked for.
 
     Attributes:
-      metadata: texts by name. entries: dtype, shape and place of every array.
+      metadata: texts by name.
+      entries: dtype, shape and place of every array.
 
     Raises:
       ValueError: it is not such a file.

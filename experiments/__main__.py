@@ -21,7 +21,7 @@ from experiments.verbs.train import parse_train
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
+    """SIGTERM arrived."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + stopped.signal
     except KeyboardInterrupt as interrupt:
         goes_on = bool({"evaluate", "compare"} & set(arguments[:1]))
-        after = "the same command goes on" if goes_on else "nothing was saved just now"
+        after = "run the same command to continue" if goes_on else "nothing was saved"
         print(f"stopped; {after}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
     except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -76,7 +76,7 @@ def _parse(arguments: list[str]) -> Verb:
 
 @contextlib.contextmanager
 def _terminated_by_signal() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, with a word on how to go on."""
+    """SIGTERM ends a command as Ctrl-C does, with a hint on how to continue."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
