@@ -15,6 +15,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from experiments.errors import Stopped, UserError
+from experiments.late_reads import late_reads_ignored
 from experiments.verbs import VERBS, Verb
 from experiments.verbs.common import PROGRAM
 from experiments.verbs.train import parse_train
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        with _terminated_by_signal():
+        with _terminated_by_signal(), late_reads_ignored():
             _run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

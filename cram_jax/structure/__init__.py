@@ -1,4 +1,4 @@
-"""What a traced model says about its parameters: axes, coupled channels; shrinking."""
+"""Reads axes and coupled channels from a traced model, and shrinks the model."""
 
 from cram_jax.structure.channels import Channels, channels
 from cram_jax.structure.check import check_apply

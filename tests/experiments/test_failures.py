@@ -7,6 +7,7 @@ import json
 import resource
 import shutil
 import signal
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from experiments.__main__ import main
 from experiments.checksums import checksums
 from experiments.errors import NonFiniteLoss, RunError, Stopped
 from experiments.images.task import classification
+from experiments.late_reads import late_reads_ignored
 from experiments.loggers import LOGGERS
 from experiments.metrics import make_console, progress_bar
 from experiments.run_directory import load_config, state_of
@@ -235,6 +237,24 @@ def test_a_directory_without_permission_is_named(tmp_path, setting):
             checkpoints.save_model(directory / "model", setting[0], {}, {})
     finally:
         directory.chmod(0o700)
+
+
+def test_late_reads_of_a_failed_restore_print_nothing(monkeypatch):
+    def raise_later(error, source=None):
+        sys.unraisablehook(
+            sys.UnraisableHookArgs((type(error), error, None, None, source))
+        )
+
+    seen, names = [], {}
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    exec(compile("async def read(): pass", "orbax/serialization.py", "exec"), names)
+    read = names["read"]()
+    with late_reads_ignored():
+        raise_later(RuntimeError("Event loop is closed"))
+        raise_later(ValueError("Encountered error while reading"), read)
+        raise_later(ValueError("ours"))
+    read.close()
+    assert [str(each.exc_value) for each in seen] == ["ours"]
 
 
 def test_a_signal_between_two_steps_loses_none(tmp_path, setting, monkeypatch):
