@@ -15,7 +15,7 @@ def late_reads_ignored() -> Iterator[None]:
     """
     before = sys.unraisablehook
 
-    def hook(unraisable: sys.UnraisableHookArgs, /) -> None:
+    def hook(unraisable: "sys.UnraisableHookArgs", /) -> None:
         if not _is_late_read(unraisable):
             before(unraisable)
 
@@ -26,7 +26,7 @@ def late_reads_ignored() -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def _is_late_read(unraisable: sys.UnraisableHookArgs) -> bool:
+def _is_late_read(unraisable: "sys.UnraisableHookArgs") -> bool:
     error = unraisable.exc_value
     closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
     code = getattr(unraisable.object, "cr_code", None)  # of a coroutine

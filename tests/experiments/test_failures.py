@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -241,9 +242,7 @@ def test_a_directory_without_permission_is_named(tmp_path, setting):
 
 def test_late_reads_of_a_failed_restore_print_nothing(monkeypatch):
     def raise_later(error, source=None):
-        sys.unraisablehook(
-            sys.UnraisableHookArgs((type(error), error, None, None, source))
-        )
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error, object=source))
 
     seen, names = [], {}
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
