@@ -142,7 +142,7 @@ def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> Non
     section.configs.setdefault(label, config)
     others = results["methods"].setdefault(label, {"runs": []})["runs"]
     if any(other["seed"] == config.seed for other in others):
-        raise RunError(f"{run}: two runs of {label} have seed {config.seed}")
+        raise RunError(f"{run}: there are two runs of {label} with seed {config.seed}")
     others.append(entry)
 
 
