@@ -146,7 +146,7 @@ class RunConfig:
       new_head: whether to replace the last layer of ``init_from`` by a new one.
       teacher: the directory of a run whose outputs are learned along with the labels,
         such as the dense network of one that was made smaller; None: only the labels.
-        distillation: how they are.
+      distillation: how they are learned.
       eval_targets: what the trained network is compressed to when it is evaluated.
       evaluate_every: epochs, or a fraction of one, between evaluations of the dense
         network; the best is stored in the run's ``best``. 0: only at the end.
