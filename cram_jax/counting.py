@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from cram_jax.reshaping import explicit_sharding, shards, split_axis
 
-# Parts into which an axis is cut, so that the devices that share it count on their own.
+# Parts into which an axis is cut, so that the devices that share it count separately.
 # Not more, because XLA on CPU sums longer axes as a tree.
 _PARTS = 32
 
@@ -41,7 +41,7 @@ def _count_each(masks: Sequence[jax.Array], dtype: jnp.dtype) -> jax.Array:
 
 
 def _count_in_one_loop(masks: Sequence[jax.Array], dtype: jnp.dtype) -> jax.Array:
-    """Counts in all masks at once, as XLA does by itself on GPU but not on CPU.
+    """Counts in all masks at once, as XLA does on its own on GPU but not on CPU.
 
     There it computes each sum as a tree, many times slower than a plain loop; a
     reduction of many operands is one. It must not run over the axes that are sharded:
@@ -123,8 +123,8 @@ def _places_in_one_sequence(start: jax.Array, array: jax.Array) -> jax.Array:
 def unstack(vector: jax.Array) -> Sequence[jax.Array]:
     """The entries of a vector as scalars.
 
-    On CPU by one reduction: XLA would compile an index into whatever uses the entry,
-    and nothing would be equal.
+    On CPU by one reduction: XLA would fuse an index into whatever uses the entry, and
+    no two would be equal.
     """
     return jax.lax.platform_dependent(vector, cpu=_unstack_in_one_loop, default=tuple)
 

@@ -1,7 +1,7 @@
 """The k largest magnitudes over a set of arrays, exactly, by counting.
 
-Finite magnitudes order like their bit patterns, so the threshold is found digit by
-digit: count the entries below each candidate and keep the largest candidate that has
+Finite magnitudes are ordered like their bit patterns, so the threshold is found digit
+by digit: count the entries below each candidate and keep the largest candidate that has
 few enough below it. Nothing is sorted or gathered; arrays may be sharded along any
 axes, and the devices exchange counts.
 """
@@ -34,7 +34,7 @@ def keep_largest(
 ) -> tuple[jax.Array, ...]:
     """Marks the k entries of largest magnitude over all arrays together.
 
-    With ``signed`` it is the largest values, so that -3 is less than 1.
+    With ``signed``, those of largest value, so that -3 is less than 1.
 
     Exactly ``k`` are marked, whatever the dtype. Equal magnitudes: the entry that comes
     first is marked, in the order of the arrays and then row by row. NaN counts as
@@ -317,7 +317,7 @@ def _radix_select(
         )
         counts = jnp.where(is_searched[:, None], counts, 0)
         fits = jnp.sum(counts, axis=0, dtype=limit.dtype) <= limit
-        # Between the last candidate that fits and the next lies what is found.
+        # The result lies between the last candidate that fits and the next one.
         value = jnp.max(candidates, initial=found.value, where=fits)
         below = jnp.max(jnp.where(fits, counts, 0), axis=1)
         not_above = jnp.min(jnp.where(fits, sizes[:, None], counts), axis=1)
