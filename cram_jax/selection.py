@@ -159,10 +159,10 @@ def _keep_largest(
         They are kept from the front, as many as are missing: all of the first arrays,
         some of one, which is searched, and none of the others.
         """
-        missing = k - (total - jnp.sum(found.not_above, dtype=integer))
         equal = found.not_above - found.below
         up_to_here = np.tri(len(arrays), dtype=bool)
         equal = jnp.sum(jnp.where(up_to_here, equal, 0), axis=1, dtype=integer)
+        missing = k - (total - found.all_below - equal[-1])
         is_kept = equal <= missing
         searched = jnp.sum(is_kept)
         missing -= jnp.max(equal, initial=0, where=is_kept)
@@ -172,7 +172,7 @@ def _keep_largest(
 
     # A search that ended early found exactly k.
     ends = jax.lax.cond(
-        jnp.sum(found.below, dtype=integer) == total - k,
+        found.all_below == total - k,
         lambda: jnp.full_like(found.below, everywhere),
         ends_of_ties,
     )
@@ -262,9 +262,17 @@ def _as_key(candidates: jax.Array, *, signed: bool) -> jax.Array:
 
 
 class _Found(NamedTuple):
-    """A value, and how many entries of each array lie below it and up to it."""
+    """A value, and how many entries lie below it and up to it.
+
+    Attributes:
+      value: a scalar.
+      all_below: of all arrays together.
+      below: of each array.
+      not_above: of each array.
+    """
 
     value: jax.Array
+    all_below: jax.Array
     below: jax.Array
     not_above: jax.Array
 
@@ -300,7 +308,7 @@ def _radix_select(
 
     def cond(state: tuple[_Found, jax.Array]) -> jax.Array:
         found, bits = state
-        return (bits > 0) & (jnp.sum(found.below, dtype=limit.dtype) != limit)
+        return (bits > 0) & (found.all_below != limit)
 
     def body(state: tuple[_Found, jax.Array]) -> tuple[_Found, jax.Array]:
         found, bits = state
@@ -316,13 +324,15 @@ def _radix_select(
             jnp.stack([count(array, candidates) for array in here])
         )
         counts = jnp.where(is_searched[:, None], counts, 0)
-        fits = jnp.sum(counts, axis=0, dtype=limit.dtype) <= limit
+        totals = jnp.sum(counts, axis=0, dtype=limit.dtype)
+        fits = totals <= limit
         # The result lies between the last candidate that fits and the next one.
         value = jnp.max(candidates, initial=found.value, where=fits)
         below = jnp.max(jnp.where(fits, counts, 0), axis=1)
         not_above = jnp.min(jnp.where(fits, sizes[:, None], counts), axis=1)
         return _Found(
             value,
+            jnp.max(totals, initial=found.all_below, where=fits),
             jnp.maximum(found.below, below),
             jnp.minimum(found.not_above, not_above),
         ), bits
@@ -333,6 +343,7 @@ def _radix_select(
         nothing += jnp.zeros_like(array, limit.dtype, shape=())
     start = _Found(
         zero + nothing.astype(zero.dtype),
+        nothing,
         jnp.full(sizes.shape, nothing),
         jnp.asarray(sizes) + nothing,
     )
