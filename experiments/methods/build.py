@@ -89,6 +89,8 @@ def front_rule(
             return estimators.sr_ste(loss_fn, projector, own.strength, **options)
         case "admm":
             return multipliers.admm(projector, own.strength, steps, every=own.every)
+        case "elsa":
+            return multipliers.elsa(projector, own.strength, every=own.every)
         case "safe":
             return multipliers.safe(
                 loss_fn,
