@@ -21,6 +21,7 @@ from cram_jax import (
     matching,
     n_m,
     prunable,
+    sparsity_report,
     stacked,
     top_k,
 )
@@ -320,6 +321,16 @@ def test_n_m_with_a_stride_groups_what_lies_apart():
     expected = expected.reshape(2, 2, 4, 3).swapaxes(1, 2).reshape(16, 3)
     mask = compress([kernel], n_m(2, 4, stride=2)).masks[0]
     np.testing.assert_array_equal(mask, expected)
+
+
+def test_a_kernel_whose_inputs_the_stride_does_not_fill_stays_dense():
+    params = {"a": jnp.ones((8, 3)), "b": jnp.ones((12, 3))}
+    projector = n_m(2, 4, stride=2)
+    pruned, masks = compress(params, projector)
+    assert int(masks["a"].sum()) == 12
+    assert masks["b"].all()
+    left_dense = sparsity_report(pruned, masks, projector).leaves[1]
+    assert left_dense.note == "dense: 8 does not divide its 12 inputs"
 
 
 @dataclasses.dataclass

@@ -23,7 +23,7 @@ from cram_jax import (
     sparsity_report,
     top_k,
 )
-from cram_jax.narrow_floats import round_e2m1, round_e4m3, round_scale
+from cram_jax.quantization.floats import round_e2m1, round_e4m3, round_scale
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.axes import Axes, AxesLike, axes_value
-from cram_jax.input_blocks import blocked_axis, join_blocks, split_blocks
 from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
-from cram_jax.narrow_floats import Scale, round_scale
 from cram_jax.projector import safe_denominator
+from cram_jax.quantization.blocks import blocked_axis, join_blocks, split_blocks
+from cram_jax.quantization.floats import Scale, round_scale
 from cram_jax.validation import check_choice, check_flag, check_integer
 
 # Shares of the range that least squares tries: first these, then as many between the

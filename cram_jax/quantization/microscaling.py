@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.axes import Axes, AxesLike, axes_value
-from cram_jax.input_blocks import blocked_axis, join_blocks, split_blocks
 from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
-from cram_jax.narrow_floats import round_e2m1, round_e4m3
 from cram_jax.projector import safe_denominator
+from cram_jax.quantization.blocks import blocked_axis, join_blocks, split_blocks
+from cram_jax.quantization.floats import round_e2m1, round_e4m3
 
 _LARGEST = 6.0  # of E2M1
 _LARGEST_SCALE = 448.0  # of E4M3

@@ -1,4 +1,4 @@
-"""Pruning of trained networks by the curvature of the loss: oBERT and WoodFisher."""
+"""The projector: what is pruned, in how many steps, and what it refuses."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -9,10 +9,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from cram_jax import fisher
 from cram_jax.axes import Axes, AxesLike, axes_value
-from cram_jax.examples import check_names, count_examples
-from cram_jax.finite import Finite, all_finite, check_finite
+from cram_jax.curvature import fisher
+from cram_jax.curvature.examples import check_names, count_examples
+from cram_jax.curvature.finite import Finite, all_finite, check_finite
 from cram_jax.gradients import Caller, Gradient, gradient_of
 from cram_jax.leaves import (
     Leaf,

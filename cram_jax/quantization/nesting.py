@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from cram_jax.axes import AxesLike, axes_value
 from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
 from cram_jax.projector import safe_denominator
-from cram_jax.quantization import own_scale
+from cram_jax.quantization.integers import own_scale
 from cram_jax.validation import check_integer
 
 
