@@ -133,7 +133,8 @@ class _Rounds:
         """The trained model of each round, the dense one first."""
         filters, scope = self.task.filters, self.plan.scope
         where = filters.prunable if scope == "global" else filters.uniform
-        early, trained = self._early(), []
+        early = self._early()
+        trained: list[tuple[Any, Any]] = []
 
         def train_one(params: Any, masks: Any) -> Any:
             trained.append(self._train(len(trained), early, params, masks))

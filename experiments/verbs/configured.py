@@ -49,7 +49,7 @@ def _base(verb: str, arguments: list[str]) -> tuple[RunConfig, list[str]]:
     named = [name for name in (recipe, resume, file) if name is not None]
     if len(named) > 1:
         raise ConfigError(
-            f"{verb} needs one recipe or --config, or to --resume, got "
+            f"{verb} needs one of a recipe, --config and --resume, got "
             f"{' and '.join(named)}"
         )
     if resume is not None:
