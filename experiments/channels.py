@@ -12,7 +12,7 @@ from cram_jax.structure import Structure, channels, multiply_adds, small_shapes
 
 @dataclass(frozen=True)
 class CoupledChannels:
-    """The channels of a network, traced when they are first asked for.
+    """The channels of a network and the cost of its weights, traced when asked for.
 
     Attributes:
       trace: gives the structure of ``(params, batch_stats)``.

@@ -72,7 +72,8 @@ class LeafFilters(NamedTuple):
     Attributes:
       prunable: those that may be compressed at all; None: of two or more dimensions.
       uniform: those of them that are pruned layer by layer.
-      channels: the channels that can be removed as a whole; None: unknown.
+      channels: which channels can be removed as a whole, and what a weight costs;
+        None: unknown.
     """
 
     prunable: "Where | None" = None

@@ -1,7 +1,9 @@
 """Finds lottery tickets: a whole training for each of several sparsities."""
 
 import dataclasses
+import itertools
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -129,16 +131,17 @@ class _Rounds:
         self.dense_step = make_step(config, teacher=teacher)
         self.sparse_step = make_step(self.sparse, teacher=teacher)
 
-    def tickets(self) -> Any:
+    def tickets(self) -> Iterator[tuple[Any, Any]]:
         """The trained model of each round, the dense one first."""
         filters, scope = self.task.filters, self.plan.scope
         where = filters.prunable if scope == "global" else filters.uniform
         early = self._early()
-        trained: list[tuple[Any, Any]] = []
+        numbers = itertools.count()
+        last: list[tuple[Any, Any]] = []
 
         def train_one(params: Any, masks: Any) -> Any:
-            trained.append(self._train(len(trained), early, params, masks))
-            return trained[-1][0]
+            last[:] = [self._train(next(numbers), early, params, masks)]
+            return last[0][0]
 
         found = lottery_tickets(
             early.params,
@@ -149,7 +152,7 @@ class _Rounds:
             where=where,
         )
         for _ in found:
-            yield trained[-1]
+            yield last[0]
 
     def judged(self, model: tuple[Any, Any]) -> dict[str, float]:
         """The share of zeros, and what the task measures."""
