@@ -189,7 +189,7 @@ MUTANTS = {
         ],
     ),
     "quantization/integers": (
-        ["quantization", "axes"],
+        ["quantization", "formats", "axes"],
         [
             Mutant("highest = 2 ** (bits - 1) - 1", "highest = 2 ** (bits - 1)"),
             Mutant("jnp.round(leaf / grid.scale)", "jnp.floor(leaf / grid.scale)"),
@@ -384,7 +384,7 @@ def survives(tree: Path, module: str, mutant: Mutant, tests: list[str]) -> bool:
 def passes(tree: Path, file: str) -> bool:
     """Whether the tests of a file pass; a loop without an end is a failure."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--ff"]
-    command += ["--devices", "8", file]
+    command += ["--hypothesis-profile", "mutants", "--devices", "8", file]
     quick = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # to compile
     try:
         result = subprocess.run(

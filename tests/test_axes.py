@@ -135,8 +135,12 @@ def test_what_is_not_known_is_assumed_and_marked():
     assert torch == Axes("output", "input")
     assert unknown.assumed
     assert torch.assumed
-    (told,) = axes_of([jnp.ones((3, 4))], lambda path, leaf: Axes("output", "input"))
-    assert not told.assumed
+    for own in (Axes("output", "input", "other"), Axes("stack", "output", "input")):
+        (told,) = axes_of([jnp.ones((3, 3, 3))], lambda path, leaf, own=own: own)
+        assert not told.assumed
+        marked = Axes(*own.roles, assumed=True)
+        (told,) = axes_of([jnp.ones((3, 3, 3))], [marked])
+        assert told.assumed
 
 
 def test_stacked_layers_are_told_and_the_rest_is_known():

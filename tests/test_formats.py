@@ -203,6 +203,14 @@ def test_scales_are_the_nearest_small_ones_too(kind, values):
     np.testing.assert_array_equal(rounded, expected)
 
 
+def test_zero_stays_on_the_grid_if_the_scale_is_rounded_down():
+    tiny = 2.0**-24  # the smallest float16
+    kernel = jnp.array([[0], [-4.2 * tiny]])
+    projector = fake_quant(2, symmetric=False, scale="float16")
+    (rounded,) = compress([kernel], projector).params
+    np.testing.assert_array_equal(rounded, [[0], [-3 * tiny]])
+
+
 def test_float16_scales_stay_finite():
     assert round_scale(jnp.float32(1e9), "float16") == 65504
 

@@ -83,7 +83,7 @@ def lottery(
 
 
 def _stored(path: Path, config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """Results to go on with; or new ones."""
+    """Stored results to continue, or new ones."""
     own = plan.stored() | {"config": json.loads(json.dumps(to_dict(config)))}
     if not path.exists():
         return own | {"rounds": []}
@@ -99,7 +99,7 @@ def _stored(path: Path, config: RunConfig, plan: Plan) -> dict[str, Any]:
 
 
 class _Rounds:
-    """The trainings of a lottery: each goes on where it was stopped."""
+    """The trainings of a lottery; each resumes where it was stopped."""
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class _Rounds:
             )
         except Stopped as stopped:
             raise Stopped(
-                f"stopped in {run}; the same command goes on", stopped.signal
+                f"stopped in {run}; run the same command to continue", stopped.signal
             ) from stopped
 
 

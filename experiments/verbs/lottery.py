@@ -24,7 +24,7 @@ class Lottery:
     ``lottery RECIPE`` trains the dense network of a recipe in OUT/round0, then a
     sparser one in OUT/round1 and so on, each a whole training from the same early
     weights. Each is a run like any other. Every field of the configuration is an
-    option. If it is stopped, the same command goes on; it takes more rounds too.
+    option. If it is stopped, the same command continues; it can add rounds too.
     """
 
     config: Path | None = None
