@@ -25,7 +25,8 @@ Small ones, whose pruned networks come from a run on this machine:
 
 Its learning rate is that of the digits, the best of 0.05, 0.1, 0.2 and 0.4 (83.3, 92.7,
 97.3 and 98.7 %) on 150 training images that were held out, one seed; 200 steps at 0.01
-leave it at 72.7 % of the test images. The two on CIFAR-10 keep 0.01, which was not tuned.
+leave it at 72.7 % of the test images. The two on CIFAR-10 keep 0.01, which was not
+tuned.
 """
 
 import dataclasses
