@@ -175,15 +175,17 @@ def test_pruned_weights_of_masks_are_zeroed_and_count():
 
 
 def test_gradients_are_those_without_the_weights_that_masks_prune():
-    weights, x = jax.random.normal(jax.random.key(0), (2, 6, 2))
+    weights, *x = jax.random.normal(jax.random.key(0), (5, 6, 2))
     masks = {"w": jnp.array([[True, False]] * 6)}
 
     def prune(weights):
         return prune_at_once(
             lambda params, x: jnp.mean(jnp.sum(params["w"] * x, (1, 2)) ** 2),
             {"w": weights},
-            {"x": x[None] * jnp.arange(1.0, 5).reshape(4, 1, 1)},
+            {"x": jnp.stack(x)},
             0.75,
+            damping=1.0,
+            recomputations=1,
             masks=masks,
         )
 
