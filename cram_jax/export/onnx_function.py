@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from cram_jax.export.extras import require
-from cram_jax.export.parity import check_parity
+from cram_jax.export.parity import ParityError, check_parity
 from cram_jax.safetensors import replacing
 
 OPSET = 18
@@ -44,7 +44,7 @@ def function_to_onnx(
       The largest difference on the examples, as a share of the largest output.
 
     Raises:
-      ParityError: the file computes something else; it is not kept.
+      ParityError: the file computes something else, or cannot be run; it is not kept.
       ImportError: jax2onnx or ONNX Runtime is not installed.
     """
     convert = require("jax2onnx", "jax2onnx").to_onnx
@@ -59,7 +59,13 @@ def function_to_onnx(
     )
     with replacing(path) as beside:
         beside.write_bytes(model.SerializeToString(deterministic=True))
-        got = run_onnx_function(beside)(*arrays)
+        try:
+            got = run_onnx_function(beside)(*arrays)
+        except Exception as error:  # ONNX Runtime's have no class of their own
+            reason = str(error).strip().split("\n")[0]
+            raise ParityError(
+                f"ONNX Runtime cannot run what jax2onnx wrote: {reason}"
+            ) from error
         leaves = jax.tree.leaves(jax.jit(function)(*arrays))
         expected = leaves[0] if len(leaves) == 1 else tuple(leaves)
         return check_parity(got, expected, tolerance, "what jax2onnx wrote")
