@@ -1,4 +1,4 @@
-"""Core ML packages with small weights; Linux writes them and cannot run them."""
+"""Core ML packages with small weights, which Linux can write but not run."""
 
 import contextlib
 import io
@@ -28,25 +28,25 @@ def to_coreml(
     *,
     weights: Weights = "float16",
 ) -> dict[str, np.ndarray]:
-    """Writes a function of JAX as a Core ML package whose zeros take no place.
+    """Writes a function of JAX as a Core ML package whose zeros take no space.
 
-    Weights of 2,048 numbers or more of which at least half are zero are stored as a bit
-    mask and the others, which the Neural Engine and recent processors of Apple compute
-    with. Smaller ones stay float16, also with integers. The package is for iOS 18 and
-    macOS 15 or newer. It holds the date and identifiers drawn at random, so no two are
-    the same bytes.
+    Weights of 2,048 numbers or more, at least half of them zero, are stored as a bit
+    mask and the non-zero values, in which form the Neural Engine and recent processors
+    of Apple compute with them. Smaller weights stay float16, also with integers. The
+    package is for iOS 18 and macOS 15 or newer. It holds the date and random
+    identifiers, so no two are byte-for-byte equal.
 
     Args:
       function: of arrays, with its parameters inside, that returns an array or a tuple
         of arrays; what `jax.export` takes.
       examples: arrays or `jax.ShapeDtypeStruct`, one for each argument; the package is
         for their shapes, batch size included.
-      path: of the package, ``.mlpackage``, a folder that is there when it is complete.
+      path: of the package, ``.mlpackage``, a folder that appears when it is complete.
       weights: "float16"; "int8" or "int4", with a float16 scale for each output, for
         which `fake_quant` of 8 or 4 bits trains; or "int4 in blocks" of 32 inputs, for
         ``fake_quant(4, block=32, scale="float16")``. The integers are those of the
         projector, the scales within a rounding of float16; activations stay float16.
-        In blocks are only linear layers whose number of inputs 32 divides.
+        Only linear layers whose number of inputs is a multiple of 32 are in blocks.
 
     Returns:
       The weights that the package holds in a smaller form, by their names in it, as
@@ -77,7 +77,7 @@ def to_coreml(
             dense,
             compression.OptimizationConfig(
                 compression.OpThresholdPrunerConfig(
-                    # Float16 has no smaller number: nothing but zeros is below.
+                    # Float16 has no smaller number: only zeros are below.
                     threshold=1e-12,
                     minimum_sparsity_percentile=0.5,
                     weight_threshold=_FEWEST,
@@ -162,7 +162,7 @@ def _scaled(integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without progress bars, and advice on libraries that are not used here."""
+    """Silences progress bars, and advice on libraries that are not used here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

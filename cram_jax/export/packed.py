@@ -33,7 +33,7 @@ from cram_jax.validation import check_choice, check_integer
 
 FORMAT, VERSION = "cram_jax.packed", "1"
 
-# An unpacked model is at most so many times the file's size, and a megabyte.
+# An unpacked model is at most this many times the file's size, plus a megabyte.
 _EXPANSION = 4096
 
 
@@ -66,12 +66,12 @@ def save_packed(
     ``fake_quant(4)`` rounded comes back bit for bit, anything else is rounded here.
     Negative zeros come back as zeros.
 
-    Leaves are converted one at a time, and never all in memory.
+    Leaves are converted one at a time, so they never have to fit in memory together.
 
     Args:
       params: a pytree of arrays, or of anything with a shape that NumPy converts, such
         as `numpy.memmap`.
-      path: of the file; it is there when everything has been written, and the same
+      path: of the file; it appears when everything has been written, and the same
         parameters give the same bytes.
       values: what matrices of floats are stored as: "same", their own dtype, with
         which everything comes back exactly; "float16", "bfloat16", "int8" or "int4".
@@ -138,7 +138,8 @@ def load_packed(
       path: of the file; it may come from anybody.
       like: a pytree of arrays or shapes; None: a dictionary by path, such as
         ``{"dense/kernel": ...}``.
-      bits: of integers only so many leading ones, as `nested` trains for; None: all.
+      bits: how many leading bits of integers to read, as `nested` trains for; None:
+        all.
 
     Returns:
       NumPy arrays, in the structure of ``like``.

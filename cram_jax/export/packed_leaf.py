@@ -13,7 +13,7 @@ from cram_jax.export import masks
 from cram_jax.validation import check_choice
 
 Values: TypeAlias = Literal["same", "float16", "bfloat16", "int8", "int4"]
-"""What kept weights are stored as."""
+"""How kept weights are stored."""
 
 FLOATS = {
     name: np.dtype(dtype)
@@ -68,7 +68,7 @@ class Packed(NamedTuple):
 
 
 def pack(name: str, leaf: np.ndarray, axes: Axes, values: Values) -> Packed | None:
-    """The parts of a leaf, or None if it stays as it is.
+    """The parts of a leaf, or None if it stays unchanged.
 
     Raises:
       ValueError: its values cannot be stored so.
@@ -105,11 +105,11 @@ def pack(name: str, leaf: np.ndarray, axes: Axes, values: Values) -> Packed | No
 def _quantise(
     name: str, leaf: np.ndarray, axes: Axes, largest: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Integers, as float32, and the scale that they are multiplied with.
+    """Integers, as float32, and the scale that multiplies them.
 
-    Of the neighbours of the scale that reaches to the largest weight the one is taken
-    that restores the weights bit for bit, if there is one: weights that were rounded
-    before tell their scale up to a rounding.
+    Weights that were rounded before reveal their scale only up to rounding error. So
+    the neighbours of that scale are tried, and one that restores the weights bit for
+    bit is taken if there is one.
     """
     wide = leaf.astype(np.float32)
     if not np.isfinite(wide).all():

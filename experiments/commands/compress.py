@@ -31,12 +31,12 @@ def compress(
     data_dir: Path | None,
     pruning: PrunerOptions,
 ) -> None:
-    """Compresses, recalibrates batch norm, stores the model, prints what is left."""
+    """Compresses, recalibrates batch norm, stores the model, prints a summary."""
     out = out or run / "compressed" / target
     check_path(out)
     if out.exists() and out.resolve() in (run.resolve(), *run.resolve().parents):
         raise ConfigError(f"out must be a directory of its own, got {out}, the run's")
-    if not (out / "compression.json").exists():  # one of ours is made anew
+    if not (out / "compression.json").exists():  # one of ours is replaced
         check_free(out, overwrite=overwrite)
     console = make_console()
     say = partial(console.print, soft_wrap=True)
@@ -71,7 +71,7 @@ def store(
 
     Args:
       out: its directory.
-      source: that of the run that it was made from.
+      source: that of the run it was made from.
       run: the same, opened.
       target: what it was compressed to.
       model: parameters and batch statistics.

@@ -1,4 +1,4 @@
-"""Image classifiers in the form in which engines take them."""
+"""Image classifiers in the form that engines take."""
 
 import dataclasses
 from functools import partial

@@ -58,6 +58,21 @@ def test_compress_stores_a_model_that_evaluates_the_same(run, data_dir, capsys):
     assert again["pruned"] == {"dense": stored["accuracy"]}
 
 
+def test_a_model_is_not_written_over_its_run(run, capsys):
+    for verb in ("compress", "shrink"):
+        for out in (run, run.parent):
+            words = f"{verb} {run} --target c50 --out {out} --overwrite"
+            assert main(words.split()) == 1
+            assert "out must be a directory of its own" in capsys.readouterr().err
+
+
+def test_a_dry_run_takes_a_step_and_writes_nothing(data_dir, tmp_path, capsys):
+    command = f"train digits --run {tmp_path / 'run'} --data-dir {data_dir} --dry-run"
+    assert main(command.split() + TINY.split()) == 0
+    assert "one step: loss " in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_shrunken_run_is_a_run(run, data_dir, tmp_path, capsys):
     small, tuned = tmp_path / "small", tmp_path / "tuned"
     target = f"{run} --target c50 --data-dir {data_dir}"
@@ -130,6 +145,9 @@ def test_report_reads_what_evaluate_stored(run, data_dir, tmp_path, capsys):
     assert "report.md" in capsys.readouterr().out
     assert "| CrAM+-k50 |" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "digits-resnet.png").exists()
+    assert main(["report", str(run), "--json"]) == 0
+    (results,) = json.loads(capsys.readouterr().out).values()
+    assert results["targets"] == ["dense", "k50", "k90"]
 
 
 @pytest.mark.parametrize(
