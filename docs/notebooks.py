@@ -30,5 +30,7 @@ def _markdown(cell: dict) -> str:
             blocks.append(f"```text\n{''.join(output['text'])}\n```")
         else:
             picture = output["data"]["image/png"].strip()
-            blocks.append(f"![](data:image/png;base64,{picture})")
+            blocks.append(
+                f"![Drawn by the cell above](data:image/png;base64,{picture})"
+            )
     return "\n\n".join(blocks)
