@@ -306,7 +306,7 @@ MUTANTS = {
         ],
     ),
     "curvature/fisher": (
-        ["fisher", "second_order"],
+        ["fisher", "second_order", "second_order_refusals"],
         [
             Mutant("width = max(1, min(block_size, leaf.size))", "width = block_size"),
             Mutant("order.index(axis) for axis in", "axis for axis in"),

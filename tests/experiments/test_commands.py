@@ -50,6 +50,8 @@ def test_compress_stores_a_model_that_evaluates_the_same(run, data_dir, capsys):
     assert main(f"compress {run} --target k90 --data-dir {data_dir}".split()) == 0
     text = capsys.readouterr().out
     assert "stem/conv/kernel" in text
+    assert "norm/scale" not in text
+    assert "dense leaves of fewer than 2 dimensions" in text
     compressed = run / "compressed" / "k90"
     stored = json.loads((compressed / "compression.json").read_text())
     assert main(f"evaluate {compressed} --data-dir {data_dir}".split()) == 0
