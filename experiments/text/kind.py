@@ -36,6 +36,7 @@ __all__ = ["check_weights", "deploy", "samples"]
 
 SOURCES = "a run's directory"
 WEIGHT_FILES: tuple[str, ...] = ()
+LIBRARY = "huggingface"
 VOCABULARY = "vocabulary"
 
 
@@ -208,13 +209,13 @@ def kept_sources(config: TextConfig, run: Path) -> TextConfig:
 
 
 def export(
-    config: TextConfig, params: Any, run: Path, out: Path, vocabulary: Path | None
+    config: TextConfig, model: Model, run: Path, out: Path, vocabulary: Path | None
 ) -> None:
     """Writes a Hugging Face directory, with the vocabulary that lies in the run."""
     source = vocabulary or run / VOCABULARY
     vocabulary_files(source)  # says what is missing before anything is written
     try:
-        save_bert(out, _family(config).network(config).module(params))
+        save_bert(out, _family(config).network(config).module(model[0]))
         copy_vocabulary(source, out)
     except OSError as error:
         raise cannot_write(out, error) from error
