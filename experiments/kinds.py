@@ -5,7 +5,6 @@ provide. A folder is imported when a run of its kind is opened: jax, its network
 its data take seconds.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -14,6 +13,7 @@ from experiments.images.config import ImageConfig
 from experiments.text.config import TextConfig
 
 if TYPE_CHECKING:
+    from cram_jax.structure import Structure
     from experiments.deployment.network import Network, Samples
     from experiments.task import Model, Task
 
@@ -60,15 +60,16 @@ class Kind(Protocol):
         """The task of a configuration, for data that have been read."""
         ...
 
-    def smaller_model(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """The model configuration of a network whose parameters became smaller.
+    def smaller_model(
+        self, config: Any, data: Any, structure: "Structure", kept: Any
+    ) -> Any:
+        """The model configuration of a network that has lost channels.
 
         Args:
           config: the run before.
-          shapes: of the parameters, by path.
-
-        Raises:
-          ConfigError: no configuration describes it.
+          data: its data.
+          structure: of its parameters and batch statistics.
+          kept: the groups that stay.
         """
         ...
 

@@ -1,13 +1,15 @@
 """What is particular to runs on text, see `experiments.kinds.Kind`."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax import nnx
 
+from cram_jax.structure import Structure
 from experiments.batches import Arrays
+from experiments.channels import parameter_shapes
 from experiments.datasets import default_data_dir
 from experiments.errors import ConfigError, DataError, VocabularyError, cannot_write
 from experiments.task import Model, Task
@@ -95,10 +97,11 @@ def make_task(config: TextConfig, data: TextDataset) -> Task:
 
 
 def smaller_model(
-    config: TextConfig, shapes: Mapping[str, tuple[int, ...]]
+    config: TextConfig, data: TextDataset, structure: Structure, kept: Any
 ) -> BertModelConfig:
     """See `Kind`."""
-    model = config.model
+    del data
+    model, shapes = config.model, parameter_shapes(structure, kept)
     layers = [f"bert/layer{i}" for i in range(model.num_hidden_layers)]
     features = [shapes[f"{layer}/attention/query/kernel"][1] for layer in layers]
     return dataclasses.replace(
