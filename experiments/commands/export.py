@@ -44,6 +44,7 @@ def export(options: Export) -> None:
     rounds = width in (4, 8) and not _is_rounded(options.target, width)
     tolerance = options.tolerance or (0.25 if rounds or model.calibrated else 1e-4)
     inputs = model.samples.inputs(EXAMPLES)
+    say(f"writing {options.out} and comparing it with JAX ...")
     expected = model.network.forward(*inputs)
     try:
         with replacing(options.out) as beside:
