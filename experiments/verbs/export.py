@@ -35,7 +35,7 @@ BITS: dict[Format, tuple[int, ...]] = {
 class Export:
     """Write a model in a file that other engines and libraries take.
 
-    It is compressed in one shot, batch norm is recalibrated, and what was written is
+    It is compressed in one shot, batch norm is recalibrated, and the written file is
     read back, run and compared with JAX: if it differs, there is an error and no file.
     """
 
@@ -66,9 +66,9 @@ class Export:
     module: str | None = None
     """The model.module of a run with a network of your own, to allow its import."""
     second_order: SecondOrder = field(default_factory=SecondOrder)
-    """How targets such as o90 go about it."""
+    """Settings of second-order targets such as o90."""
     layerwise: Layerwise = field(default_factory=Layerwise)
-    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
+    """Settings of targets that look at each layer's inputs: w90, g90, rk90 and so on."""
 
     @property
     def width(self) -> int:
@@ -77,7 +77,8 @@ class Export:
             return self.bits
         last = targets.parse(self.target)[-1]
         rounded = last.numbers[0] if last.form in ("quantised", "nested") else 0
-        # In ONNX 4 bits mean blocks; scales by output are not what the target rounds.
+        # In ONNX, 4 bits mean blocks, which is not how a target with scales by output
+        # rounds.
         if self.format in ("onnx", "litert") and rounded == 4:
             rounded = 4 if last.numbers[1:] == (32,) else 0
         if last.form == "nested" and self.format == "packed":

@@ -1,4 +1,4 @@
-"""``train``: a recipe, a configuration file, or a run that goes on."""
+"""``train``: a recipe, a configuration file, or a run to resume."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +123,7 @@ class TrainText(Train):
 
 
 def parse_train(arguments: list[str]) -> Train:
-    """Parses with the one configuration that is meant: its fields are options too."""
+    """Parses with the configuration that is named, whose fields are options too."""
     base, rest = _base(arguments)
     shape: Any = TrainText if isinstance(base, TextConfig) else TrainImages
     return tyro.cli(
