@@ -8,9 +8,9 @@ compressed in one shot to all sparsities, its batch norm recalibrated, and compi
 our engine in INT8. Each result is stored at once, and a stopped program continues where
 it was; ``--table`` only prints the stored results.
 
-"By cost" divides the square of a weight, or the mean square of a block, by its cost, its
-layer's multiply-adds per weight, and compares over all layers: that keeps the most of
-the weights' energy for a number of multiply-adds.
+"By cost" divides the square of a weight, or the mean square of a block, by its cost,
+its layer's multiply-adds per weight, and compares over all layers: that keeps the most
+of the weights' energy for a number of multiply-adds.
 """
 
 import argparse

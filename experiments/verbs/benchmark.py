@@ -73,7 +73,7 @@ class Benchmark:
     second_order: SecondOrder = field(default_factory=SecondOrder)
     """Settings of second-order targets such as o90."""
     layerwise: Layerwise = field(default_factory=Layerwise)
-    """Settings of targets that look at each layer's inputs: w90, g90, rk90 and so on."""
+    """Settings of targets that look at layer inputs: w90, g90, rk90 and so on."""
 
     def check(self) -> None:
         """Targets are known, numbers in range, and runs can be read."""

@@ -34,7 +34,7 @@ class Compress:
     second_order: SecondOrder = field(default_factory=SecondOrder)
     """Settings of second-order targets such as o90."""
     layerwise: Layerwise = field(default_factory=Layerwise)
-    """Settings of targets that look at each layer's inputs: w90, g90, rk90 and so on."""
+    """Settings of targets that look at layer inputs: w90, g90, rk90 and so on."""
 
     def check(self) -> None:
         """The target has a known name, and the run can be read."""
