@@ -2,7 +2,7 @@
 
     python -m tests.mutants                         # all of them
     python -m tests.mutants selection sparsity      # those of some modules
-    python -m tests.mutants --results verdicts.txt  # goes on where it was stopped
+    python -m tests.mutants --results verdicts.txt  # continues where it was stopped
 
 Each mutant is made in a copy of the tree. A mutant that no test kills is printed as
 SURVIVED, and the exit status is the number of those. One survives, as all it changes

@@ -43,6 +43,7 @@ def export(options: Export) -> None:
     model, width = found.model, options.width
     tolerance = options.tolerance or (0.25 if _rounds(options, model) else 1e-4)
     inputs = model.samples.inputs(EXAMPLES)
+    say(f"writing {options.out} and comparing it with JAX ...")
     expected = model.network.forward(*inputs)
     try:
         with replacing(options.out) as beside:

@@ -1,4 +1,4 @@
-"""BERTs in the form in which engines take them."""
+"""BERTs in the form that engines take."""
 
 import dataclasses
 from functools import partial
@@ -29,7 +29,7 @@ NAMES = ("input_ids", "attention_mask", "token_type_ids")
 def deploy(
     config: TextConfig, data: TextDataset, params: Any, batch_stats: Any
 ) -> Network:
-    """The network of a run with these parameters; its inputs are three of integers."""
+    """The network of a run with these parameters; it has three integer inputs."""
     del data, batch_stats
     return text_network(config, params)
 

@@ -41,7 +41,7 @@ BITS: dict[Format, tuple[int, ...]] = {
 class Export:
     """Write a model in a file that other engines and libraries take.
 
-    It is compressed in one shot, batch norm is recalibrated, and what was written is
+    It is compressed in one shot, batch norm is recalibrated, and the written file is
     read back, run and compared with JAX: if it differs, there is an error and no file.
     """
 
@@ -74,9 +74,9 @@ class Export:
     module: str | None = None
     """The model.module of a run with a network of your own, to allow its import."""
     second_order: SecondOrder = field(default_factory=SecondOrder)
-    """How targets such as o90 go about it."""
+    """Settings of second-order targets such as o90."""
     layerwise: Layerwise = field(default_factory=Layerwise)
-    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
+    """Settings of targets that look at layer inputs: w90, g90, rk90 and so on."""
 
     @property
     def width(self) -> int:

@@ -149,7 +149,7 @@ def test_report_reads_what_evaluate_stored(run, data_dir, tmp_path, capsys):
     assert (tmp_path / "digits-resnet.png").exists()
     assert main(["report", str(run), "--json"]) == 0
     (results,) = json.loads(capsys.readouterr().out).values()
-    assert results["targets"] == ["dense", "k50", "k90"]
+    assert {"dense", "k50", "k90"} <= set(results["targets"])
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_compressed_model_trains_on_under_its_masks(run, places, tmp_path, cap
     assert main(command.split()) == 0
     text = capsys.readouterr().out
     assert "bert/layer0/output/kernel" in text
-    assert "% as 60 % uniform. Stored in" in text
+    assert "% compressed to 60 % uniform. Stored in" in text
     facts = json.loads((compressed / "compression.json").read_text())
     assert facts["target"] == "u60"
     assert main(f"evaluate {compressed}".split()) == 0

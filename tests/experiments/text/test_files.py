@@ -1,4 +1,4 @@
-"""Labelled texts of one's own: what is read, and what is refused."""
+"""Labelled texts of your own: what is read, and what is refused."""
 
 import dataclasses
 import json
