@@ -46,12 +46,13 @@ eight-devices: $(DEV) $(WEIGHTS)
 	$(PYTEST) -m 'several_devices and not nightly' --devices 8 \
 	  $$(grep -rl --include='test_*.py' mark.several_devices tests)
 
-# What takes long: runs that are killed and resumed, full products of cases, mutants, the
-# selection as XLA optimises it for users, and the oldest releases that pyproject.toml
-# allows.
+# What takes long: runs that are killed and resumed, full products of cases, more random
+# networks, mutants, the selection as XLA optimises it for users, and the oldest releases
+# that pyproject.toml allows.
 nightly: $(DEV) $(WEIGHTS)
 	$(PYTEST) -m 'not several_devices and nightly'
 	$(PYTEST) -m 'several_devices and nightly' --devices 8
+	$(PYTEST) tests/structure/test_generated.py --generated-networks 2000
 	$(RUN) -m pytest -n 2 --devices 8 tests/test_selection.py tests/test_communication.py
 	$(MAKE) lowest VENV=.venv-lowest
 	$(MAKE) mutants

@@ -45,7 +45,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--generated-networks",
         type=int,
-        default=500,
+        default=150,
         help="how many random networks structure/test_generated.py removes channels of",
     )
     parser.addoption(

@@ -35,7 +35,7 @@ LAYOUTS = (
 )
 
 
-def trees():
+def trees(layouts=LAYOUTS):
     """Parameter trees with one to three kernels of one dtype, and a bias."""
 
     def build(layout):
@@ -47,7 +47,7 @@ def trees():
             }
         )
 
-    return st.sampled_from(LAYOUTS).flatmap(build)
+    return st.sampled_from(layouts).flatmap(build)
 
 
 def sparsities():
