@@ -32,7 +32,7 @@ KINDS = (
 )
 @given(data=st.data(), sparsity=strategies.sparsities())
 def test_blocks_agree_with_float64(block, dtype, scope, data, sparsity):
-    shapes = ((4, 4), (8, 12), (3, 3, 4, 8))
+    shapes = ((8, 12), (3, 3, 4, 8))
     leaves = [data.draw(strategies.arrays(shape, dtype)) for shape in shapes]
     values, masks = compress(leaves, top_k(sparsity, scope=scope, block=block))
     scores = [references.block_rms(leaf, block) for leaf in leaves]
