@@ -126,7 +126,7 @@ def test_cram_plus_is_the_dense_gradient_plus_cram():
     params, batch = make_params(), make_batch()
     grads = jax.grad(loss_fn)(params, batch)
     projector = PROJECTORS["one_of"]
-    for options in ({}, {"normalize": True}, {"sparse_gradients": False}):
+    for options in ({}, {"normalize": True, "sparse_gradients": False}):
         one, plus = (
             make(loss_fn, projector, 0.1, key=7, **options)
             for make in (cram, cram_plus)
