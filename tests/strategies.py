@@ -35,6 +35,10 @@ LAYOUTS = (
 )
 
 
+# For large programs: one wide and one narrow.
+FEW_LAYOUTS = (LAYOUTS[2], LAYOUTS[4])
+
+
 def trees(layouts=LAYOUTS):
     """Parameter trees with one to three kernels of one dtype, and a bias."""
 

@@ -55,8 +55,6 @@ def test_identity_changes_nothing(params):
     assert all(mask.all() for mask in jax.tree.leaves(projection.masks))
 
 
-# Programs of several members are large: one wide layout and one narrow.
-LAYOUTS = [strategies.LAYOUTS[2], strategies.LAYOUTS[4]]
 MEMBERS = [top_k(0.5), fake_quant(4), compose(top_k(0.7), fake_quant(3))]
 
 
@@ -66,7 +64,7 @@ def draw_and_members(params, key):
     return drawn, [compress(params, member) for member in MEMBERS]
 
 
-@given(strategies.trees(LAYOUTS), st.integers(0, 2**31 - 1))
+@given(strategies.trees(strategies.FEW_LAYOUTS), st.integers(0, 2**31 - 1))
 def test_one_of_gives_what_one_member_gives(params, seed):
     drawn, candidates = draw_and_members(params, jax.random.key(seed))
     assert any(
@@ -141,7 +139,11 @@ def together_and_in_turn(params, sparsity, bits):
     return together, pruned.masks, compress(pruned.params, fake_quant(bits)).params
 
 
-@given(strategies.trees(LAYOUTS), strategies.sparsities(), st.sampled_from([2, 4]))
+@given(
+    strategies.trees(strategies.FEW_LAYOUTS),
+    strategies.sparsities(),
+    st.sampled_from([2, 4]),
+)
 def test_compose_prunes_and_then_quantises(params, sparsity, bits):
     projection, masks, values = together_and_in_turn(params, sparsity, bits)
     assert_trees_equal(projection.masks, masks)
