@@ -27,9 +27,7 @@ from cram_jax.reparameterizations import (
 
 # Projectors: what the model is trained for, and compressed with.
 from cram_jax.sparsity import n_m, top_k
-from cram_jax.quantization import fake_quant
-from cram_jax.microscaling import mxfp4, nvfp4
-from cram_jax.nested import nested
+from cram_jax.quantization import fake_quant, mxfp4, nested, nvfp4
 from cram_jax.combinators import compose, identity, one_of
 from cram_jax.caching import CachedState, cached
 from cram_jax.scheduling import ScheduledState, scheduled

@@ -1,12 +1,12 @@
 """What compression changed, and for whom: pure functions of NumPy arrays.
 
-Accuracy says little about a compressed network: another one of the same accuracy may
-give other answers, be less sure of them, and fail one group more than the rest.
+Accuracy does not tell the whole story: a compressed network of the same accuracy may
+give different answers, be less sure of them, or fail one group more than the rest.
 
 Reference: Iofinova, Peste and Alistarh, Bias in Pruned Vision Models, CVPR 2023,
 arXiv 2304.12622. `bias_amplification`, `uncertainty`, `interdependence`,
 `calibration_error`, `rare_value_ratio` and `adjusted_thresholds` are its criteria, for
-attributes that are each true or false.
+binary attributes.
 """
 
 from typing import Any, TypeAlias
@@ -23,8 +23,8 @@ def disagreement(predictions: Any, others: Any) -> float:
     """The share of examples that two models answer differently.
 
     Args:
-      predictions: of one model, shape (examples, ...).
-      others: of the other, of that shape.
+      predictions: those of one model, shape (examples, ...).
+      others: those of the other model, of the same shape.
 
     Example:
       >>> from cram_jax import audit
@@ -39,8 +39,8 @@ def by_group(values: Any, groups: Any) -> dict[Any, float]:
     """The mean of each group, such as accuracy by class.
 
     Args:
-      values: (examples,), such as whether each was answered right.
-      groups: (examples,), the group of each.
+      values: (examples,), such as whether each answer was right.
+      groups: (examples,), the group of each example.
 
     Returns:
       The means, in the order of the groups.
@@ -59,14 +59,14 @@ def by_group(values: Any, groups: Any) -> dict[Any, float]:
 def calibration_error(probabilities: Any, outcomes: Any, *, buckets: int = 10) -> float:
     """How far probabilities are from how often they come true, on average.
 
-    The mean over examples of ``|mean probability - mean outcome|`` of their bucket, the
-    i-th from ``i / buckets`` on; 1 has a bucket of its own. For several classes: the
-    probability of the class that was chosen, and whether it was right.
+    The mean over examples of ``|mean probability - mean outcome|`` in their bucket. The
+    i-th bucket starts at ``i / buckets``; 1 has a bucket of its own. For several
+    classes, pass the probability of the predicted class and whether it was right.
 
     Args:
       probabilities: (examples,), from 0 to 1.
       outcomes: (examples,), whether each came true.
-      buckets: how many there are.
+      buckets: the number of buckets.
 
     Example:
       >>> from cram_jax import audit
@@ -103,13 +103,13 @@ def interdependence(predictions: Any) -> Array:
     """How well each predicted attribute follows from the others.
 
     The coefficient of determination of a linear regression on them, which is high for a
-    model that takes one attribute for another.
+    model that confuses one attribute with another.
 
     Args:
       predictions: (examples, attributes), numbers or bools.
 
     Returns:
-      For each attribute a number up to 1; NaN for one that never changes.
+      For each attribute, a number up to 1; NaN for one that never changes.
 
     Example:
       >>> from cram_jax import audit
@@ -128,18 +128,18 @@ def interdependence(predictions: Any) -> Array:
 
 
 def rare_value_ratio(predictions: Any, labels: Any, training_labels: Any) -> Array:
-    """How often the rarer value of each attribute is predicted, beside how often it is.
+    """How often the rarer value of each attribute is predicted, relative to the truth.
 
-    Below 1, the model tends to the value that it saw more often in training.
+    Below 1, the model favours the value that it saw more often in training.
 
     Args:
       predictions: (examples, attributes), bool.
       labels: (examples, attributes), bool.
-      training_labels: (training examples, attributes), bool: they say which is rarer;
-        True if neither is.
+      training_labels: (training examples, attributes), bool: they decide which value is
+        rarer; True if neither is.
 
     Returns:
-      For each attribute the ratio; NaN if the value never occurs in ``labels``.
+      For each attribute, the ratio; NaN if the value never occurs in ``labels``.
 
     Example:
       >>> from cram_jax import audit
@@ -185,9 +185,9 @@ def auc(scores: Any, outcomes: Any) -> float:
 def adjusted_thresholds(logits: Any, labels: Any) -> Array:
     """Thresholds with which each attribute is predicted as often as it is true.
 
-    The paper's remedy: a pruned network predicts rare values too rarely. Of as many
-    examples as are true the lowest logit is the threshold; ``logits > thresholds`` then
-    predicts one fewer.
+    The paper's remedy for pruned networks that predict rare values too rarely. If n
+    examples are true, the threshold is the n-th largest logit; ``logits > thresholds``
+    then predicts n - 1.
 
     Args:
       logits: (examples, attributes), on held-out data.
@@ -218,11 +218,12 @@ def bias_amplification(
     training_labels: Any,
     training_group: Any,
 ) -> Array:
-    """How much more an attribute is predicted where it was commoner in training.
+    """How much a model exaggerates an attribute's correlation with a group.
 
-    Of an attribute that was commoner in the group than outside of it: the group's share
-    of the examples for which it is predicted, minus its share of those for which it is
-    true. Otherwise the same of the examples outside. Above 0 the model exaggerates.
+    If an attribute was more common inside the group than outside in training: the
+    group's share of the examples for which it is predicted, minus its share of those
+    for which it is true. Otherwise the same for the examples outside the group. Above
+    0, the model exaggerates.
 
     Args:
       predictions: (examples, attributes), bool.
@@ -269,7 +270,7 @@ def bias_amplification(
 
 
 def _alike(**arrays: Any) -> list[Array]:
-    """The arrays, of one shape with at least one example."""
+    """The arrays, checked: of one shape, with at least one example."""
     found = {name: np.asarray(array) for name, array in arrays.items()}
     shapes = {name: array.shape for name, array in found.items()}
     if len(set(shapes.values())) > 1 or 0 in next(iter(shapes.values()))[:1]:

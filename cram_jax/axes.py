@@ -1,4 +1,4 @@
-"""What the axes of parameters are for, which is the model's business and not ours."""
+"""What the axes of parameters are for: the model decides, not the projector."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -25,18 +25,19 @@ _ATTENTION = ("query", "key", "value", "out")
 class Axes:
     """The role of each axis of a parameter.
 
-    - "input": summed over against the activations that come in;
+    - "input": contracted with the incoming activations;
     - "window": a position in the window of a convolution, also summed over;
-    - "output": one entry for each activation that goes out;
+    - "output": one entry for each outgoing activation;
     - "lookup": one row is looked up, as in an embedding table, tied or not;
     - "stack": one slice for each of several layers or models, as `flax.linen.scan`,
       `flax.nnx.vmap` and `jax.lax.scan` stack them;
     - "other": anything else, such as the axes of a bias, a norm's scale or a position
       embedding, which are added to or multiplied with activations;
-    - None: not told; `axes_of` fills it in by the conventions of Flax, Haiku and
-      Equinox, for the shape without the axes that are told.
+    - None: not given; `axes_of` fills it in by the conventions of Flax, Haiku and
+      Equinox, for the shape without the axes that are given.
 
-    Several axes may have one role: they count as one, the last of them fastest.
+    Several axes may have one role: they count as one axis, the last of them varying
+    fastest.
 
     Attributes:
       roles: one for each axis.
@@ -66,7 +67,7 @@ class Axes:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """Numbers of the input axes, windows not among them."""
+        """Numbers of the input axes, without windows."""
         return self._of("input")
 
     @property
@@ -103,37 +104,38 @@ AxesLike: TypeAlias = Callable[[str, jax.Array], Axes | None] | Any
 
 
 def axes_of(params: Params, axes: AxesLike | None = None) -> list[Axes]:
-    """Says what the axes of each leaf are, in the order of ``jax.tree.leaves``.
+    """Returns the axes of each leaf, in the order of ``jax.tree.leaves``.
 
-    What ``axes`` does not tell is told by names and types:
+    What ``axes`` does not give is inferred from names and types:
 
     - Flax (Linen and NNX): a ``kernel`` is (windows, inputs, outputs). A bias of two
-      axes beside it tells two output axes, as in ``DenseGeneral``, or stacked layers.
-      In attention, which has query, key, value and out side by side, kernels are
+      axes beside it means two output axes, as in ``DenseGeneral``, or stacked layers.
+      In attention, recognised by query, key, value and out side by side, kernels are
       (inputs, heads, units) and (heads, units, outputs). An ``embedding`` is (lookup,
       outputs).
-    - Haiku: a ``w`` is (windows, inputs, outputs), of a transposed convolution
+    - Haiku: a ``w`` is (windows, inputs, outputs), in a transposed convolution
       (windows, outputs, inputs); ``embeddings`` are (lookup, outputs).
     - Equinox: the ``weight`` of a layer of `equinox.nn` is (outputs, inputs, windows),
-      of an ``Embedding`` (lookup, outputs), of a norm neither. Axes before those are
-      stacked layers. Other leaves called ``weight`` are assumed to be of this form.
+      that of an ``Embedding`` (lookup, outputs), and that of a norm neither. Leading
+      axes are stacked layers. Other leaves called ``weight`` are assumed to have this
+      form.
     - Biases, scales and leaves of fewer than two axes are neither inputs nor outputs.
 
-    Anything else is assumed to be (windows, inputs, outputs), and is marked so.
-    Other stacked layers no name tells of: see `stacked`.
+    Anything else is assumed to be (windows, inputs, outputs), and marked as assumed. No
+    name reveals other stacked layers: see `stacked`.
 
     Args:
       params: a pytree of arrays, or of anything with a shape.
       axes: ``(path, leaf) -> Axes | None``, or a pytree of those like ``params``, such
-        as was read from the traced model; a path as `prunable` has it.
+        as those read from the traced model; paths are those of `prunable`.
 
     Returns:
-      One `Axes` a leaf, without None among its roles.
+      One `Axes` for each leaf, without None among its roles.
 
     Raises:
-      TypeError: ``axes`` tells something that is not `Axes` or None.
-      ValueError: ``axes`` tells of another number of axes than a leaf has, or is not
-        structured like the parameters.
+      TypeError: ``axes`` gives something that is not `Axes` or None.
+      ValueError: ``axes`` gives a leaf the wrong number of axes, or is not structured
+        like the parameters.
 
     Example:
       >>> params = {"conv": {"bias": jnp.ones(8), "kernel": jnp.ones((3, 3, 4, 8))}}
@@ -142,7 +144,7 @@ def axes_of(params: Params, axes: AxesLike | None = None) -> list[Axes]:
     """
     named = named_leaves(params)
     told = _told(params, axes)
-    # The shape of one layer, where axes of stacked layers are told.
+    # The shape of one layer, if axes of stacked layers are given.
     layers = [
         (path, tuple(jnp.shape(leaf)[i] for i, r in enumerate(own.roles) if r is None))
         for (path, leaf), own in zip(named, told, strict=True)
@@ -159,7 +161,7 @@ def axes_of(params: Params, axes: AxesLike | None = None) -> list[Axes]:
 
 
 def _told(params: Params, axes: AxesLike | None) -> list[Axes]:
-    """What the user says of each leaf; None for each axis that is left open."""
+    """What the user says about each leaf; None for each axis that is left open."""
     named = named_leaves(params)
     axes = axes_value(axes)
     if axes is None:
@@ -182,7 +184,7 @@ def _told(params: Params, axes: AxesLike | None) -> list[Axes]:
 
 
 def axes_value(axes: AxesLike | None) -> Any:
-    """What is told of axes, as a value that compares and hashes."""
+    """What is known about axes, as a value that compares and hashes."""
     return by_path("axes", axes, (Axes, type(None)), "Axes and None")
 
 
@@ -209,16 +211,16 @@ class Stacked(Value):
 
 
 def stacked(pattern: str, *, axis: int | tuple[int, ...] = 0) -> Stacked:
-    """Tells that leaves hold several layers each, for ``axes``.
+    """Declares that leaves hold several layers each, for ``axes``.
 
-    So do those of `flax.linen.scan`, `flax.nnx.vmap`, `equinox.filter_vmap` and of a
-    loop by `jax.lax.scan`. A slice along the axis is then what a leaf is otherwise: a
-    layer that is pruned to its own share, with scales of its own; and a stacked norm
-    scale is not a kernel.
+    Use it for the leaves of `flax.linen.scan`, `flax.nnx.vmap`, `equinox.filter_vmap`
+    and loops by `jax.lax.scan`. Each slice along the axis is then treated as a layer of
+    its own, pruned to its own share with its own scales; and a stacked norm scale is
+    not mistaken for a kernel.
 
     Args:
-      pattern: a regular expression, found anywhere in the path, as ``"^layers/"``; ""
-        for all leaves.
+      pattern: a regular expression, found anywhere in the path, such as ``"^layers/"``;
+        "" for all leaves.
       axis: along which the layers are stacked; several for stacks of stacks.
 
     Returns:
@@ -226,7 +228,7 @@ def stacked(pattern: str, *, axis: int | tuple[int, ...] = 0) -> Stacked:
 
     Raises:
       TypeError: the axis is not an integer or a tuple of them.
-      ValueError: the pattern is no regular expression; later, if a leaf that matches
+      ValueError: the pattern is not a regular expression; later, if a leaf that matches
         does not have the axis.
 
     Example:
@@ -253,7 +255,7 @@ def check_pattern(pattern: str) -> None:
 def _of_name(
     path: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
 ) -> Axes:
-    """The axes of a leaf by its name and those beside it."""
+    """The axes of a leaf, by its name and those of its siblings."""
     parent, _, name = path.rpartition("/")
     beside = f"{parent}/w".lstrip("/")
     if len(shape) < 2 or name in _ELEMENTWISE or (name == "b" and beside in shapes):
@@ -289,9 +291,9 @@ def _outputs_first(ndim: int, *, assumed: bool = False) -> Axes:
 
 
 def _of_equinox(path: str, shape: tuple[int, ...], owner: Any) -> Axes | None:
-    """The axes of a weight by the layer of `equinox.nn` that it is of, if it is of one.
+    """The axes of a weight that belongs to a layer of `equinox.nn`, else None.
 
-    The layer tells how many axes its weight has; those before are stacked layers.
+    The layer determines how many axes its weight has; those before are stacked layers.
     """
     if owner is None or not path.rpartition("/")[2].startswith("weight"):
         return None
@@ -307,7 +309,7 @@ def _of_equinox(path: str, shape: tuple[int, ...], owner: Any) -> Axes | None:
 
 
 def _owners(params: Params) -> list[Any]:
-    """Of each leaf the layer of `equinox.nn` that holds it, or None."""
+    """For each leaf, the layer of `equinox.nn` that holds it, or None."""
     owners = []
     for path, _ in jax.tree.leaves_with_path(params):
         node = (
@@ -327,7 +329,7 @@ def _child(node: Any, key: Any) -> Any:
 
 
 def _equinox_classes(node: Any) -> set[str]:
-    # By name, because Equinox is not among what this package needs.
+    # By name, because this package does not depend on Equinox.
     return {
         parent.__name__
         for parent in type(node).__mro__

@@ -31,12 +31,12 @@ def sam(
     has_aux: bool = False,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Replaces the gradient by the one uphill: sharpness-aware minimisation.
+    r"""Replaces the gradient by that at an ascent step: sharpness-aware minimisation.
 
     .. math:: u = \nabla L(\theta + \rho \nabla L(\theta) / \|\nabla L(\theta)\|)
 
     Exactly `cram` with the projector `identity` and ``normalize=True``: a baseline with
-    the same calling convention and cost. A zero gradient gives no ascent.
+    the same calling convention and cost. A zero gradient means no ascent.
 
     Args:
       loss_fn: the loss, or None if it arrives as ``value_fn``; see `cram`.
@@ -47,7 +47,7 @@ def sam(
 
     Returns:
       A gradient transformation with the state `CramState`, whose ``compressed_loss`` is
-      the loss uphill. ``update`` needs ``params``.
+      the loss after the ascent. ``update`` needs ``params``.
 
     Raises:
       TypeError: as `cram`.
@@ -82,7 +82,7 @@ def compressed_sam(
     axis_name: AxisName | None = None,
     key: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Looks uphill of the compressed model: the paper's C-SAM (equation 11).
+    r"""Takes the ascent step at the compressed model: the paper's C-SAM (eq. 11).
 
     .. math::
         (\hat\theta, M) = C(\theta), \quad
@@ -92,7 +92,7 @@ def compressed_sam(
 
     A baseline with the calling convention of `cram`, whose notes on chains, losses,
     errors and state apply. It evaluates two gradients of its own and does not read the
-    incoming ``updates``. Both projections of a step draw alike.
+    incoming ``updates``. Both projections of a step make the same random draws.
 
     Args:
       loss_fn: the loss, or None if it arrives as ``value_fn``; see `cram`.

@@ -11,13 +11,13 @@ import numpy as np
 from cram_jax.training_pass import BatchStats, TrainingPass, Values
 
 # A power of two scales without rounding, and this one is so large that what a batch
-# adds to it is lost: m times it shows the momentum with all the digits it has.
+# adds to it is lost: m times it shows every digit of the momentum.
 _LARGE = 2.0**64
 
 # A counter at which every bias correction 1 - m^count is 1, exact in float32.
 _MANY = 2**30
 
-# How well 1 - m must be known, relative to it: as well as bfloat16 resolves.
+# The relative precision to which 1 - m must be known: that of bfloat16.
 _RESOLUTION = 2.0**-8
 
 
@@ -31,15 +31,15 @@ def recalibrate(
     Compression changes the distribution that each normalisation sees, so the statistics
     of the dense model no longer fit: without recalibration a heavily pruned network
     with batch normalisation is near chance. A few batches of training data are enough,
-    augmented as in training: plain images have other statistics.
+    augmented as in training: plain images have different statistics.
 
     The old statistics are forgotten, and every batch counts alike. A training pass
     moves a statistic by :math:`s \gets m s + (1 - m) s_\text{batch}`, and the result is
     the mean of :math:`s_\text{batch}`. The momentum :math:`m` is read from the first
     batch, which takes five more passes.
 
-    - Statistics that a pass does not change, as those of a frozen normalisation, keep
-      their values, and the others are computed with them.
+    - Statistics that a pass does not change, such as those of a frozen normalisation,
+      keep their values, and the others are computed with them.
     - Leaves that are not floating-point keep their values, except counters, which a
       pass increases by exactly 1: a low counter is raised until a bias correction
       :math:`1 - m^\text{count}` rounds to 1, as the averages of Haiku and Equinox need.
@@ -65,12 +65,12 @@ def recalibrate(
       ``batch_stats``.
 
     Raises:
-      TypeError: ``apply`` returns a statistic in a narrower dtype than it was handed,
+      TypeError: ``apply`` returns a statistic in a narrower dtype than it was given,
         or the call is traced, as under `jax.jit`.
       ValueError: there is no batch; ``apply`` moves no statistic, which is what a model
-        in evaluation mode does; it returns another structure, a statistic that is not
-        finite, or one that does not follow the formula, such as a sum; or the momentum
-        is too close to 1 to be read.
+        in evaluation mode does; it returns a different structure, a statistic that is
+        not finite, or one that does not follow the formula, such as a sum; or the
+        momentum is too close to 1 to be read.
 
     Example:
       >>> def apply(stats, batch):  # Linen: model.apply(..., mutable=["batch_stats"])
@@ -108,7 +108,7 @@ def recalibrate(
 
 
 class _Momentum(NamedTuple):
-    """What the first batch tells about every floating leaf.
+    """What the first batch reveals about every floating leaf.
 
     Attributes:
       zero: values to start a pass from: 0 where they move, so that nothing cancels, the
@@ -185,7 +185,7 @@ def _read_momentum(training_pass: TrainingPass, batch: Any) -> _Momentum:
 
 
 def _raised(counter: np.ndarray[Any, Any], least: int) -> np.ndarray[Any, Any]:
-    """The counter, at least this high if its dtype goes so far."""
+    """The counter, at least this high if its dtype allows."""
     if jnp.issubdtype(counter.dtype, jnp.integer):
         least = min(least, int(jnp.iinfo(counter.dtype).max) - 1)
     return np.maximum(counter, np.asarray(least, counter.dtype))
@@ -206,7 +206,7 @@ def _check_momentum(name: str, kept: np.ndarray[Any, Any], resolution: float) ->
 
 
 def _is_separate(training_pass: TrainingPass, momentum: _Momentum, step: _Step) -> bool:
-    """Whether the statistics of a batch do not depend on those handed in.
+    """Whether the statistics of a batch are independent of those passed in.
 
     Then passes from 0, from 1 and from the result agree up to the rounding of products,
     sums and the momentum. A bias-corrected average moves with the sum that it corrects,
@@ -231,7 +231,7 @@ def _is_separate(training_pass: TrainingPass, momentum: _Momentum, step: _Step) 
 def _settle(training_pass: TrainingPass, momentum: _Momentum, step: _Step) -> Values:
     """The statistics that a pass over a batch leaves unchanged.
 
-    If each normalisation depends on those before it, every step settles one more.
+    If each normalisation depends on those before it, every step fixes one more.
     """
     values = momentum.old
     largest = {i: _size(values[i]) for i in momentum.moves}
@@ -242,7 +242,8 @@ def _settle(training_pass: TrainingPass, momentum: _Momentum, step: _Step) -> Va
         error = {i: _size(change[i] / momentum.weight[i]) for i in change}
         largest = {i: max(largest[i], _size(values[i])) for i in largest}
         if all(
-            # Rounding; the latter of a mean that has become 0, relative to what it was.
+            # Rounding; the second term for a mean that has become 0, relative to what
+            # it was.
             _size(change[i]) <= 16 * training_pass.resolution(i) * _size(values[i])
             or error[i] <= 2.0**-22 * largest[i]
             for i in change
@@ -272,10 +273,10 @@ def _step(
     momentum: _Momentum,
     values: Values,
 ) -> tuple[Values, Values]:
-    """Solves ``moved = values + weight (batch's - values)`` for the batch's.
+    """Solves ``moved = values + weight (batch's - values)`` for the batch's statistics.
 
     Returns:
-      The values with those that move replaced, and by how much they moved.
+      The values, those that move replaced, and by how much they moved.
     """
     moved = training_pass(values, batch)
     change, new = {}, {}

@@ -43,7 +43,7 @@ def _is_positive(side: object) -> bool:
 def sides_of_block(
     shape: tuple[int, ...], axes: Axes, block: Block, *, pad: bool
 ) -> Sides | str:
-    """What a block holds of each axis of a leaf, or why it cannot be cut into blocks.
+    """How many entries of each axis a block holds, or why the leaf cannot be cut.
 
     Args:
       shape: of the leaf.
@@ -81,7 +81,7 @@ def sides_of_block(
 
 
 def _cut(sizes: list[int], side: int, pad: bool) -> list[int] | None:
-    """The side of a block along axes that count as one, the last of them fastest."""
+    """The side of a block along axes that count as one, the last varying fastest."""
     cut: list[int] = []
     for size in reversed(sizes):
         inside = min(side, size)
@@ -93,14 +93,14 @@ def _cut(sizes: list[int], side: int, pad: bool) -> list[int] | None:
 
 
 def block_scores(leaf: jax.Array, sides: Sides) -> jax.Array:
-    """Root mean square of each block, in float32 at least; of what there is of it.
+    """Root mean square of each block, over the entries it has, in at least float32.
 
     Args:
       leaf: of any shape.
       sides: from `sides_of_block`.
 
     Returns:
-      One entry a block, with the axes of the leaf.
+      One entry for each block, with the axes of the leaf.
     """
     wide = _padded(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), sides)
     for axis in reversed(range(leaf.ndim)):

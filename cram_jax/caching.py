@@ -33,15 +33,16 @@ class CachedState(NamedTuple):
 
 
 def cached(projector: Projector, *, every: int) -> "Cached":
-    """Computes masks at every ``every``-th use, and applies the last ones in between.
+    """Recomputes masks at every ``every``-th use, and reuses them in between.
 
-    Saves most of a projection, which itself is small beside a gradient: measure before
-    you use it. As a member of `one_of` it counts its own uses and keeps its own masks.
+    Saves most of the cost of a projection, which is itself small compared with a
+    gradient: measure before you use it. As a member of `one_of` it counts its own uses
+    and keeps its own masks.
 
     Args:
       projector: one that only sets entries to zero, such as `top_k` or `n_m`. To
         quantise too, ``compose(cached(top_k(0.9), every=20), fake_quant(4))``.
-      every: uses for which masks serve, at least 1.
+      every: for how many uses masks are kept, at least 1.
 
     Returns:
       A projector with the state `CachedState`.
@@ -80,25 +81,26 @@ class Cached(Projector):
         return self.projector.is_scheduled
 
     def changes(self, params: Params) -> list[bool]:
-        """The leaves that the projector may change."""
+        """The leaves that the inner projector may change."""
         return self.projector.changes(params)
 
     def notes(self, params: Params) -> list[str]:
-        """What the projector notes."""
+        """The notes of the inner projector."""
         return self.projector.notes(params)
 
     def init(self, params: Params) -> CachedState:
-        """No uses, no entry kept."""
+        """No uses yet, and empty masks."""
         bits = jax.tree.map(lambda leaf: _pack(jnp.zeros_like(leaf, bool)), params)
         if not jax.tree.leaves(params):
-            # What optax.tree.map_params asks with: bits are not like parameters.
+            # The placeholder of optax.tree.map_params: bits are not shaped like
+            # parameters.
             bits = jnp.zeros([], jnp.uint8)
         return CachedState(jnp.zeros([], jnp.int32), bits, self.projector.init(params))
 
     def project(
         self, params: Params, state: CachedState, key: jax.Array | None
     ) -> tuple[Projection, CachedState]:
-        """Computes the masks anew, or applies the last ones."""
+        """Recomputes the masks, or applies the last ones."""
 
         def refresh(
             params: Params, state: CachedState, key: jax.Array | None
@@ -112,7 +114,7 @@ class Cached(Projector):
             del params, key
             return state.bits, state.inner
 
-        # Handed over and not captured, because captured arrays lose their sharding.
+        # Passed in rather than captured, because captured arrays lose their sharding.
         bits, inner = jax.lax.cond(
             state.uses % self.every == 0, refresh, reuse, params, state, key
         )

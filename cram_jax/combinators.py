@@ -59,21 +59,21 @@ class Identity(Projector):
 def one_of(
     *projectors: Projector, probabilities: Sequence[float] | None = None
 ) -> "OneOf":
-    """Draws one of several projectors at every use: the paper's Multi (Algorithm 1).
+    """Draws one of several projectors at each use: the paper's Multi (Algorithm 1).
 
     Members that differ only in their sparsity share one program.
 
     Args:
       *projectors: what to draw from, at least one.
-      probabilities: one a projector, adding up to 1; by default all alike.
+      probabilities: one for each projector, adding up to 1; by default all equal.
 
     Returns:
-      A projector. Its state holds the states of all its members; a use changes that of
-      the member drawn.
+      A projector. Its state holds the states of all its members; a use changes only
+      that of the member drawn.
 
     Raises:
-      ValueError: no projector, or probabilities that are not one a projector, negative,
-        or do not add up to 1; at use, if there is no key to draw with.
+      ValueError: there is no projector; or probabilities are not one for each, are
+        negative or do not add up to 1; at use, if there is no key to draw with.
       TypeError: a member is not a projector.
 
     Example:
@@ -108,14 +108,14 @@ class Combination(Projector):
         return any(member.is_scheduled for member in self.projectors)
 
     def changes(self, params: Params) -> list[bool]:
-        """The leaves that some member may change."""
+        """The leaves that any member may change."""
         by_leaf = zip(
             *(member.changes(params) for member in self.projectors), strict=True
         )
         return [any(changes) for changes in by_leaf]
 
     def notes(self, params: Params) -> list[str]:
-        """What the members note, each once."""
+        """The notes of the members, each once."""
         by_leaf = zip(
             *(member.notes(params) for member in self.projectors), strict=True
         )
@@ -182,7 +182,7 @@ class OneOf(Combination):
 
 
 def compose(*projectors: Projector) -> "Compose":
-    """Applies projectors one after the other, such as pruning and then quantising.
+    """Applies projectors in turn, such as pruning and then quantising.
 
     An entry is kept if every projector keeps it; what one sets to zero stays zero.
 
@@ -216,7 +216,7 @@ class Compose(Combination):
         return None if None in shared else ("compose", shared)
 
     def drawn(self, members: Sequence["Compose"], index: jax.Array) -> "Compose":
-        """Itself with members drawn each by itself."""
+        """Itself, with the members at ``index``, each chosen by itself."""
         columns = zip(*(member.projectors for member in members), strict=True)
         return Compose(tuple(column[0].drawn(column, index) for column in columns))
 

@@ -1,4 +1,4 @@
-"""Compression in one shot, and training on under the masks that it gave."""
+"""One-shot compression, and further training under its masks."""
 
 from typing import Any, NamedTuple
 
@@ -36,8 +36,8 @@ def compress(
 
     Raises:
       TypeError: the projector or the key is not one.
-      ValueError: the projector draws, and there is no key; or it follows a schedule,
-        see `scheduled`.
+      ValueError: the projector draws and there is no key; or it follows a schedule, see
+        `scheduled`.
 
     Example:
       >>> compress({"kernel": jnp.array([[3.0, -1.0]])}, top_k(0.5))
@@ -70,23 +70,23 @@ class KeepPrunedState(NamedTuple):
 def keep_pruned(
     masks: Params | None = None, *, where: Where | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Keeps pruned weights at exactly zero while the others train on.
+    """Keeps pruned weights at exactly zero while the others keep training.
 
     Put it last in the chain: momentum and weight decay then cannot bring a weight back.
-    It cannot notice what comes after it.
+    It cannot detect what comes after it.
 
     Args:
       masks: from `compress`: bool, like the parameters, True where a weight is kept.
         Parameters that were not pruned before are pruned by the first step. By default
-        the weights that are zero when ``init`` sees them stay zero, among them those of
+        the weights that are zero when ``init`` sees them stay zero, including those of
         a kernel that starts at zero.
       where: without masks, the leaves whose zeros stay; by default those that
-        `prunable` chooses. Zeros of other leaves are weights like any other.
+        `prunable` chooses. Zeros in other leaves are ordinary weights.
 
     Returns:
-      A gradient transformation with the state `KeepPrunedState`: a checkpoint holds the
-      masks, and a compiled step does not. The updates have the wider dtype of the
-      incoming ones and the parameters, as only that takes a weight to zero.
+      A gradient transformation with the state `KeepPrunedState`: checkpoints hold the
+      masks, compiled steps do not. The updates have the wider of the dtypes of the
+      incoming updates and the parameters, because only that reaches exactly zero.
 
     Raises:
       TypeError: a mask is not bool.
@@ -135,7 +135,7 @@ def keep_pruned(
 
 
 def held(mask: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
-    """The update, or what takes the parameter to exactly zero."""
+    """The update, or the one that takes the parameter to exactly zero."""
     # A parameter that was rounded to a narrower dtype would leave a remainder.
     dtype = jnp.promote_types(update.dtype, param.dtype)
     return jnp.where(mask, update.astype(dtype), -param.astype(dtype))
@@ -154,8 +154,8 @@ def _nonzero(params: Params, where: Where | None) -> Params:
 def _like(masks: Params, params: Params) -> Params:
     """The masks in the structure of the parameters.
 
-    `flax.nnx.Optimizer` hands `init` a State of Variables, and `compress` gave masks
-    of the pure tree, whose leaves have the same paths.
+    `flax.nnx.Optimizer` passes a State of Variables to `init`, while the masks of
+    `compress` come from the pure tree, whose leaves have the same paths.
     """
     own, expected = named_leaves(masks), named_leaves(params)
     if [path for path, _ in own] != [path for path, _ in expected]:

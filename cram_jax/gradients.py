@@ -1,4 +1,4 @@
-"""How a transformation evaluates the loss that it was given."""
+"""How a transformation evaluates its loss."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ Gradient: TypeAlias = Callable[[Params, Mapping[str, Any]], tuple[jax.Array, Par
 
 
 class Caller(NamedTuple):
-    """What a user who forgot an argument of the loss is told.
+    """What to tell a user who forgot an argument of the loss.
 
     Attributes:
       name: where the arguments should have come from.
@@ -40,7 +40,7 @@ _UPDATE = Caller(
 def gradient_at_update(
     loss_fn: Callable[..., Any] | None, *, has_aux: bool, axis_name: AxisName | None
 ) -> Gradient:
-    """As `gradient_of`, of a loss that is known now or arrives at ``update``.
+    """Like `gradient_of`, for a loss that is known now or arrives at ``update``.
 
     Args:
       loss_fn: the loss; None if it is the argument ``value_fn`` of ``update``.
@@ -86,7 +86,7 @@ def gradient_of(
     caller: Caller = _UPDATE,
     name: str = "loss_fn",
 ) -> Gradient:
-    """Makes a function that gives the loss and its gradient at any parameters.
+    """Makes a function that returns the loss and its gradient at any parameters.
 
     Args:
       loss_fn: ``loss_fn(params, ...) -> scalar``, or ``(scalar, aux)`` with
@@ -97,8 +97,8 @@ def gradient_of(
       name: of the loss, for errors.
 
     Returns:
-      The function. It picks from the arguments of ``update`` those that ``loss_fn``
-      names, and raises a TypeError that names one that is missing.
+      The function. It picks the arguments of ``update`` that ``loss_fn`` names, and
+      raises a TypeError that names a missing one.
 
     Raises:
       TypeError: ``loss_fn`` is not a function, or cannot take its arguments by name.
@@ -124,7 +124,7 @@ def gradient_of(
 def _by_name(
     loss_fn: Callable[..., Any], caller: Caller, name: str
 ) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Picks from the arguments of ``update`` those that the loss names."""
+    """Picks the arguments of ``update`` that the loss names."""
     signature = inspect.signature(loss_fn)
     further = [*signature.parameters.values()][1:]
     if not signature.parameters or any(p.kind is p.POSITIONAL_ONLY for p in further):
@@ -161,9 +161,9 @@ def _averaged(
 ) -> Callable[..., jax.Array]:
     """Only the loss, averaged over devices.
 
-    Where jax tracks which values vary over an axis, the gradient of this average is the
-    average of the gradients, and averaging it again changes nothing; where it does not
-    (pmap), the gradient is still the device's own.
+    If jax tracks which values vary over an axis, the gradient of this average is the
+    average of the gradients, and averaging it again changes nothing; if not (pmap), the
+    gradient is still the device's own.
     """
 
     def averaged(params: Params, **arguments: Any) -> jax.Array:
@@ -177,7 +177,7 @@ def _averaged(
 def _call(
     loss_fn: Callable[..., Any], params: Params, arguments: dict[str, Any], name: str
 ) -> Any:
-    """Calls the loss; an error that takes the parameters for the model says so."""
+    """Calls the loss; explains the error of taking the parameters for the model."""
     try:
         return loss_fn(params, **arguments)
     except (TypeError, AttributeError) as error:
@@ -225,9 +225,9 @@ def _kind(result: Any) -> str:
 
 
 def _check_axes(loss: Any, params: Params, axis_name: AxisName | None) -> None:
-    """Raises if the loss differs between devices, the parameters not, and no average.
+    """Raises if only the loss differs between devices, and nothing averages it.
 
-    `jax.shard_map` tells which values vary, unless ``check_vma`` is False; `jax.pmap`
+    `jax.shard_map` reports which values vary, unless ``check_vma`` is False; `jax.pmap`
     does not.
     """
     averaged = (axis_name,) if isinstance(axis_name, str) else (axis_name or ())

@@ -47,7 +47,7 @@ def split_key_data(data: jax.Array, key: int | jax.Array) -> tuple[jax.Array, ..
 
     Args:
       data: from the state.
-      key: what the state began with; for its generator.
+      key: the initial key, for its generator.
 
     Returns:
       The data of the next key, and a typed key to draw with.

@@ -20,7 +20,7 @@ Where: TypeAlias = Callable[[str, jax.Array], bool] | Any
 
 
 class Leaf(NamedTuple):
-    """A parameter, where it is, and what its axes are."""
+    """A parameter with its path and its axes."""
 
     path: str
     value: Any
@@ -30,19 +30,19 @@ class Leaf(NamedTuple):
 def prunable(
     params: Params, where: Where | None = None, axes: AxesLike | None = None
 ) -> list[bool]:
-    """Says of each leaf, in the order of ``jax.tree.leaves``, whether it may be pruned.
+    """Says whether each leaf, in the order of ``jax.tree.leaves``, may be pruned.
 
     Args:
       params: a pytree of arrays.
       where: ``(path, leaf) -> bool``, or a tree of bools like ``params``. A path is the
         keys from the root, joined by "/": ``"encoder/dense/kernel"``, in an NNX State
-        as in the pure tree. By default the leaves of two or more dimensions, not
-        counting those of stacked layers, that are not a bias, a norm's scale or the
-        like: see `axes_of`.
+        and in its pure tree alike. By default the leaves of two or more dimensions, not
+        counting stacked layers, other than biases, norm scales and the like: see
+        `axes_of`.
       axes: what is known of the axes, see `axes_of`.
 
     Returns:
-      One bool a leaf, at least one of them True.
+      One bool for each leaf, at least one of them True.
 
     Raises:
       TypeError: a chosen leaf is not of a floating dtype, or ``where`` is neither a
@@ -63,7 +63,7 @@ def prunable(
 def _choose(
     params: Params, where: Where | None, axes: AxesLike | None
 ) -> tuple[list[Leaf], list[bool]]:
-    """The leaves, and of each whether it may be pruned; see `prunable`."""
+    """The leaves, and whether each may be pruned; see `prunable`."""
     where = where_value(where)
     leaves = described(params, axes)
     chosen = [not reason for reason in reasons_against(params, leaves, where)]
@@ -95,7 +95,7 @@ def described(params: Params, axes: AxesLike | None) -> list[Leaf]:
 def reasons_against(
     params: Params, leaves: Sequence[Leaf], where: Where | None
 ) -> list[str]:
-    """Why each leaf is not to be pruned; empty if it is."""
+    """Why each leaf may not be pruned; empty if it may."""
     if where is None or isinstance(where, PathFilter):
         return [
             _not_a_matrix(leaf)
@@ -135,7 +135,7 @@ class PathFilter(Value, abc.ABC):
 
     @abc.abstractmethod
     def accepts(self, path: str) -> bool:
-        """Whether the path is one of those to choose."""
+        """Whether to choose this path."""
 
 
 class Matching(PathFilter):
@@ -158,7 +158,8 @@ def matching(pattern: str) -> Matching:
     """The leaves prunable by default whose path matches, for ``where``.
 
     Args:
-      pattern: a regular expression, found anywhere in the path, as ``"^encoder/"``.
+      pattern: a regular expression, found anywhere in the path, such as
+        ``"^encoder/"``.
 
     Returns:
       A function ``(path, leaf) -> bool``, a value that compares.
@@ -178,7 +179,7 @@ def matching(pattern: str) -> Matching:
 def all_but(pattern: str) -> AllBut:
     """The leaves prunable by default whose path does not match, for ``where``.
 
-    Trees do not tell which layer is first or last: name them.
+    A tree does not say which layer is first or last: name them.
 
     Args:
       pattern: a regular expression, found anywhere in the path.
@@ -197,7 +198,7 @@ def all_but(pattern: str) -> AllBut:
 
 
 class LeafProjector(Projector):
-    """Compresses the prunable leaves together, and leaves the others as they are.
+    """Compresses the prunable leaves together, and leaves the others unchanged.
 
     Attributes:
       where: which leaves are prunable.
@@ -216,10 +217,10 @@ class LeafProjector(Projector):
     def project_leaves(
         self, leaves: Sequence[Leaf]
     ) -> Sequence[tuple[jax.Array, jax.Array]]:
-        """From prunable leaves without an obstacle to one ``(values, mask)`` each."""
+        """From leaves without an obstacle to a pair ``(values, mask)`` for each."""
 
     def obstacle(self, leaf: Leaf) -> str:
-        """Why a prunable leaf has to stay as it is; empty if it does not have to."""
+        """Why a prunable leaf has to stay unchanged; empty if it may change."""
         del leaf
         return ""
 
@@ -228,7 +229,7 @@ class LeafProjector(Projector):
         return self._fits(*_choose(params, self.where, self.axes))
 
     def notes(self, params: Params) -> list[str]:
-        """Why leaves stay dense, and which axes were assumed of the others."""
+        """Why leaves stay dense, and which axes were assumed for the others."""
         leaves = described(params, self.axes)
         return [
             reason

@@ -1,4 +1,4 @@
-"""Losses made of losses: on a part of the batch, and for narrow types."""
+"""Losses made from losses: on part of the batch, and for narrow types."""
 
 import functools
 import inspect
@@ -21,7 +21,7 @@ def subsampled(
 
     In `cram_plus` the dense gradient keeps the whole batch, and an update costs
     ``1 + 1 / every`` gradient evaluations instead of 2. The guide, under "What it
-    costs", has figures of what that keeps of the accuracy.
+    costs", shows how much of the accuracy that keeps.
 
     The examples are spread over the batch, so that under data parallelism each device
     uses its own: nothing is exchanged if it holds a multiple of ``every`` of them.
@@ -111,11 +111,11 @@ def loss_scaled(
 
     For models that compute in float16. The gradient is multiplied by the scale at the
     loss, and divided by it again at the parameters: value and gradient are those of
-    ``loss_fn``, except that small entries survive. That is loss scaling, kept inside
-    the loss: whatever takes a gradient of it, such as `cram_plus`, need not know.
+    ``loss_fn``, except that small entries survive. That is loss scaling kept inside the
+    loss: nothing that differentiates it, such as `cram_plus`, needs to know.
 
-    The parameters and the loss itself should be float32, as neither holds what the
-    scale is for. A scale that is too large gives infinite gradients.
+    The parameters and the loss itself should be float32. A scale that is too large
+    gives infinite gradients.
 
     Args:
       loss_fn: ``loss_fn(params, ...) -> scalar``, or ``(scalar, aux)``.

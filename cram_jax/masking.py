@@ -1,4 +1,4 @@
-"""Training under masks that a rule renews."""
+"""Training under masks that a rule updates."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -25,7 +25,7 @@ class Step(NamedTuple):
     Attributes:
       count: int32 scalar, the number of updates, this one included.
       params: the parameters after the update.
-      gradients: what the caller handed to the update, at the parameters before it.
+      gradients: what the caller passed to the update, at the parameters before it.
       key: a PRNG key of this step.
     """
 
@@ -41,7 +41,7 @@ def _unchanged(state: Any, step: Step) -> Any:
 
 
 class MaskRule(NamedTuple):
-    """How masks begin and change: to `pruned` what a projector is to `cram`.
+    """How masks start and change: `pruned` takes one, as `cram` takes a projector.
 
     All functions are pure and jittable; masks are bool trees like the parameters, True
     where a weight is kept.
@@ -95,25 +95,26 @@ def pruned(
         M' = \mathrm{rule}(\theta', g), \qquad
         \theta \leftarrow M' \odot \theta'
 
-    Masks are renewed at the end of the update, from the parameters that it gave, so the
-    caller's next gradient is that of the weights which the new masks keep. (At its head
-    a rule would see a gradient of weights that it then prunes: another algorithm.)
+    Masks are renewed at the end of an update, from the new parameters, so the caller's
+    next gradient belongs to the weights that the new masks keep. (Renewed at the start,
+    a rule would see a gradient of weights that it then prunes: a different algorithm.)
     Weights that come back start at zero.
 
-    It wraps the whole optimiser, whose state it has to see: rules such as `cram_plus`
-    go inside, ``pruned(chain(cram_plus(...), sgd(...)), ...)``, and then get the masked
+    It wraps the whole optimiser, because it needs its state: rules such as `cram_plus`
+    go inside, ``pruned(chain(cram_plus(...), sgd(...)), ...)``, and get the masked
     gradient. For masks that never change use `keep_pruned` at the end of a chain.
 
-    Masks of ``rule.init`` that are not all True prune with the first update; begin with
-    parameters under ``state.masks``, or the first gradient is that of the dense model.
+    Masks of ``rule.init`` that are not all True take effect with the first update;
+    apply ``state.masks`` to the parameters first, or the first gradient is that of the
+    dense model.
 
     Args:
       inner: the optimiser.
-      rule: how masks begin and change, such as `renew_by`.
+      rule: how masks start and change, such as `renew_by`.
       every: updates between renewals.
-      restart: whose optimiser state, such as momentum, becomes zero when weights come
-        back: only theirs ("new"), that of all parameters ("all"), or nobody's (None).
-        Counts and schedules go on.
+      restart: which optimiser state, such as momentum, is zeroed when weights come
+        back: only theirs ("new"), that of all parameters ("all"), or none (None).
+        Counts and schedules continue.
       hold: whether pruned weights stay at zero until they come back. If False, masks
         set weights to zero when they are renewed, and until the next time all weights
         train; no weight has to come back, and nothing restarts.
@@ -122,8 +123,8 @@ def pruned(
     Returns:
       A gradient transformation with the state `PrunedState`. ``update`` needs
       ``params``, and passes further arguments to ``inner``. The updates have the wider
-      dtype of those of ``inner`` and the parameters, as only that takes a weight to
-      zero.
+      of the dtypes of ``inner``'s updates and the parameters, because only that reaches
+      exactly zero.
 
     Raises:
       TypeError: ``rule`` is not a `MaskRule`, or an argument is of a wrong type.
@@ -161,7 +162,7 @@ def pruned(
         masks, rule_state = rule.init(params, draw)
         _check_masks(masks, params)
         inner_state = inner.init(params)
-        # Says now whether the state can restart.
+        # Raises now if the state cannot restart.
         jax.eval_shape(lambda s, m: _restart(inner, restarts, s, m), inner_state, masks)
         return PrunedState(
             jnp.zeros([], jnp.int32), state, masks, rule_state, inner_state
@@ -186,7 +187,7 @@ def pruned(
 
         step = Step(count, moved, updates, draw)
         is_due = count % every == 0
-        # Handed over and not captured, because captured arrays lose their sharding.
+        # Passed in rather than captured, because captured arrays lose their sharding.
         masks, rule_state = jax.lax.cond(
             is_due,
             rule.renew,
@@ -210,9 +211,9 @@ def pruned(
 
 
 def renew_by(make: Callable[[Any], Projector], schedule: optax.Schedule) -> MaskRule:
-    """Masks of the projector that a schedule gives: the rule of magnitude pruning.
+    """Masks from a projector whose number follows a schedule, as in magnitude pruning.
 
-    Where the schedule is 0 all weights are kept. The schedule gets the number of
+    All weights are kept while the schedule is 0. The schedule gets the number of
     updates, so it does not depend on how often masks are renewed.
 
     - Gradual pruning: a cubic, ``renew_by(top_k, optax.polynomial_schedule(...))``.
@@ -269,7 +270,7 @@ def _restart(
     state: Any,
     revived: Params,
 ) -> Any:
-    """The optimiser's state, zero where weights came back."""
+    """The optimiser's state, zeroed for weights that came back."""
     if restart is None or not jax.tree.leaves(revived):
         return state
     if restart == "all":

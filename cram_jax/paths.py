@@ -14,8 +14,8 @@ T = TypeVar("T", bound=Hashable)
 def named_leaves(tree: Params, types: tuple[type, ...] = ()) -> list[tuple[str, Any]]:
     """Each leaf with its path, in the order of ``jax.tree.leaves``.
 
-    An NNX Variable is called like its value. So paths in an NNX State, which
-    `flax.nnx.Optimizer` hands to ``init``, are those in the pure tree of ``update``.
+    An NNX Variable has the path of its value. So paths in the NNX State that
+    `flax.nnx.Optimizer` passes to ``init`` are those in the pure tree of ``update``.
 
     Args:
       tree: a pytree.
@@ -45,7 +45,7 @@ def named_leaves(tree: Params, types: tuple[type, ...] = ()) -> list[tuple[str, 
 
 
 def _is_variable(node: Any) -> bool:
-    # By name, because Flax is not among what this package needs.
+    # By name, because this package does not depend on Flax.
     return any(
         parent.__name__ == "Variable" and parent.__module__.startswith("flax.nnx.")
         for parent in type(node).__mro__
@@ -54,7 +54,7 @@ def _is_variable(node: Any) -> bool:
 
 @dataclass(frozen=True, repr=False)
 class ByPath(Generic[T]):
-    """A tree as a value: what it holds at each path.
+    """A tree as a value: its entries by path.
 
     Attributes:
       entries: pairs of path and leaf.
@@ -70,7 +70,7 @@ class ByPath(Generic[T]):
 
         Args:
           name: of the argument, for the error.
-          params: what the tree has to be structured like.
+          params: whose structure the tree must have.
 
         Raises:
           ValueError: the tree has other paths than the parameters.
@@ -86,7 +86,7 @@ class ByPath(Generic[T]):
 
 
 def by_path(name: str, tree: Any, types: tuple[type, ...], expected: str) -> Any:
-    """A tree as a `ByPath`; functions, None and what is one already stay as they are.
+    """A tree as a `ByPath`; functions, None and a `ByPath` are returned unchanged.
 
     Args:
       name: of the argument, for the error.

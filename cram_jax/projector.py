@@ -43,10 +43,10 @@ class Projector(Value, abc.ABC):
     def init(self, params: Params) -> Any:
         """The state before the first use: by default none.
 
-        Traces `project` on abstract values, so that what it refuses is refused here.
+        Traces `project` on abstract values, so that its errors are raised here.
 
         Args:
-          params: a pytree of arrays, of which only shapes and dtypes are looked at.
+          params: a pytree of arrays; only shapes and dtypes matter.
 
         Returns:
           A pytree of arrays, often ``()``.
@@ -54,7 +54,7 @@ class Projector(Value, abc.ABC):
         Raises:
           ValueError: if `project` would change a structure, shape or dtype.
         """
-        # A tree without leaves is what optax.tree.map_params asks with.
+        # optax.tree.map_params calls this with a tree without leaves.
         if jax.tree.leaves(params):
             key = jax.eval_shape(lambda: jax.random.key(0))
             projection, _ = jax.eval_shape(
@@ -79,11 +79,11 @@ class Projector(Value, abc.ABC):
         """
 
     def notes(self, params: Params) -> list[str]:
-        """What a report says of each leaf: why it stays dense, or what was assumed."""
+        """Notes for a report on each leaf: why it stays dense, or what was assumed."""
         return [""] * len(jax.tree.leaves(params))
 
     def changes(self, params: Params) -> list[bool]:
-        """Says of each leaf, in the order of ``jax.tree.leaves``, if it may change.
+        """Whether each leaf may change, in the order of ``jax.tree.leaves``.
 
         By default all may. `pulled` leaves the others alone.
         """
@@ -96,7 +96,7 @@ class Projector(Value, abc.ABC):
 
     @property
     def shared(self) -> Hashable:
-        """Equal for projectors that one program can serve; None if there is none.
+        """Equal for projectors that can share a program; None if none can.
 
         `one_of` asks for it: a program for each of many sparsities would take longer to
         compile, and more memory.
@@ -135,23 +135,24 @@ class Stateless(Projector):
 def stateless(
     function: Callable[[Params, jax.Array | None], Projection], label: str
 ) -> Projector:
-    """Makes a projector from a function that keeps nothing from call to call.
+    """Makes a projector from a function without state.
 
     The function is traced once, on abstract values, when the projector first sees the
-    parameters, so that whatever it refuses is refused at ``init``.
+    parameters, so that its errors are raised at ``init``.
 
     Args:
       function: ``(params, key) -> Projection``, pure and jittable.
       label: the projector's name in tables and errors.
 
     Returns:
-      A projector whose state is empty. It equals others of that function and label.
+      A projector with an empty state. It equals others with the same function and
+      label.
 
     Raises:
       ValueError: at ``init``, if the function changes a structure, shape or dtype.
 
     Example:
-      A projector of one's own, which keeps the weights above a threshold:
+      A projector of your own, which keeps the weights above a threshold:
 
       >>> import jax, jax.numpy as jnp
       >>> from cram_jax import Projection, compress, stateless
@@ -213,5 +214,5 @@ def check_structure(name: str, tree: Any, params: Params) -> None:
 
 
 def leaf_path(path: tuple[Any, ...]) -> str:
-    """The place of a leaf as users write it, such as ``"encoder/dense/kernel"``."""
+    """The path of a leaf as users write it, such as ``"encoder/dense/kernel"``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

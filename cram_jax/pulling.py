@@ -40,7 +40,7 @@ def pulled(
     dual: bool = False,
     key: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adds to the updates what pulls parameters towards their compression.
+    r"""Adds a term to the updates that pulls parameters towards their compression.
 
     With parameters :math:`\theta`, compression :math:`C`, strength :math:`\lambda`:
 
@@ -50,12 +50,12 @@ def pulled(
 
     .. math:: z \leftarrow C(\theta + v), \qquad v \leftarrow v + \theta - z
 
-    where :math:`v` stays zero without ``dual``. It begins with :math:`z = C(\theta)`.
+    where :math:`v` stays zero without ``dual``. Initially :math:`z = C(\theta)`.
     That is the gradient of :math:`\lambda / 2 \|\theta - z + v\|^2`, so training ends
-    near compressed parameters; `compress` then takes it there.
+    near compressed parameters; `compress` then goes the rest of the way.
 
-    Place it behind what makes the gradient (nothing, `sam`, `cram`) and before weight
-    decay and the optimiser:
+    Place it after the update rule, if any (`sam`, `cram`), and before weight decay and
+    the optimiser:
 
     - ADMM: ``chain(pulled(top_k(0.95), 1e-3, every=32, dual=True), sgd(...))``;
     - SAFE: the same behind ``sam(loss_fn, 0.1)``;
@@ -79,7 +79,7 @@ def pulled(
     Raises:
       TypeError: an argument is of a wrong type.
       ValueError: ``strength`` is negative or not finite, or ``every`` below 1; at
-        ``update``, ``params`` is None, or ``updates`` of another structure.
+        ``update``, ``params`` is None, or ``updates`` has a different structure.
 
     Example:
       >>> params = [jnp.array([[1.0, -4.0]])]
@@ -154,8 +154,8 @@ def pulled(
         check_structure("updates", updates, params)
         key_after, draw = split_key_data(state.key, key)
         if stores:
-            # At the head of the next step: the order of a renewal at the end of this
-            # one, without the parameters that only the caller will have.
+            # At the start of the next step, which is the same as at the end of this
+            # one, when only the caller has the new parameters.
             is_due = (state.count % every == 0) & (state.count > 0)
             target, rest, projector_state = jax.lax.cond(
                 is_due, renew, keep, params, state, draw

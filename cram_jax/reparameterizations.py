@@ -1,8 +1,9 @@
 """Parameters as functions of other parameters, inside the loss.
 
-Plain differentiable functions: what they take beside the model's parameters is a flat
-dictionary, from the path of a leaf to an array, and trains beside them. Differentiate
-``loss_fn(function(params, scores), batch)``, and call the function once more after
+Plain differentiable functions: besides the model's parameters they take a flat
+dictionary, from the path of a leaf to an array, which trains along with them.
+Differentiate ``loss_fn(function(params, scores), batch)``, and call the function once
+more after
 training: its result is the compressed model.
 """
 
@@ -20,7 +21,7 @@ from cram_jax.selection import keep_largest
 from cram_jax.sparsity import kept_count
 
 Scores: TypeAlias = Mapping[str, jax.Array]
-"""From the path of a leaf to an array; leaves without an entry stay as they are."""
+"""From the path of a leaf to an array; leaves without an entry stay unchanged."""
 
 # The ends of the stretched interval and the temperature of the hard concrete.
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
@@ -34,12 +35,12 @@ def scores_like(
     where: Where | None = None,
     axes: AxesLike | None = None,
 ) -> dict[str, jax.Array]:
-    """Arrays of one value for the prunable leaves: scores, gates, thresholds.
+    """Constant arrays for the prunable leaves: initial scores, gates, thresholds.
 
     Args:
       params: the parameters.
       value: of every entry.
-      each: what has an entry: a "weight", or a "leaf".
+      each: whether there is an entry for each "weight" or for each "leaf".
       where: which leaves, see `prunable`.
       axes: what is known of the axes, see `axes_of`.
 
@@ -70,11 +71,11 @@ def scores_like(
 def straight_through(projector: Projector) -> Callable[[Params], Params]:
     r"""Compresses in the forward pass, and is the identity in the backward pass.
 
-    The gradient of :math:`L(C(\theta))` is taken as that at :math:`C(\theta)`. Only for
-    projectors without state that do not draw. It costs one evaluation of the gradient,
-    and the loss's auxiliary data, such as batch statistics, are the compressed model's.
-    (``loss_fn(compress(params, projector).params)`` gives the gradient of kept weights
-    only.)
+    The gradient of :math:`L(C(\theta))` is taken to be that at :math:`C(\theta)`. Only
+    for projectors without state that do not draw. It costs one evaluation of the
+    gradient, and the loss's auxiliary data, such as batch statistics, are the
+    compressed model's. (``loss_fn(compress(params, projector).params)`` only has
+    gradients for kept weights.)
 
     Args:
       projector: the compression :math:`C`.
@@ -113,16 +114,16 @@ def straight_through(projector: Projector) -> Callable[[Params], Params]:
 
 
 def soft_threshold(params: Params, thresholds: Scores) -> Params:
-    r"""Shrinks weights towards zero by a threshold that is learnt.
+    r"""Shrinks weights towards zero by a learned threshold.
 
     .. math:: S(w, s) = \mathrm{sign}(w) \max(|w| - \sigma(s), 0)
 
-    Weight decay of :math:`s` makes the threshold grow, so the sparsity follows from
-    where :math:`s` starts and from the decay. It is not set.
+    Weight decay of :math:`s` makes the threshold grow, so the sparsity cannot be set:
+    it follows from the initial :math:`s` and the decay.
 
     Args:
       params: the parameters.
-      thresholds: :math:`s`, see `scores_like`, one a leaf or one a weight.
+      thresholds: :math:`s`, see `scores_like`, one for each leaf or each weight.
 
     Returns:
       The parameters with weights below the threshold at zero.
@@ -155,7 +156,7 @@ def scored(params: Params, scores: Scores, share: float | jax.Array) -> Params:
         \frac{\partial L}{\partial S} = \frac{\partial L}{\partial W'} \odot W
 
     :math:`M` marks the :math:`\lfloor v n \rfloor` largest scores of the n of a leaf,
-    and its gradient goes straight through. Of equal scores the first are kept.
+    and its gradient goes straight through. Among equal scores the first are kept.
 
     Args:
       params: the parameters.
@@ -189,10 +190,10 @@ def scored(params: Params, scores: Scores, share: float | jax.Array) -> Params:
 def thresholded(params: Params, scores: Scores, threshold: float | jax.Array) -> Params:
     r"""Keeps the weights whose scores are above a threshold, over all leaves alike.
 
-    As `scored` with :math:`M = 1\{\sigma(S) > \tau\}`, so that the leaves share the
-    sparsity as training wants it. A penalty on :math:`\sigma(S)`, such as
+    Like `scored` with :math:`M = 1\{\sigma(S) > \tau\}`, so that training decides how
+    the leaves share the sparsity. A penalty on :math:`\sigma(S)`, such as
     ``sum(sigmoid(s).mean() ...)``, pushes scores down. Whatever the threshold, half a
-    per cent of each leaf stays.
+    percent of each leaf stays.
 
     Args:
       params: the parameters.
@@ -231,13 +232,14 @@ def gated(params: Params, log_alpha: Scores, key: jax.Array | None = None) -> Pa
         z = \min(1, \max(0, s (\zeta - \gamma) + \gamma)), \qquad
         W' = z \odot W
 
-    Without a key it is the gate of evaluation, :math:`s = \sigma(a)`. Gates scale the
-    weights that stay, so the compressed model is this product, not a mask.
+    Without a key, it is the deterministic gate of evaluation, :math:`s = \sigma(a)`.
+    Gates scale the weights that stay, so the compressed model is this product, not a
+    mask.
 
     Args:
       params: the parameters.
       log_alpha: :math:`a`, see `scores_like`; or arrays that broadcast to the leaves,
-        such as (1, outputs) for one gate an output.
+        such as (1, outputs) for one gate per output.
       key: PRNG key of the step; None after training.
 
     Returns:
@@ -312,7 +314,7 @@ _masked.defvjp(_masked_forward, _masked_backward)
 
 
 def _highest(scores: jax.Array, count: int | jax.Array) -> jax.Array:
-    """Which scores are the highest; a constant of differentiation."""
+    """Which scores are the highest; a constant in differentiation."""
     return keep_largest([jax.lax.stop_gradient(scores)], count, signed=True)[0]
 
 
@@ -321,7 +323,7 @@ def _map_scored(
     params: Params,
     scores: Scores,
 ) -> Params:
-    """The function at leaves that have scores; it gets the number of the leaf."""
+    """Applies the function to leaves that have scores; it gets the leaf's number."""
     named = named_leaves(params)
     unknown = set(scores) - {path for path, _ in named}
     if unknown:

@@ -14,7 +14,7 @@ class LeafSparsity:
     """One line of a report.
 
     Attributes:
-      path: the leaf's place, such as ``"encoder/dense/kernel"``.
+      path: the leaf's path, such as ``"encoder/dense/kernel"``.
       shape: its shape.
       size: its number of entries.
       kept: how many of them are kept.
@@ -36,17 +36,17 @@ class LeafSparsity:
 
     @property
     def packed_bytes(self) -> int:
-        """Its size as kept values and a bitmap, or as it is where that is smaller."""
+        """Its size as kept values and a bitmap, or dense if that is smaller."""
         values = self.kept * self.bytes // max(self.size, 1)
         return min(self.bytes, values + (self.size + 7) // 8)
 
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """Sparsity of every leaf and of all together; ``str()`` gives a table.
+    """Sparsity of each leaf and of all together; ``str()`` gives a table.
 
     Attributes:
-      leaves: one entry a leaf, in the order of ``jax.tree.leaves``.
+      leaves: one entry for each leaf, in the order of ``jax.tree.leaves``.
     """
 
     leaves: tuple[LeafSparsity, ...]
@@ -88,7 +88,7 @@ class SparsityReport:
 def sparsity_report(
     params: Params, masks: Params | None = None, projector: Projector | None = None
 ) -> SparsityReport:
-    """Counts what is kept of every leaf, and the bytes that this could save.
+    """Counts what is kept of each leaf, and the bytes that this could save.
 
     Zeros save nothing by themselves: "packed" is the size of the kept values plus one
     bit for every entry, in a format or engine that stores them so.

@@ -1,4 +1,4 @@
-"""Reshapes that say how the result is sharded, as explicit mesh axes want it said."""
+"""Reshapes that state the sharding of the result, as explicit mesh axes require."""
 
 import math
 
@@ -16,7 +16,7 @@ def split_axis(array: jax.Array, axis: int, size: int) -> jax.Array:
       size: of a group; it divides the axis.
 
     Returns:
-      The array. Where groups do not straddle shards, nothing is exchanged.
+      The array. Unless groups straddle shards, nothing is exchanged.
     """
     shape = array.shape
     groups = shape[axis] // size
@@ -37,7 +37,7 @@ def join_axes(array: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def pad_axis(array: jax.Array, axis: int, size: int) -> jax.Array:
-    """Fills an axis up with zeros to a multiple of a size.
+    """Pads an axis with zeros to a multiple of a size.
 
     Shards of explicit mesh axes would be uneven: then the axis is gathered first.
     """
@@ -65,7 +65,7 @@ def crop(array: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def explicit_sharding(array: jax.Array) -> NamedSharding | None:
-    """How an array lies on a mesh, where its type says so."""
+    """How an array lies on a mesh, if its type says so."""
     sharding = jax.typeof(array).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 

@@ -1,7 +1,7 @@
 """The safetensors format, strictly: a header in JSON, then arrays without gaps.
 
-Files are written beside their place and then renamed, so that nothing half-written is
-ever found there. The same arrays give the same bytes. A file that is read is untrusted.
+Files are written under another name and then renamed, so that no half-written file is
+ever found. The same arrays give the same bytes. A file that is read is untrusted.
 """
 
 import contextlib
@@ -110,10 +110,10 @@ class File(Mapping[str, np.ndarray]):
 
 
 class Writer:
-    """Writes a file array by array: none has to stay in memory.
+    """Writes a file array by array, so that none has to stay in memory.
 
-    A context manager: the file is there when the block has ended without an error. The
-    disk needs room for the data twice.
+    A context manager: the file appears when the block ends without an error. The disk
+    needs room for the data twice.
 
     Attributes:
       metadata: texts by name; what is there at the end of the block is written.
@@ -169,10 +169,10 @@ class Writer:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A place beside a file or folder, which takes its name if all goes well.
+    """A temporary path beside a file or folder, renamed to it if all goes well.
 
     Args:
-      path: what is to be written; if it is there it is replaced at the end.
+      path: what is to be written; an existing one is replaced at the end.
 
     Yields:
       A path in the same folder, with the same suffix. After an error nothing is left.
@@ -192,7 +192,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parses JSON without NaN, infinity and names that come twice.
+    """Parses JSON, refusing NaN, infinity and duplicate names.
 
     Raises:
       ValueError: it is not JSON, or too deep.
@@ -288,5 +288,5 @@ def _entry(name: str, entry: Any, length: int) -> Entry:
 def _array(data: bytes | memoryview, entry: Entry) -> np.ndarray:
     if entry.dtype == bool and np.frombuffer(data, np.uint8).max(initial=0) > 1:
         raise ValueError("an array of bools holds other bytes than 0 and 1")
-    # A copy: the file's bytes may be anywhere, and are let go.
+    # A copy, because the file's bytes may be unaligned and are freed.
     return np.frombuffer(data, entry.dtype).reshape(entry.shape).copy()

@@ -1,4 +1,4 @@
-"""Projectors whose number follows a schedule."""
+"""Projectors with a number that follows a schedule."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class ScheduledState(NamedTuple):
 def scheduled(
     make: Callable[[Any], Projector], schedule: optax.Schedule
 ) -> "Scheduled":
-    r"""Makes a projector anew at every use, from the value of a schedule.
+    r"""A projector whose number, such as a sparsity, follows a schedule.
 
     Gradual pruning along the cubic of Zhu and Gupta, from :math:`s_i` to :math:`s_f`,
 
@@ -35,11 +35,11 @@ def scheduled(
     is ``scheduled(top_k, optax.polynomial_schedule(s_i, s_f, 3, T, t_0))``.
 
     The schedule counts the uses of this projector: the steps of `cram`; but inside
-    `cached` only the renewals, and inside `one_of` only the draws of this member.
-    One program serves every value.
+    `cached` only the renewals, and inside `one_of` only the draws of this member. One
+    compiled program serves every value.
 
-    It is for training. `compress` needs a projector whose number is fixed, so hand it
-    the last one, such as ``top_k(0.9)``.
+    It is for training. `compress` needs a projector with a fixed number, so give it the
+    last one, such as ``top_k(0.9)``.
 
     Args:
       make: from a number, which may be traced, to a projector, such as `top_k`. The
@@ -89,17 +89,17 @@ class Scheduled(Projector):
         return self._at(0).changes(params)
 
     def notes(self, params: Params) -> list[str]:
-        """What the first projector notes."""
+        """The notes of the first projector."""
         return self._at(0).notes(params)
 
     def init(self, params: Params) -> ScheduledState:
-        """No uses."""
+        """No uses yet."""
         return ScheduledState(jnp.zeros([], jnp.int32), self._at(0).init(params))
 
     def project(
         self, params: Params, state: ScheduledState, key: jax.Array | None
     ) -> tuple[Projection, ScheduledState]:
-        """Uses the projector of the moment."""
+        """Applies the projector for the current value."""
         projector = self._at(state.uses)
         projection, inner = projector.project(params, state.inner, key)
         return projection, ScheduledState(optax.safe_increment(state.uses), inner)

@@ -1,7 +1,7 @@
 """The k largest magnitudes over a set of arrays, exactly, by counting.
 
-Finite magnitudes order like their bit patterns, so the threshold is found digit by
-digit: count the entries below each candidate and keep the largest candidate that has
+Finite magnitudes are ordered like their bit patterns, so the threshold is found digit
+by digit: count the entries below each candidate and keep the largest candidate that has
 few enough below it. Nothing is sorted or gathered; arrays may be sharded along any
 axes, and the devices exchange counts.
 """
@@ -21,7 +21,7 @@ from cram_jax.reshaping import explicit_sharding, shards, split_axis
 # counts and the candidates just fit the registers of a CPU.
 _DIGIT = 3
 
-# Parts into which an axis is cut, so that the devices that share it count on their own.
+# Parts into which an axis is cut, so that the devices that share it count separately.
 # Not more, because XLA on CPU sums longer axes as a tree.
 _PARTS = 32
 
@@ -36,7 +36,7 @@ def keep_largest(
 ) -> tuple[jax.Array, ...]:
     """Marks the k entries of largest magnitude over all arrays together.
 
-    With ``signed`` it is the largest values, so that -3 is less than 1.
+    With ``signed``, those of largest value, so that -3 is less than 1.
 
     Exactly ``k`` are marked, whatever the dtype. Equal magnitudes: the entry that comes
     first is marked, in the order of the arrays and then row by row. NaN counts as
@@ -180,7 +180,7 @@ def _keep_largest(
     is_cut = (missing > 0) & (missing < equal)
 
     def end_of_ties() -> jax.Array:
-        """The place, in the array that is cut, before which ties are kept."""
+        """The position, in the cut array, before which ties are kept."""
         cut = jnp.argmax(is_cut[np.concatenate(groups)])
         group_of = np.concatenate([np.full(len(g), i) for i, g in enumerate(groups)])
         index_of = np.concatenate([np.arange(len(group)) for group in groups])
@@ -217,7 +217,7 @@ def _keep_largest(
 
 
 def _group_alike(arrays: Sequence[jax.Array]) -> list[list[int]]:
-    """The indices of arrays of one shape and, where their types tell, one sharding."""
+    """The indices of arrays of one shape and, if their types show it, one sharding."""
     groups: dict[Any, list[int]] = {}
     for index, array in enumerate(arrays):
         kind = (array.shape, explicit_sharding(array))
@@ -227,7 +227,7 @@ def _group_alike(arrays: Sequence[jax.Array]) -> list[list[int]]:
 
 def _stack(arrays: Sequence[jax.Array], *, signed: bool) -> jax.Array:
     stack = jnp.stack(arrays)  # of one array no copy
-    # A plain copy takes XLA on CPU longer to compile, and signs make no difference.
+    # XLA on CPU takes longer to compile a plain copy, and signs make no difference.
     return stack if signed or len(arrays) == 1 else jnp.abs(stack)
 
 
@@ -337,7 +337,7 @@ def _radix_select(
         ]
         counts = jnp.concatenate(by_array, axis=1)
         fitting = jnp.sum(jnp.sum(counts, axis=1, dtype=limit.dtype) <= limit)
-        # Between the last candidate that fits and the next lies what is found.
+        # The result lies between the last candidate that fits and the next one.
         values = jnp.concatenate([found.value[None], candidates])
         bounds = jnp.concatenate([found.below[None], counts, found.not_above[None]])
         return _Found(values[fitting], bounds[fitting], bounds[fitting + 1]), bits
@@ -384,7 +384,7 @@ def _count_each(masks: Sequence[jax.Array], dtype: jnp.dtype) -> jax.Array:
 def _count_in_one_loop(
     masks: Sequence[jax.Array], inner: tuple[int, ...], dtype: jnp.dtype
 ) -> jax.Array:
-    """Counts in all masks at once, as XLA does by itself on GPU but not on CPU.
+    """Counts in all masks at once, as XLA does on its own on GPU but not on CPU.
 
     There it computes each sum as a tree, many times slower than a plain loop; a
     reduction of many operands is one. It must not run over the axes that are sharded:
@@ -402,8 +402,8 @@ def _count_in_one_loop(
 def _unstack(vector: jax.Array) -> Sequence[jax.Array]:
     """The entries of a vector as scalars.
 
-    XLA on CPU compiles equal computations once. It would compile an index into whatever
-    uses the entry, and nothing would be equal: so one reduction makes all the scalars.
+    XLA on CPU compiles equal computations once. It would fuse an index into whatever
+    uses the entry, and no two would be equal: so one reduction makes all the scalars.
     """
     return jax.lax.platform_dependent(vector, cpu=_unstack_in_one_loop, default=tuple)
 

@@ -48,10 +48,10 @@ def top_k(
     The paper uses the global scope for images, where layers then differ in sparsity,
     and one share for every layer in language models (appendix D).
 
-    With ``block``, whole blocks stay or go, by their root mean square, and it is blocks
-    that are counted. A block is (inputs, outputs), however the model lays out its
-    kernels; None is all of them. It is one position of a convolution's window, and all
-    of the window after a leading ``...``:
+    With ``block``, whole blocks stay or go, by their root mean square, and blocks are
+    counted instead of weights. A block is (inputs, outputs), however the model lays out
+    its kernels; None means all of them. In a convolution it covers one position of the
+    window, or the whole window after a leading ``...``:
 
     - ``(4, 2)``: four neighbouring inputs of two outputs;
     - ``(..., 1)``: an output channel, of dense layers and convolutions alike;
@@ -60,12 +60,13 @@ def top_k(
     - ``(64, None)``: a head in the output kernel of an attention; its query, key and
       value then no longer matter.
 
-    A leaf that the block does not divide stays dense, unless ``pad``: then blocks at
-    the edge hold less. So do lookup tables. `sparsity_report` says so.
+    A leaf that the block does not divide stays dense, unless ``pad`` is True: then
+    blocks at the edge are smaller. Lookup tables stay dense, too. `sparsity_report`
+    lists such leaves.
 
     The product is exact: 29 % of 100 is 29. The sparsity is read as the decimal that it
-    prints as; a traced one, with which it can change from step to step without another
-    compilation, is read to seven decimals (to 15 where it is float64).
+    prints as; a traced one, which can change from step to step without recompilation,
+    is read to seven decimals (15 if it is float64).
 
     Args:
       sparsity: share of zeros, 0 <= sparsity < 1; a number or a scalar array.
@@ -131,7 +132,7 @@ class TopK(LeafProjector):
         return replace(self, sparsity=Drawn(tuple(m.sparsity for m in members), index))
 
     def obstacle(self, leaf: Leaf) -> str:
-        """That the block does not divide the leaf."""
+        """Says so if the block does not divide the leaf."""
         sides = self._sides(leaf)
         return sides if isinstance(sides, str) else ""
 
@@ -186,10 +187,10 @@ def n_m(
 
     Groups run along the inputs, in every output and every position of a window. If
     there are several input axes, they run along the last. Equal magnitudes: the earlier
-    one is kept. A leaf whose inputs m does not divide stays dense, and so do lookup
+    one stays. A leaf whose inputs m does not divide stays dense, and so do lookup
     tables; `sparsity_report` lists them.
 
-    An engine that groups otherwise says so by ``axes`` and ``stride``: "input" is the
+    For an engine that groups differently, pass ``axes`` and ``stride``: "input" is the
     axis along which it groups, and with a stride s the members of a group lie s apart:
     i, i + s, ..., i + (m - 1) s.
 
@@ -241,7 +242,7 @@ class NM(LeafProjector):
     axes: Any = None
 
     def obstacle(self, leaf: Leaf) -> str:
-        """That the groups do not divide the inputs."""
+        """Says so if the groups do not divide the inputs."""
         if not leaf.axes.inputs:
             return "it has no inputs"
         inputs = jnp.shape(leaf.value)[leaf.axes.inputs[-1]]
@@ -259,11 +260,11 @@ class NM(LeafProjector):
         ]
 
     def _largest_of_groups(self, leaf: jax.Array, axis: int) -> jax.Array:
-        """True where fewer than n of the group come before, by size then place.
+        """True where fewer than n of the group come before, by size, then position.
 
-        m * m comparisons in one fused pass: for groups this small a sort costs more.
+        m * m comparisons in one fused pass: for such small groups a sort costs more.
         """
-        # Axes from ``axis`` on: groups, members and, with a stride, what is between.
+        # Axes from ``axis`` on: groups, members and, with a stride, the gaps between.
         whole = split_axis(magnitude_key(leaf), axis, self.m * self.stride)
         keys = split_axis(whole, axis + 1, self.stride) if self.stride > 1 else whole
         own, other = jnp.expand_dims(keys, axis + 2), jnp.expand_dims(keys, axis + 1)
@@ -304,7 +305,7 @@ def sparsity_value(sparsity: Number) -> Any:
 
 
 def sparsity_now(sparsity: Any) -> float | jax.Array:
-    """The number that a sparsity is, an array where it is traced."""
+    """The sparsity as a number, or as an array if it is traced."""
     if isinstance(sparsity, Drawn):
         return jnp.asarray(sparsity.sparsities)[sparsity.index]
     return sparsity.value if isinstance(sparsity, Traced) else sparsity
@@ -318,7 +319,7 @@ def kept_count(size: int, sparsity: Any) -> int | jax.Array:
       sparsity: as in `top_k`.
 
     Returns:
-      An int, or an integer scalar where the sparsity is traced.
+      An int, or an integer scalar if the sparsity is traced.
 
     Example:
       >>> kept_count(100, 0.29), kept_count(3, 1 - 1 / 3)

@@ -1,4 +1,4 @@
-"""A training pass that moves running statistics, as a function of their numbers."""
+"""A training pass that moves running statistics, as a function of their values."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ Values: TypeAlias = dict[int, np.ndarray[Any, Any]]
 
 
 class TrainingPass:
-    """``apply`` from values of some leaves, safe from what it does to what it gets.
+    """``apply`` as a function of some leaves, on copies that it may modify.
 
     All arithmetic is in float64 on the host: statistics are small.
 
@@ -54,7 +54,7 @@ class TrainingPass:
         }
 
     def __call__(self, values: Values, batch: Any) -> Values:
-        """The numbers after a pass from these values, and the old ones of the rest."""
+        """The numbers after a pass from these values, the other leaves as before."""
         handed = self._with(self.old | values, self._dtypes)
         try:
             result = self._apply(handed, batch)
@@ -101,7 +101,7 @@ class TrainingPass:
         return float(jnp.finfo(self._dtypes[i]).eps)
 
     def name(self, i: int) -> str:
-        """How a user writes the leaf."""
+        """The leaf as a user writes it."""
         return f"batch_stats{self._paths[i]}"
 
     def replace(self, values: Values) -> BatchStats:
@@ -132,7 +132,7 @@ def _on_host(leaf: Any) -> np.ndarray[Any, Any]:
 
 
 def _like(leaf: Any, value: np.ndarray[Any, Any], dtype: Any) -> jax.Array:
-    """The value as an array that lies where the leaf was put."""
+    """The value as an array on the devices of the leaf."""
     value = value.astype(dtype)
     if isinstance(leaf, jax.Array) and leaf.committed:
         return jax.device_put(value, leaf.sharding)

@@ -60,26 +60,26 @@ def cram(
         u = \nabla L(\hat\theta) \odot M
 
     The incoming ``updates`` are the dense gradient :math:`\nabla L(\theta)`, which the
-    caller has anyway, so an update costs one more evaluation of the gradient. The
-    projector touches its prunable leaves, the ascent every leaf.
+    caller has anyway, so an update costs one more gradient evaluation. The projector
+    changes its prunable leaves, the ascent every leaf.
 
     The loss is given once: as ``loss_fn``, whose further arguments ``update`` takes by
     name; or as None, and then ``update`` takes ``value_fn``, a function of the
     parameters, as optax's line searches do. The second suits a loop whose loss closes
     over its batch, random keys and statistics. The guide, under "Training loops", shows
-    both in the loops of Flax, Equinox and Haiku. Give both passes the same batch and
-    the same dropout key.
+    both with Flax, Equinox and Haiku. Give both passes the same batch and the same
+    dropout key.
 
     With the Python number ``rho=0`` and ``normalize=False`` there is no ascent, and
     ``updates`` is not read: pass ``params`` for it and save a gradient evaluation.
 
-    Place it first in an `optax.chain`: what follows sees an ordinary gradient. Behind
-    `optax.sgd` or `optax.scale` it would climb along a step, not the gradient, which it
-    cannot notice. `optax.masked` and `optax.partition` around it would hide parameters
-    from the loss: put them after it. Under `optax.inject_hyperparams` name ``loss_fn``
-    and ``projector`` in ``static_args``. Accumulate gradients inside the loss:
-    `optax.MultiSteps` around the rule would only keep the compressed gradient of one
-    micro-batch.
+    Place it first in an `optax.chain`: what follows sees an ordinary gradient. After
+    `optax.sgd` or `optax.scale` it would climb along a step instead of the gradient,
+    which it cannot detect. `optax.masked` and `optax.partition` around it would hide
+    parameters from the loss: put them after it. Under `optax.inject_hyperparams` name
+    ``loss_fn`` and ``projector`` in ``static_args``. Accumulate gradients inside the
+    loss: `optax.MultiSteps` around the rule would only keep the compressed gradient of
+    one micro-batch.
 
     Non-finite gradients pass through unchanged. `optax.apply_if_finite` checks its
     input; chain it after `cram` to cover the compressed pass as well.
@@ -110,8 +110,8 @@ def cram(
         floating array or is hidden by `optax.masked`; ``update`` lacks the loss or one
         of its arguments, or gets the loss twice; the loss does not return a scalar.
       ValueError: ``rho`` is negative or not finite; ``update`` gets no ``params``, or
-        ``updates`` of another structure; the loss differs between devices along an axis
-        that ``axis_name`` does not name.
+        ``updates`` of a different structure; the loss differs between devices along an
+        axis that ``axis_name`` does not name.
 
     Example:
       >>> def loss_fn(params, batch):
@@ -198,9 +198,9 @@ def cram_plus(
         (\hat\theta, M) = C(\theta + \rho \nabla L(\theta)), \qquad
         u = \nabla L(\theta) + \nabla L(\hat\theta) \odot M
 
-    The dense model stays as accurate as without, and its compressions come close. The
-    two gradients are added, not averaged, so a learning rate tuned for plain training
-    may want to be a little smaller.
+    The dense model stays about as accurate as with plain training, and its compressed
+    versions come close. The two gradients are added, not averaged, so a learning rate
+    tuned for plain training may want to be a little smaller.
 
     Exactly the incoming ``updates`` plus those of `cram`, to which the notes on chains,
     losses, errors and state apply.
@@ -278,7 +278,7 @@ def initial_state(
         count=jnp.zeros([], jnp.int32),
         key=key_data(key),
         projector_state=projector.init(params),
-        # Not infinity, which jax_debug_infs takes for an error.
+        # Not infinity, which jax_debug_infs reports as an error.
         compressed_loss=jnp.array(jnp.finfo(loss_dtype).max, loss_dtype),
     )
 
@@ -304,7 +304,7 @@ def ascend(params: Params, radius: Any, direction: Params) -> Params:
 
 def norm(tree: Params) -> jax.Array:
     """The Euclidean norm over all leaves."""
-    # In float32 at least: a sum of squares does not fit the narrow types.
+    # In at least float32: a sum of squares does not fit the narrow types.
     wide = jax.tree.map(
         lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
     )

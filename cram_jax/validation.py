@@ -1,4 +1,4 @@
-"""Checks of arguments, with errors that name the argument, its value and the mend."""
+"""Argument checks whose errors name the argument, its value and what was expected."""
 
 from collections.abc import Sequence
 from typing import Any

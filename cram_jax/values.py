@@ -1,4 +1,4 @@
-"""Values that compare by what they were made of, and print as they were made."""
+"""Values that compare by their arguments, and print as the call that made them."""
 
 import re
 from dataclasses import MISSING, Field, fields

@@ -15,20 +15,21 @@ from typing import Annotated, Any, Union
 import tyro
 
 from experiments.errors import Stopped, UserError
+from experiments.late_reads import late_reads_ignored
 from experiments.verbs import VERBS, Verb
 from experiments.verbs.common import PROGRAM
 from experiments.verbs.train import parse_train
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
+    """SIGTERM arrived."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        with _terminated_by_signal():
+        with _terminated_by_signal(), late_reads_ignored():
             _run(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + stopped.signal
     except KeyboardInterrupt as interrupt:
         goes_on = bool({"evaluate", "compare"} & set(arguments[:1]))
-        after = "the same command goes on" if goes_on else "nothing was saved just now"
+        after = "run the same command to continue" if goes_on else "nothing was saved"
         print(f"stopped; {after}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
     except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -76,7 +77,7 @@ def _parse(arguments: list[str]) -> Verb:
 
 @contextlib.contextmanager
 def _terminated_by_signal() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, with a word on how to go on."""
+    """SIGTERM ends a command as Ctrl-C does, with a hint on how to continue."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

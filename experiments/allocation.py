@@ -23,13 +23,13 @@ SPARSEST, MILDEST = 0.99, 0.4
 
 
 class Weighed(NamedTuple):
-    """What each parameter takes of a budget.
+    """How much of a budget each parameter takes.
 
     Attributes:
       leaves: the parameters, by path.
-      curves: by path, shares of weights that are kept, from 0 to 1, and what the
-        parameter takes with them.
-      rest: what the network takes beside its parameters.
+      curves: by path, shares of weights kept, from 0 to 1, and the cost of the
+        parameter at each.
+      rest: what the network takes apart from its parameters.
       layers: paths of those that are pruned layer by layer.
       measure: what is budgeted.
     """
@@ -87,7 +87,7 @@ def weigh(run: OpenRun, measure: Measure, compress: Compress, pruner: str) -> We
 
 
 def _packed(leaf: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes of the values and one bit for each weight; dense where that is less."""
+    """Bytes of the values and one bit for each weight; dense if that is less."""
     bit = 1 / (8 * np.dtype(leaf.dtype).itemsize)
     return np.array([0, 1 - bit, 1]), leaf.nbytes * np.array([bit, 1, 1])
 
@@ -105,7 +105,7 @@ def _timed(
     for share in TIMED[1:]:
         seconds = layer_seconds(run, compress(f"{pruner}{100 * share:.6f}"))
         for path, entries in times.items():
-            # Fewer weights take no longer; what says so is noise.
+            # Fewer weights cannot take longer; if they seem to, it is noise.
             entries.append(min(seconds[path], entries[-1]))
     kept = 1 - np.array(TIMED[::-1])
     curves = {path: (kept, np.array(own[::-1])) for path, own in times.items()}

@@ -16,7 +16,7 @@ Batch = dict[str, Any]  # arrays of numpy, or of jax over a mesh
 
 
 class Source(abc.ABC):
-    """Examples to train on and to judge by, wherever they lie."""
+    """Examples to train on and to evaluate on, wherever they are stored."""
 
     @property
     @abc.abstractmethod
@@ -25,17 +25,17 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def take(self, chosen: Sequence[int] | np.ndarray) -> Batch:
-        """Some of them, as they are judged: arrays by name, a row an example."""
+        """Some of them, as for evaluation: arrays by name, one row for each example."""
 
     def take_training(self, chosen: np.ndarray, seed: int, epoch: int) -> Batch:
-        """Some of them, as an epoch of a run sees them; here as they are judged."""
+        """Some of them, as in an epoch of a run; by default as for evaluation."""
         del seed, epoch
         return self.take(chosen)
 
     def made(
         self, make: Callable[[int], Batch], start: int, stop: int
     ) -> Iterator[Batch]:
-        """``make(start)`` to ``make(stop - 1)``, here one by one."""
+        """``make(start)`` to ``make(stop - 1)``, by default one by one."""
         return map(make, range(start, stop))
 
     def training_batches(
@@ -46,7 +46,7 @@ class Source(abc.ABC):
         stop: int,
         positions: np.ndarray | None = None,
     ) -> Iterator[Batch]:
-        """The batches of the steps from ``start`` up to ``stop``.
+        """The batches of the steps from ``start`` to ``stop``, exclusive.
 
         Every epoch has its own order, `epoch_order`, so a run that is resumed at
         ``start`` sees what an uninterrupted one sees. The last partial batch of an
@@ -60,12 +60,12 @@ class Source(abc.ABC):
           positions: the rows of a batch to read; by default all.
 
         Returns:
-          An iterator of arrays by name, a row a position.
+          An iterator of arrays by name, one row for each position.
 
         Raises:
           ConfigError: there are fewer examples than a batch has.
         """
-        whole_batches(self.size, batch_size)  # raises even if no step is asked for
+        whole_batches(self.size, batch_size)  # raises even if there are no steps
         make = partial(_training_batch, self, batch_size, seed, positions)
         return self.made(make, start, stop)
 
@@ -118,7 +118,7 @@ def _evaluation_batch(source: Source, batch_size: int, number: int) -> Batch:
 
 
 def whole_batches(count: int, batch_size: int) -> int:
-    """Batches in an epoch of so many examples.
+    """Batches in an epoch of ``count`` examples.
 
     Raises:
       ConfigError: there is none.
@@ -131,7 +131,7 @@ def whole_batches(count: int, batch_size: int) -> int:
 def examples_of_step(
     count: int, batch_size: int, seed: int, step: int
 ) -> tuple[int, np.ndarray]:
-    """The epoch of a step, and which of so many examples are its batch.
+    """The epoch of a step, and which of ``count`` examples form its batch.
 
     Raises:
       ConfigError: there are fewer examples than a batch has.

@@ -15,8 +15,8 @@ class CoupledChannels:
     Attributes:
       trace: gives the structure of ``(params, batch_stats)``.
       pools: regular expressions for families, see `channels`. Each pool loses its share
-        by itself, since a head is not to be weighed against a hidden unit. By default
-        all families together.
+        separately, because heads should not compete with hidden units. By default all
+        families form one pool.
     """
 
     trace: Callable[[], Structure]

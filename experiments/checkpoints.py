@@ -21,7 +21,7 @@ from experiments.errors import (
 from experiments.run_directory import load_config, reading, save_config
 from experiments.sharding import on_first_process
 
-# What Orbax logs as an error it also raises, and we say it in our words.
+# Orbax also raises the errors that it logs, and we report those in our own words.
 for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -50,9 +50,9 @@ def manager(run: Path, keep: int = 2) -> ocp.CheckpointManager:
 def save(checkpoints: ocp.CheckpointManager, state: Any) -> None:
     """Saves a training state under its step.
 
-    The state is all that a run needs to go on: the position in the data follows from
+    The state is all that a run needs to resume: the position in the data follows from
     the step and the seed of the configuration. A checkpoint gets its name when it is
-    complete: one that was interrupted does not count, and earlier ones are untouched.
+    complete: interrupted ones do not count, and earlier ones are untouched.
 
     Raises:
       NonFiniteLoss: the weights are not finite; nothing is written.
@@ -63,7 +63,7 @@ def save(checkpoints: ocp.CheckpointManager, state: Any) -> None:
     stored = state._asdict()
     stored["checksums"] = _each(stored, checksums)
     try:
-        if step in checkpoints.all_steps():  # a damaged one that was gone back behind
+        if step in checkpoints.all_steps():  # a damaged one, which was skipped
             checkpoints.delete(step)
         checkpoints.save(step, args=ocp.args.StandardSave(stored))
     except Exception as error:  # of the system, of tensorstore or of orbax
@@ -75,19 +75,19 @@ def restore(
     like: Any,
     say: Callable[[str], None] = lambda message: None,
 ) -> Any:
-    """Restores the last training state that is whole.
+    """Restores the last intact training state.
 
     Args:
       checkpoints: of the run.
-      like: a state of its structure, arrays or their shapes.
-      say: told of every damaged checkpoint that was passed over.
+      like: a state with the same structure, arrays or their shapes.
+      say: told of every damaged checkpoint that was skipped.
 
     Returns:
       The state.
 
     Raises:
-      RunError: there is no checkpoint, all of them are damaged, or they are of another
-        configuration than ``like``.
+      RunError: there is no checkpoint, all of them are damaged, or they do not match
+        ``like``.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
     abstract["checksums"] = _each(abstract, abstract_checksums)
@@ -110,7 +110,7 @@ def restore(
             problems.append(str(error))
             earlier = [other for other in steps if other < step]
             if earlier:
-                say(f"{error}; going on from the checkpoint before, {max(earlier)}")
+                say(f"{error}; resuming from the previous checkpoint, {max(earlier)}")
             continue
         del stored["checksums"]
         return type(like)(**stored)
@@ -140,7 +140,7 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Reads the model of a run, see `read_model`, onto the devices of a state.
 
-    It asks nothing of the optimiser, whose state may be of an earlier version.
+    It ignores the optimiser's state, which may be from an earlier version.
 
     Args:
       run: the run's directory.
@@ -151,7 +151,7 @@ def load_model(
       The parameters, averaged ones if the run keeps them, and the batch statistics.
 
     Raises:
-      RunError: there is none, it is damaged, or of another configuration.
+      RunError: there is none, it is damaged, or it does not match.
     """
     params, batch_stats = read_model(run, say)
     stored = _by_path({"params": params, "batch_stats": batch_stats})
@@ -169,7 +169,7 @@ def load_model(
 def read_model(
     run: Path, say: Callable[[str], None] = lambda message: None
 ) -> tuple[Any, Any]:
-    """Reads the model of a run: what `save_model` wrote, or the last whole checkpoint.
+    """Reads the model of a run: what `save_model` wrote, or the last intact checkpoint.
 
     Args:
       run: the run's directory.
@@ -182,7 +182,7 @@ def read_model(
     Raises:
       RunError: it holds none, or a damaged one.
     """
-    load_config(run)  # says what is wrong with a directory that is no run
+    load_config(run)  # raises if the directory is not a run
     places = [run / "model"]
     if not places[0].exists():
         steps = sorted(_steps(run), reverse=True)
@@ -197,7 +197,7 @@ def read_model(
         except RunError as error:
             problems.append(error)
             if place != places[-1]:
-                say(f"{error}; taking the checkpoint before")
+                say(f"{error}; using the previous checkpoint")
             continue
         averaged = model.get("ema")
         params = averaged if jax.tree.leaves(averaged) else model["params"]
@@ -218,13 +218,12 @@ def check_finite(tree: Any, place: str) -> None:
     """
     if not bool(_all_finite(tree)):
         raise NonFiniteLoss(
-            f"weights {place} are infinite or not numbers; a lower learning rate or "
-            f"rho may help"
+            f"weights {place} are not finite; a lower learning rate or rho may help"
         )
 
 
 def _each(trees: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
-    """Of every tree that has leaves: Orbax stores no empty arrays."""
+    """Applied to every tree that has leaves: Orbax stores no empty arrays."""
     return {
         name: function(tree) for name, tree in trees.items() if jax.tree.leaves(tree)
     }
@@ -236,11 +235,11 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 class _OtherModel(RunError):
-    """A checkpoint is whole, but of another configuration."""
+    """A checkpoint is intact, but from a different configuration."""
 
 
 def _check_fits(place: Path, abstract: Any, run: Path) -> None:
-    """Raises if a readable checkpoint is of another structure than the run's."""
+    """Raises if a readable checkpoint does not have the run's structure."""
     try:
         handler = ocp.PyTreeCheckpointHandler()
         with ocp.Checkpointer(handler) as checkpointer:

@@ -11,14 +11,14 @@ CHUNK = 2**20  # numbers whose checksum is computed at a time
 
 
 def checksums(tree: Any) -> np.ndarray:
-    """A checksum of every leaf, uint32 (leaves, 2): no matter how it is sharded.
+    """A checksum of every leaf, uint32 (leaves, 2), however it is sharded.
 
     It is the sum, modulo 2^64, of the bits of every number times an odd factor of its
-    own, so that one changed number always changes it.
+    own, so that a change of one number always shows.
     """
     sums = np.array([_checksum(leaf) for leaf in jax.tree.leaves(tree)], np.uint64)
     if jax.process_count() > 1 and len(sums):
-        # In four parts of 16 bits: processes exchange 32 bits, and add without loss.
+        # In four parts of 16 bits: processes exchange 32 bits, and the sums are exact.
         shifts = np.arange(4, dtype=np.uint64) * np.uint64(16)
         parts = (sums[:, None] >> shifts) & np.uint64(0xFFFF)
         gathered = multihost_utils.process_allgather(parts.astype(np.uint32))
@@ -34,7 +34,7 @@ def abstract_checksums(tree: Any) -> jax.ShapeDtypeStruct:
 
 
 def _checksum(leaf: Any) -> int:
-    """Of the part of a leaf that is this process's to count."""
+    """The checksum of the part of a leaf that this process counts."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     if not isinstance(leaf, jax.Array):

@@ -1,4 +1,4 @@
-"""Makes a directory that of a run: a new one, or one that goes on."""
+"""Claims a directory for a run, a new one or one that resumes."""
 
 import contextlib
 from pathlib import Path
@@ -28,14 +28,14 @@ def claim(
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """Makes a directory this run's, and keeps others out while it is written."""
+    """Claims a directory for this run, and locks others out while it is written."""
 
     def take() -> None:
         check_path(run)
         if not resume:
             check_free(run, overwrite=overwrite)
         else:
-            load_config(run)  # that no lock is left where there is no run
+            load_config(run)  # raises, so that no lock is left where there is no run
         stack.enter_context(locked(run))
         if resume:
             _take_up(run, config, report)
@@ -49,7 +49,7 @@ def claim(
 
 
 def _take_up(run: Path, config: RunConfig, report: Report) -> None:
-    """Checks that a configuration is that of a run, or adds epochs to it."""
+    """Checks that a configuration matches the stored one, or adds epochs to it."""
     stored = load_config(run)
     changed = differences(config, stored)
     if not changed:
@@ -63,8 +63,8 @@ def _take_up(run: Path, config: RunConfig, report: Report) -> None:
     advice = "resume it with the configuration in its config.json"
     if extended:
         advice = (
-            f"its learning rates were made for {stored.epochs} epochs (only the "
+            f"its learning rates are scheduled for {stored.epochs} epochs (only the "
             f"constant schedule without warm-up takes more); train a new run from it "
             f"with --init-from {run}"
         )
-    raise RunError(f"{run} was started with another {', '.join(changed)}; {advice}")
+    raise RunError(f"{run} was started with a different {', '.join(changed)}; {advice}")

@@ -1,9 +1,9 @@
 """Methods side by side: one budget of gradient evaluations, tuned alike.
 
-Every knob is chosen on examples held out of the training set, by three values and one
-seed each, for one target (of methods that serve all targets by the mean over those of
-zeros). Then every method trains on all training examples, and is judged on the test
-examples. A comparison that is stopped goes on where it was.
+Every knob is chosen on examples held out of the training set, from three values with
+one seed each, for one target (for methods that serve all targets, by the mean over the
+sparse ones). Then every method trains on all training examples, and is evaluated on the
+test examples. A comparison that was stopped continues where it was.
 """
 
 import dataclasses
@@ -42,14 +42,14 @@ RESULTS = "comparison.json"
 
 
 class Bench(NamedTuple):
-    """What a comparison is about; a stored one goes on only if this is the same.
+    """What a comparison is about; a stored one continues only if this is the same.
 
     Attributes:
       base: the recipe whose data, network and schedule all methods share.
       names: the targets.
       budget: evaluations of the gradient, in passes over the examples.
-      held_out: training examples that knobs are chosen on; 0: they are not, and each
-        is the second of its values.
+      held_out: training examples that knobs are chosen on; 0: each knob has the second
+        of its values.
       tuned_on: the target for which methods with a network for each target are tuned.
     """
 
@@ -71,12 +71,12 @@ class Bench(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A model that was trained and judged.
+    """A model that was trained and evaluated.
 
     Attributes:
       accuracies: of its targets.
       zeros: the share of zeros among the prunable weights, as it was trained.
-      seconds: of the processor, for training.
+      seconds: CPU time of the training.
     """
 
     accuracies: list[Accuracy]
@@ -93,20 +93,20 @@ def compare(
     *,
     data_dir: Path | None = None,
 ) -> Results:
-    """Tunes and trains what is not stored yet, and stores each result as it is there.
+    """Tunes and trains what is not stored yet, and stores each result at once.
 
     Args:
       bench: the task.
       methods: of `METHODS`.
       seeds: runs of every method.
       out: a directory for comparison.json and the runs.
-      console: where to say what is done.
+      console: where to report progress.
       data_dir: where the prepared data are kept.
 
     Returns:
-      The results: of every method the runs of `add_run`, each with what its network was
-      ``trained_for``, its share of ``zeros`` and its ``knob``; those that ``diverged``;
-      its ``search``; and its ``cost``.
+      The results: for every method the runs of `add_run`, each with what its network
+      was ``trained_for``, its share of ``zeros`` and its ``knob``; those that
+      ``diverged``; its ``search``; and its ``cost``.
     """
     path = out / RESULTS
     results = _stored(path, bench)
@@ -128,7 +128,8 @@ def compare(
                 step()
             except Stopped as stopped:
                 raise Stopped(
-                    f"stopped in {name}; the same command goes on", stopped.signal
+                    f"stopped in {name}; run the same command to continue",
+                    stopped.signal,
                 ) from stopped
             results["seconds"] += round(time.perf_counter() - start, 1)
             save_results(results, path)
@@ -138,7 +139,7 @@ def compare(
 
 
 def _stored(path: Path, bench: Bench) -> Results:
-    """Results to go on with; or new ones."""
+    """Results to continue with, or new ones."""
     if not path.exists():
         return new_results(bench.names) | {"bench": bench.stored()}
     results = load_results(path)
@@ -183,7 +184,7 @@ def _searches(
 
 
 def _score(accuracies: Sequence[Accuracy]) -> float:
-    """The mean over the targets of zeros of all weights, dense among them, if any."""
+    """The mean over the targets that prune all weights, including dense, if any."""
     zeros = [a for a in accuracies if targets.sparsity(a.target) is not None]
     return float(np.mean([_judged(accuracy) for accuracy in zeros or accuracies]))
 
@@ -194,7 +195,7 @@ def _judged(accuracy: Accuracy) -> float:
 
 
 def chosen_value(entry: Entry, search: Sequence[dict[str, float]]) -> float:
-    """The best value of the knob; the second of those to try if none was tried."""
+    """The best value of the knob; the second of its values if none was tried."""
     if not search:
         return entry.values[1]
     return max(search, key=lambda found: found["score"])["value"]
@@ -244,7 +245,7 @@ def _trainings(
 
 
 class _Runner:
-    """Trains and judges models of one data set; programs are compiled once."""
+    """Trains and evaluates models of one data set; programs are compiled once."""
 
     def __init__(
         self, bench: Bench, out: Path, progress: Progress, data_dir: Path | None
@@ -272,7 +273,7 @@ class _Runner:
     def run(
         self, entry: Entry, target: str | None, value: float, seed: int, word: str
     ) -> Trained:
-        """Trains, or goes on, and judges."""
+        """Trains, or resumes, and evaluates."""
         config = self.config(entry, target, value, seed)
         data, task = self._data()
         run = self._out / "runs" / f"{word}-{config.name}-{value:g}-seed{seed}"
@@ -300,7 +301,7 @@ class _Runner:
         return Trained(accuracies, _zeros(task, state.judged), seconds)
 
     def cost(self, entry: Entry, config: RunConfig) -> dict[str, float]:
-        """What a step needs beside its time.
+        """What a step needs apart from time.
 
         Returns:
           ``evaluations`` of the gradient a step; ``state`` of the optimiser, in copies

@@ -17,7 +17,7 @@ copies of the parameters; memory of a step; of a training; the value that was ch
 
 
 def rows(results: Results) -> list[list[str]]:
-    """A row a method: accuracy on every target, then what it costs."""
+    """One row for each method: accuracy on every target, then what it costs."""
     last = kinds(results)[-1]
     found = []
     for method, own in results["methods"].items():
@@ -74,7 +74,7 @@ def page(results: Results, title: str) -> str:
 
 
 def plot(results: Results, path: Path, title: str) -> None:
-    """Draws accuracy against the share of zeros over all weights, a line a method."""
+    """Draws accuracy against the share of zeros over all weights, a line per method."""
     from matplotlib.figure import Figure  # takes seconds to import
 
     shares = {name: targets.sparsity(name) for name in results["targets"]}

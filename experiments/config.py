@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, checked when they are made."""
+"""The configuration of a run: frozen dataclasses, checked when they are made."""
 
 import dataclasses
 import math
@@ -25,35 +25,36 @@ class OptimizerConfig:
       rule: none (only the base optimiser), sam, cram (equation 2), cram_plus (equation
         4), topk_plus (rho 0); or a method that prunes during training, see
         `experiments.methods`.
-      train_targets: what to compress to; of several, one is drawn at every step. Most
-        methods that prune during training take exactly one.
+      train_targets: what to compress to; if there are several, one is drawn at every
+        step. Most methods that prune during training take exactly one.
       masks_every: steps between new masks of a target (appendix C.6).
       rho: radius of the ascent step.
       subsample: compute the compressed gradient on every n-th example (1 = all).
-      plain_steps: share of the steps, drawn at random, on which only the base optimiser
-        acts: p(Adam) of appendix D.
+      plain_steps: share of the steps, drawn at random, that use only the base
+        optimiser: p(Adam) of appendix D.
       sparse_gradients: whether to zero the compressed gradient of pruned weights.
       normalize: divide the gradient by its norm before the ascent (sam always does).
       base: the base optimiser. The weight decay of sgd is added to the gradient; that
         of adam is decoupled from it, as in AdamW.
       learning_rate: at the peak of the schedule.
-      schedule: how the learning rate decays to 0; constant: it does not, so that
+      schedule: how the learning rate decays to 0; with constant it does not, so that
         epochs can be added to a run later.
       warmup: share of the steps with a rising learning rate.
-      momentum: of sgd.
+      momentum: for sgd.
       nesterov: whether the momentum is Nesterov's.
       weight_decay: of all parameters that are not frozen.
       clip_norm: clips the global norm of the update before the base optimiser; 0: no
         clipping.
-      accumulate: parts that a batch is divided into, to fit the memory; their gradients
-        are averaged, of the compressed pass too. Batch norm sees one part at a time.
-      ema: decay of a running average of the weights, such as 0.999, which is then what
-        is evaluated and compressed; 0: none.
-      frozen: a regular expression; parameters whose path it matches do not change,
-        not even in the ascent, such as ``^bert/embeddings/``. Empty: none.
-      keep_pruned: weights that are zero at the start stay zero, such as those of a
-        compressed model named by ``init_from``.
-      pruning: how a method that prunes during training goes about it.
+      accumulate: parts that a batch is divided into, to fit into memory; their
+        gradients are averaged, in the compressed pass too. Batch norm sees one part at
+        a time.
+      ema: decay of a running average of the weights, such as 0.999; the average is then
+        what is evaluated and compressed. 0: none.
+      frozen: a regular expression, such as ``^bert/embeddings/``; parameters whose path
+        it matches do not change, not even in the ascent. Empty: none.
+      keep_pruned: whether weights that are zero at the start stay zero, such as those
+        of a compressed model named by ``init_from``.
+      pruning: settings of methods that prune during training.
     """
 
     rule: Rule = "cram_plus"
@@ -116,10 +117,9 @@ class DistillationConfig:
     """How a run learns from its teacher.
 
     Attributes:
-      weight: of the divergence from the teacher's outputs; that of the labels is the
-        rest.
-      temperature: what logits are divided by first; above 1 it shows more of what the
-        teacher thinks of the wrong classes.
+      weight: of the divergence from the teacher's outputs; the labels get the rest.
+      temperature: what logits are divided by first; above 1, more of the teacher's view
+        of the wrong classes shows.
     """
 
     weight: float = 0.5
@@ -133,29 +133,29 @@ class DistillationConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run; with its seed it determines every number of the result.
+    """A run; it determines every number of the result.
 
     Attributes:
       name: names the run's directory.
       optimizer: the update rule and its schedule.
       epochs: passes over the training examples.
       label_smoothing: share of the label that is spread over all classes.
-      seed: initial weights, order of the data, augmentation, drawn targets.
-      init_from: the directory of a run to start from; None: the initial weights of the
-        seed; empty: has to be named to train.
-      new_head: a new last layer instead of that of ``init_from``.
-      teacher: the directory of a run whose outputs are learnt beside the labels, such
-        as the dense network of one that was made smaller; None: only the labels.
-      distillation: how they are.
+      seed: for initial weights, order of the data, augmentation and drawn targets.
+      init_from: the directory of a run to start from; None: random initialisation;
+        empty: required on the command line.
+      new_head: whether to replace the last layer of ``init_from`` by a new one.
+      teacher: the directory of a run whose outputs are learned along with the labels,
+        such as the dense network of one that was made smaller; None: only the labels.
+      distillation: how they are learned.
       eval_targets: what the trained network is compressed to when it is evaluated.
-      evaluate_every: epochs, or a part of one, between evaluations of the dense
-        network, the best of which is stored in the run's ``best``; 0: at the end.
-      checkpoint_every: epochs between checkpoints; 0: at the end.
+      evaluate_every: epochs, or a fraction of one, between evaluations of the dense
+        network; the best is stored in the run's ``best``. 0: only at the end.
+      checkpoint_every: epochs between checkpoints; 0: only at the end.
       log_every: steps between lines of metrics.jsonl.
-      patience: stop after so many evaluations in a row without improvement; the best
+      patience: stop after this many evaluations in a row without improvement; the best
         model is then the model of the run. 0: never stop early.
-      data: the data, by the kind of run.
-      model: the network, by the kind of run.
+      data: the data, which depend on the kind of run.
+      model: the network, which depends on the kind of run.
     """
 
     kind: ClassVar[str]
@@ -195,7 +195,7 @@ class RunConfig:
             targets.check(target)
 
     def check_inputs(self) -> None:
-        """Raises unless what a run reads is named, and there; needs no jax."""
+        """Raises unless the inputs of a run are named and exist; needs no jax."""
 
 
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
@@ -209,7 +209,7 @@ def variant(
     eval_targets: tuple[str, ...] | None = None,
     **optimizer: Any,
 ) -> AnyConfig:
-    """A configuration that differs in a few things, for runs to compare.
+    """A configuration that differs in a few fields, for runs to compare.
 
     Args:
       config: what it is a variant of.
@@ -242,7 +242,7 @@ def check_pruning(config: PruningConfig) -> None:
 
 
 def check(config: Any, name: str, holds: Any, expected: str) -> None:
-    """Raises unless a field holds what is expected.
+    """Raises unless a field has an allowed value.
 
     Raises:
       ConfigError: it names the field, what is expected and the value.
@@ -272,7 +272,7 @@ def check_numbers(config: Any) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raises unless a name can be that of a file.
+    """Raises unless a name can be a file name.
 
     Raises:
       ConfigError: it is empty, hidden, too long, or has a slash or control characters.

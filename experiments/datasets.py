@@ -22,7 +22,7 @@ def default_data_dir() -> Path:
 
 
 def open_dataset(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
-    """Finds a data set; the digits are prepared where they are not.
+    """Finds a data set; the digits are prepared if they are missing.
 
     Raises:
       DatasetMissing: it is not there and cannot be made from nothing.
@@ -37,14 +37,14 @@ def open_dataset(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
                 f"it: store it there in its form, with image and label"
             ) from error
         raise DatasetMissing(f"no data set is called {name!r}") from error
-    except Exception as error:  # whatever its damaged files make of it
+    except Exception as error:  # whatever damaged files cause
         raise DataError(
             f"{name} in {where} cannot be opened: {first_line(error)}; prepare it again"
         ) from error
     if name == "digits":
         tfds.disable_progress_bar()
         try:
-            # It would announce a download, but there is none.
+            # It would announce a download that does not happen.
             with contextlib.redirect_stdout(None):
                 builder.download_and_prepare()
         except FileExistsError:  # another process was faster
@@ -55,7 +55,7 @@ def open_dataset(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
 
 
 def not_prepared(name: str, data_dir: Path) -> DatasetMissing:
-    """The error where a data set exists, but not in this directory."""
+    """The error if a data set exists, but not in this directory."""
     where = data_dir.expanduser()
     return DatasetMissing(
         f"{name} is not in {where}. Prepare it once with\n"

@@ -113,7 +113,7 @@ def _show_speed(
     epochs: int | None,
 ) -> None:
     """Trains one model for blocks, and draws what its targets cost and gain."""
-    # Slow to import, and needed here only.
+    # Slow to import, and needed only here.
     from experiments.commands.benchmark import draw_tradeoff
     from experiments.deployment.benchmark import Conduct
     from experiments.deployment.subjects import subject_of_model
@@ -181,13 +181,13 @@ def _conclude(
     model, speed = run / f"{config.name}-seed0", run / "tradeoff.png"
     lines = (
         f"Whole run: {seconds:.0f} s on {results['machine']['cpus']} "
-        f"{results['machine']['backend'].upper()} cores. Look at:",
+        f"{results['machine']['backend'].upper()} cores. Compare:",
         f"  dense        {compare('dense', 'pruned')}",
         f"  90 % zeros   {compare('k90')}",
         f"  95 % zeros   {compare('k95')}",
-        "  and at the two columns of each method: compression moves the statistics of "
+        "  and the two columns of each method: compression changes the statistics of "
         "batch norm;",
-        "  recalibration on 1,000 training images, without labels, puts them right.",
+        "  recalibrating on 1,000 training images, without labels, corrects them.",
         f"The picture: {run / 'accuracy_vs_sparsity.png'}   "
         f"every number: {run / 'results.json'}",
         *([f"Accuracy against speed and size: {speed}"] if speed.exists() else []),

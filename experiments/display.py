@@ -15,7 +15,7 @@ HEADERS = {"pruned": "pruned", "recalibrated": "recalib."}
 
 
 def accuracy_table(results: Results, title: str) -> Table:
-    """One row a target; every method as pruned and, with batch norm, recalibrated."""
+    """One row per target; every method as pruned and, with batch norm, recalibrated."""
     methods = list(results["methods"])
     best = {target: _best(results, target) for target in results["targets"]}
     *before, last = kinds(results)
@@ -43,7 +43,7 @@ def plot_accuracy(
     title: str,
     scope: targets.Scope = "global",
 ) -> None:
-    """Draws accuracy against sparsity: a line a method, a band for the deviation.
+    """Draws accuracy against sparsity: a line per method, a band for the deviation.
 
     Args:
       results: the results; targets that are not only a sparsity are left out.

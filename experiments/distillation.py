@@ -1,8 +1,8 @@
 """Knowledge distillation: a network learns from the outputs of a trained one.
 
 Hinton, Vinyals, Dean (2015), Distilling the knowledge in a neural network, arXiv
-1503.02531. The teacher sees the batch that the student sees, augmented, in evaluation
-mode; both passes of CrAM get the same outputs of it.
+1503.02531. The teacher sees the student's augmented batch, in evaluation mode; both
+passes of CrAM get the same outputs.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ OUTPUTS = "teacher"
 
 
 class Teacher(NamedTuple):
-    """A trained network whose outputs are learnt.
+    """A trained network whose outputs are learned.
 
     Attributes:
       predict: as that of its `Task`.
@@ -39,7 +39,7 @@ class Teacher(NamedTuple):
 
 
 def with_teacher(batch: Batch, teacher: Teacher) -> Batch:
-    """The batch with what the teacher says of it."""
+    """The batch with the teacher's outputs for it."""
     return batch | {OUTPUTS: teacher.predict(*teacher.model, batch)}
 
 
@@ -66,11 +66,11 @@ def divergence(outputs: Any, teacher: Any, temperature: float) -> jax.Array:
     """How far outputs are from those of the teacher, for every row.
 
     ``T^2 KL(softmax(teacher / T) || softmax(outputs / T))``, whose gradient keeps its
-    size whatever the temperature T. Of a regression, logits of one class, it is the
-    squared difference.
+    size whatever the temperature T. For a regression, with logits of one class, it is
+    the squared difference.
 
     Args:
-      outputs: logits (batch, classes), or a tree of such, whose divergences are
+      outputs: logits (batch, classes), or a tree of them, whose divergences are
         averaged.
       teacher: the same of the teacher.
       temperature: T.
@@ -105,7 +105,7 @@ def load_teacher(config: RunConfig, data: Any, task: Task) -> Teacher | None:
 
     Raises:
       RunError: it is not a run, or holds no model.
-      ConfigError: it is of another task.
+      ConfigError: it is for another task.
     """
     if config.teacher is None:
         return None
@@ -120,7 +120,7 @@ def load_teacher(config: RunConfig, data: Any, task: Task) -> Teacher | None:
 
 
 def check_teacher(config: RunConfig) -> Any:
-    """Reads the configuration of the teacher, and raises if it teaches another task."""
+    """Reads the configuration of the teacher; raises if it is for another task."""
     run = Path(str(config.teacher))
     theirs = load_config(run)
     if theirs.kind != config.kind:
@@ -140,6 +140,6 @@ def _check_alike(run: Path, theirs: Any, expected: Any) -> None:
     for path in here | there:
         if there.get(path) != here.get(path):
             raise ConfigError(
-                f"teacher {run} is of another task: {path or 'its output'} is "
+                f"teacher {run} is for another task: {path or 'its output'} is "
                 f"{there.get(path)} there, expected {here.get(path)}"
             )

@@ -14,19 +14,19 @@ from experiments.sharding import on_first_process
 
 
 class Stopping:
-    """Stores the best model so far, and says when a run has stopped to get better.
+    """Stores the best model so far, and says when a run has stopped improving.
 
-    What it knows follows from ``metrics.jsonl``, so that a run which is resumed stops
-    where one that was never interrupted does. With patience the best model is that of
-    the run; otherwise it lies in ``best``, a run directory of its own, and a run that
-    is evaluated only at its end has none.
+    What it knows follows from ``metrics.jsonl``, so a resumed run stops where one that
+    was never interrupted does. With patience, the best model is that of the run;
+    otherwise it is stored in ``best``, a run directory of its own, and a run that is
+    evaluated only at its end has none.
 
     Args:
-      config: ``patience`` says how many evaluations may be no better than the best; 0:
-        all of them.
+      config: ``patience`` says how many evaluations in a row may be no better than the
+        best; 0: all of them.
       run: the directory.
-      metric: what the task is judged by; more is better.
-      start: the step that the run goes on from.
+      metric: the metric of the task; more is better.
+      start: the step that the run resumes from.
     """
 
     def __init__(self, config: RunConfig, run: Path, metric: str, start: int):
@@ -42,7 +42,7 @@ class Stopping:
         return 0 < patience <= self._since_best()
 
     def judge(self, result: dict[str, float], params: Any, batch_stats: Any) -> None:
-        """Takes note of an evaluation, and stores the model if it is the best."""
+        """Records an evaluation, and stores the model if it is the best."""
         if not self._config.evaluate_every:
             return
         self._values.append(result[self._metric])
@@ -57,7 +57,7 @@ class Stopping:
         kind.keep_sources(kind.kept_sources(self._config, self._run), directory)
 
     def _since_best(self) -> int:
-        """Evaluations since the best one, the first of equal ones."""
+        """Evaluations since the best one, or since the first of equal ones."""
         if not self._values:
             return 0
         return len(self._values) - 1 - int(np.argmax(self._values))

@@ -47,7 +47,7 @@ def bert_graph(
     """The graph of a BERT; its inputs are ids, mask and token types, all integers.
 
     Returns:
-      Of an encoder the features; of a classifier the logits; for question answering
+      For an encoder the features; for a classifier the logits; for question answering
       (batch, length, 2), the logits of start and end.
     """
     bert = model if isinstance(model, Bert) else model.bert

@@ -1,11 +1,11 @@
-"""Errors that a user can put right: the command line prints only their message."""
+"""Errors that a user can fix: the command line prints only their message."""
 
 import shlex
 from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user can put right; the message says how."""
+    """Something the user can fix; the message says how."""
 
 
 class ConfigError(UserError, ValueError):
@@ -13,7 +13,7 @@ class ConfigError(UserError, ValueError):
 
 
 class DatasetMissing(UserError):
-    """A data set is not where it was looked for."""
+    """A data set is not where it was expected."""
 
 
 class DataError(UserError):
@@ -25,7 +25,7 @@ class RunError(UserError):
 
 
 class NonFiniteLoss(UserError):
-    """The loss of a step, or what it made of the weights, is not a finite number."""
+    """The loss of a step, or a weight after it, is not finite."""
 
 
 class WeightsError(UserError):
@@ -49,12 +49,12 @@ class Stopped(Exception):
 
 
 def command_line(*words: object) -> str:
-    """A command of ours that works as it is printed."""
+    """A command of ours that works as printed."""
     return shlex.join(["python", "-m", "experiments", *map(str, words)])
 
 
 def cannot_write(path: Path, error: Exception) -> RunError:
-    """The error that says so, with the system's reason."""
+    """An error that a path cannot be written, with the system's reason."""
     return RunError(f"cannot write {path}: {first_line(error)}")
 
 

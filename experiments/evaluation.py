@@ -19,13 +19,13 @@ from experiments.task import Task
 
 
 class Accuracy(NamedTuple):
-    """Accuracy of one model on one target, in per cent, or what its task has instead.
+    """Accuracy of one model on one target, in percent, or the metric of its task.
 
     Attributes:
       target: its name, such as ``k90``.
       pruned: with the statistics of the dense model.
-      recalibrated: with batch-norm statistics of the compressed one; the mean, where
-        there are several draws of calibration images. None without batch norm.
+      recalibrated: with batch-norm statistics of the compressed one; the mean if there
+        are several draws of calibration images. None without batch norm.
       draws: recalibrated, for every draw.
       metrics: all that the task measures, pruned.
     """
@@ -38,15 +38,15 @@ class Accuracy(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Compiled functions, shared by all the models of one shape.
+    """Compiled functions, shared by all models of one shape.
 
     Attributes:
       compress: ``(params, target, batch_stats=None) -> Projection``, in one shot;
-        what looks at the data needs the statistics, where there are some.
+        targets that look at the data need the statistics, if there are any.
       recalibrate: ``(params, batch_stats, draw=0) -> batch_stats``, on a random draw of
         training images, by its number, augmented as in training.
       metrics: ``(params, batch_stats) -> {...}``, all that the task measures.
-      metric: the one that counts.
+      metric: the main one.
     """
 
     compress: Callable[..., cram_jax.Projection]
@@ -55,7 +55,7 @@ class Evaluation(NamedTuple):
     metric: str
 
     def accuracy(self, params: Any, batch_stats: Any) -> float:
-        """The metric that counts, in per cent."""
+        """The main metric, in percent."""
         return self.metrics(params, batch_stats)[self.metric]
 
 
@@ -69,15 +69,15 @@ def make_evaluation(
 
     Args:
       config: sizes of the batches, number of calibration images.
-      data: calibration images, and the examples that pruning looks at, are of
-        ``train``; ``evaluation`` is judged.
+      data: calibration images, and the examples that pruning looks at, come from
+        ``train``; models are evaluated on ``evaluation``.
       task: the model.
-      pruning: how pruning goes about it that needs data.
+      pruning: settings of pruning that needs data.
 
     Returns:
       The functions; each compiles at first use.
     """
-    pruners: list[TrainedPruners] = []  # of the model that was compressed last
+    pruners: list[TrainedPruners] = []  # for the model that was compressed last
 
     def pruners_of(params: Any, batch_stats: Any) -> TrainedPruners:
         if not pruners or pruners[0].params is not params:
@@ -103,7 +103,7 @@ def make_evaluation(
             share = sparsity(target, scope)
             if share is not None:
                 return prune(params, share, scope)
-        if needs_data(target):  # it holds arrays: it compiles its own steps
+        if needs_data(target):  # it holds arrays, and compiles its own steps
             own = pruners_of(params, batch_stats)
             chosen = projector(target, filters=task.filters, pruners=own)
             return cram_jax.compress(params, chosen)
@@ -114,7 +114,7 @@ def make_evaluation(
     def training_pass(
         params: Any, batch_stats: Any, drawn: tuple[jax.Array, Batch]
     ) -> Any:
-        """Of images as in training: plain ones have other statistics."""
+        """Of images augmented as in training: plain ones have different statistics."""
         return task.loss_fn(params, batch_stats, task.augment(*drawn))[1]
 
     def recalibrate(params: Any, batch_stats: Any, draw: int = 0) -> Any:
@@ -139,7 +139,7 @@ def evaluate_target(
     target: str,
     calibrations: int = 1,
 ) -> Accuracy:
-    """Compresses a model and judges it, before and after recalibration.
+    """Compresses a model and evaluates it, before and after recalibration.
 
     Args:
       evaluation: from `make_evaluation`.
@@ -190,7 +190,7 @@ def has_statistics(batch_stats: Any) -> bool:
 def _calibration_batches(
     config: RunConfig, images: Source, draw: int
 ) -> Iterator[tuple[jax.Array, Batch]]:
-    """Whole batches, as every one counts alike, each with a key to augment it."""
+    """Whole batches, because each counts equally, each with a key to augment it."""
     count = min(config.data.calibration, images.size)
     size = min(config.data.evaluation_batch, count)
     keys = jax.random.split(jax.random.key(draw), count // size)

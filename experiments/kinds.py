@@ -1,8 +1,8 @@
-"""The kinds of runs: the one place that knows that there are several.
+"""The kinds of runs: the only place that knows that there are several.
 
-All that is particular to a kind lies in its folder, and `Kind` says what that has to
-offer. A folder is imported when a run of its kind is at hand: jax, its networks and its
-data take seconds.
+Everything particular to a kind is in its folder, and `Kind` says what that has to
+provide. A folder is imported when a run of its kind is opened: jax, its networks and
+its data take seconds.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ CONFIGS: dict[str, type[RunConfig]] = {
 
 
 class Kind(Protocol):
-    """What ``experiments.images.kind`` and ``experiments.text.kind`` hold.
+    """What ``experiments.images.kind`` and ``experiments.text.kind`` provide.
 
     Attributes:
       SOURCES: what ``init_from`` may name, in words.
@@ -46,8 +46,7 @@ class Kind(Protocol):
           workers: processes that decode large images; 0: threads.
 
         Returns:
-          The data, whose ``train`` and ``evaluation`` the task understands, and the
-          task.
+          The data, with ``train`` and ``evaluation`` for the task, and the task.
         """
         ...
 
@@ -56,7 +55,7 @@ class Kind(Protocol):
         ...
 
     def make_task(self, config: Any, data: Any) -> "Task":
-        """The task of a configuration on data that were read before."""
+        """The task of a configuration, for data that have been read."""
         ...
 
     def smaller_model(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
@@ -67,12 +66,12 @@ class Kind(Protocol):
           shapes: of the parameters, by path.
 
         Raises:
-          ConfigError: the configuration cannot say it.
+          ConfigError: no configuration describes it.
         """
         ...
 
     def resolve(self, config: Any) -> Any:
-        """Completes a configuration by what its data say, such as their labels."""
+        """Completes a configuration from its data, such as with their labels."""
         ...
 
     def check_weights(self, config: Any) -> None:
@@ -80,11 +79,11 @@ class Kind(Protocol):
         ...
 
     def check_teacher(self, config: Any, theirs: Any, run: Path) -> None:
-        """Raises if another run cannot teach one, such as with other tokens."""
+        """Raises if a run cannot teach another, as with different tokens."""
         ...
 
     def load_weights(self, config: Any, file: Path, classes: int | None) -> "Model":
-        """Reads published weights; ``classes`` leaves out their last layer."""
+        """Reads published weights; ``classes`` replaces their last layer."""
         ...
 
     def keep_sources(self, config: Any, run: Path) -> None:
@@ -92,23 +91,23 @@ class Kind(Protocol):
         ...
 
     def kept_sources(self, config: Any, run: Path) -> Any:
-        """The configuration with those files instead of the original ones."""
+        """The configuration, with those copies instead of the original files."""
         ...
 
     def export(
         self, config: Any, params: Any, run: Path, out: Path, vocabulary: Path | None
     ) -> None:
-        """Writes a model as others store it, with the vocabulary of the run or this."""
+        """Writes a model in a common form, with the run's vocabulary or this one."""
         ...
 
     def deploy(
         self, config: Any, data: Any, params: Any, batch_stats: Any
     ) -> "Network":
-        """The network of a run, with these parameters, as engines take it."""
+        """The network of a run with these parameters, in the form that engines take."""
         ...
 
     def samples(self, config: Any, data: Any) -> "Samples":
-        """The examples of a run, as engines take them."""
+        """The examples of a run, in the form that engines take."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Where the figures of a run go beside ``metrics.jsonl``."""
+"""Where the metrics of a run go in addition to ``metrics.jsonl``."""
 
 import contextlib
 from pathlib import Path
@@ -12,14 +12,14 @@ LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class Logger(Protocol):
-    """Takes the figures of a run; write one of your own and pass it to ``train``."""
+    """Takes the metrics of a run; write one of your own and pass it to ``train``."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Records values under the number of steps taken so far."""
         ...
 
     def close(self) -> None:
-        """Called at the end of the run, whatever that end is."""
+        """Called at the end of the run, however it ends."""
         ...
 
 
@@ -36,17 +36,17 @@ class TensorBoard:
         """See `Logger`."""
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
-        # Its own thread would keep an error to itself.
+        # Errors in its own thread would be lost.
         self._events.flush()
 
     def close(self) -> None:
-        """See `Logger`; what cannot be written has been said by ``write``."""
+        """See `Logger`; ``write`` has already reported what cannot be written."""
         with contextlib.suppress(OSError):
             self._events.close()
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases; a resumed run goes on there under the same id."""
+    """A run of Weights & Biases; a resumed run continues under the same id."""
 
     def __init__(self, run: Path, config: RunConfig, step: int):
         del step
@@ -69,7 +69,7 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """A run of MLflow, in the experiment that its environment variables name."""
+    """A run of MLflow, in the experiment named by its environment variables."""
 
     def __init__(self, run: Path, config: RunConfig, step: int):
         del step
@@ -94,7 +94,7 @@ LOGGERS: dict[LoggerName, Any] = {
 
 
 def check_loggers(names: tuple[LoggerName, ...]) -> None:
-    """Raises unless the packages of loggers are installed.
+    """Raises unless the packages of the loggers are installed.
 
     Raises:
       ConfigError: one is not.

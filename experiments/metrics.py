@@ -23,12 +23,12 @@ from experiments.run_directory import write_text
 
 
 class Metrics:
-    """Writes ``metrics.jsonl`` into a run directory, and passes figures to loggers.
+    """Writes ``metrics.jsonl`` into a run directory, and passes metrics to loggers.
 
     Args:
       run: the directory.
-      step: the step that the run goes on from; later lines are dropped.
-      enabled: whether to write at all; of several processes one does.
+      step: the step that the run resumes from; later lines are dropped.
+      enabled: whether to write at all; if there are several processes, one does.
       loggers: closed at the end.
 
     Raises:
@@ -79,7 +79,7 @@ class Metrics:
     ) -> None:
         if not self._enabled:
             return
-        # What cannot be written has been said by write().
+        # write() has already reported what cannot be written.
         with contextlib.suppress(OSError):
             self._file.close()
         for logger in self._loggers:
@@ -87,7 +87,7 @@ class Metrics:
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar with counts and times; silent where the output is not a terminal."""
+    """A bar with counts and times; silent if the output is not a terminal."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -102,7 +102,7 @@ def progress_bar(console: Console) -> Progress:
 
 
 def make_console(*, quiet: bool = False) -> Console:
-    """A console that prints text as it is, names with brackets too.
+    """A console that prints text verbatim, including names with brackets.
 
     Without a terminal it is wide enough for our tables.
     """
@@ -111,11 +111,11 @@ def make_console(*, quiet: bool = False) -> Console:
 
 
 class Report:
-    """Says on a console how a run gets on: above the bar, or line by line.
+    """Reports the progress of a run on a console: above the bar, or line by line.
 
     Args:
       progress: the bar; its console is used.
-      quiet: whether to say nothing but by the bar.
+      quiet: whether to show only the bar.
     """
 
     def __init__(self, progress: Progress, *, quiet: bool = False):
@@ -128,7 +128,7 @@ class Report:
             self._console.print(message, soft_wrap=True)
 
     def say_off_terminal(self, message: str) -> None:
-        """Prints a line where no bar shows the same."""
+        """Prints a line unless a bar shows the same."""
         if not self._console.is_terminal:
             self.say(message)
 
@@ -136,10 +136,10 @@ class Report:
 def read_lines(path: Path, last: int) -> Iterator[str]:
     """The lines of a ``metrics.jsonl`` up to a step.
 
-    A last line that was cut off, as when the disk was full, is left out.
+    A truncated last line, as after a full disk, is dropped.
 
     Raises:
-      RunError: another line is damaged, or the file cannot be read.
+      RunError: any other line is damaged, or the file cannot be read.
     """
     try:
         text = path.read_bytes().decode("utf-8", errors="replace")
@@ -156,7 +156,7 @@ def read_lines(path: Path, last: int) -> Iterator[str]:
             if number == len(found):
                 return
             raise RunError(
-                f"{path}: line {number} is damaged; remove it to go on"
+                f"{path}: line {number} is damaged; remove it to continue"
             ) from error
         if is_due:
             yield line if line.endswith("\n") else line + "\n"

@@ -1,4 +1,4 @@
-"""A trained run, opened to be used: its configuration, data, task and model."""
+"""A trained run, opened for use: its configuration, data, task and model."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,10 +19,10 @@ from experiments.task import Task
 
 
 class OpenRun(NamedTuple):
-    """A run with all that its model is used with.
+    """A run with everything that its model is used with.
 
     Attributes:
-      config: the run's, with the files that it keeps instead of the original ones.
+      config: the run's, with its own copies of files instead of the originals.
       data: its examples.
       task: its loss, evaluation and network.
       params: the trained parameters.
@@ -42,17 +42,17 @@ def open_run(run: Path, data_dir: Path | None, say: Callable[[str], Any]) -> Ope
     Args:
       run: its directory.
       data_dir: where tensorflow-datasets keeps its data; None: where the run found it.
-      say: told what is worth knowing, such as that the run is not finished.
+      say: told what is noteworthy, such as that the run is not finished.
 
     Raises:
-      RunError: it cannot be read.
-      ConfigError: its data cannot.
+      RunError: the run cannot be read.
+      ConfigError: its data cannot be read.
     """
     config = load_config(run)
     if note := state_of(run):
         say(f"note: {note}")
     if "diverged" in note:
-        say("note: what follows is of its last checkpoint before that")
+        say("note: these results are of its last checkpoint before that")
     config = kind_of(config).kept_sources(config, run)
     data, task = prepare(config, data_dir or stored_data_dir(run))
     like = jax.eval_shape(partial(init_state, config, data, task))
@@ -73,12 +73,12 @@ def load_network(
 
     Returns:
       The network, an NNX module with the trained weights, and its data, see
-      `experiments.kinds.Kind.prepare`. Networks on images want normalised ones:
+      `experiments.kinds.Kind.prepare`. Networks on images expect normalised ones:
       ``network(data.normalize(images), training=False)``.
 
     Raises:
       RunError: the run cannot be read.
-      ConfigError: its data cannot, or ``module`` does not name its network.
+      ConfigError: its data cannot be read, or ``module`` does not name its network.
     """
     run = Path(run)
     config = load_config(run)
@@ -93,6 +93,6 @@ def load_network(
 
 
 def stored_data_dir(run: Path) -> Path | None:
-    """Where a run found its data, or the run that it was made from."""
+    """Where a run, or the run it was made from, found its data."""
     stored = read_status(run).get("data_dir")
     return Path(stored) if isinstance(stored, str) and stored else None

@@ -1,4 +1,4 @@
-"""From a configuration to an optax chain: the only place that spells one."""
+"""From a configuration to an optax chain: the only place that builds one."""
 
 import re
 from collections.abc import Callable
@@ -34,8 +34,8 @@ def make_optimizer(
         dimensions.
 
     Returns:
-      The chain; its ``update`` takes the arguments of ``loss_fn`` by name, and where
-      there are plain steps ``dropout_key``, a new one at every step.
+      The chain; its ``update`` takes the arguments of ``loss_fn`` by name, and if there
+      are plain steps, a new ``dropout_key`` at every step.
     """
     filters = filters or LeafFilters()
     rule = _update_rule(config, loss_fn, steps, seed, filters)
@@ -61,7 +61,7 @@ def make_optimizer(
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then decay to zero, along a cosine or a line, or no decay."""
+    """Linear warm-up, then decay to zero along a cosine or a line, or no decay."""
     peak, warmup = config.learning_rate, round(config.warmup * steps)
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
@@ -88,11 +88,11 @@ def _base_optimizer(
 def _at_some_steps(
     rule: optax.GradientTransformation, share: float
 ) -> optax.GradientTransformationExtraArgs:
-    """The rule at a random share of the steps; the gradient as it is at the others."""
+    """The rule at a random share of the steps; the plain gradient at the others."""
 
     def applies(step: jax.Array, *, dropout_key: jax.Array, **others: Any) -> jax.Array:
         del step, others
-        # Another draw than those of dropout.
+        # A different draw from those of dropout.
         return jax.random.bernoulli(jax.random.fold_in(dropout_key, 1), share)
 
     return optax.conditionally_transform(rule, applies, forward_extra_args=True)

@@ -1,9 +1,9 @@
-"""Figures of the paper that our reports print beside ours."""
+"""Figures of the paper that our reports print next to ours."""
 
 from experiments.config import RunConfig
 from experiments.recipes import cifar10
 
-# Table 17: the dense network with SGD, in per cent.
+# Table 17: the dense network with SGD, in percent.
 BASELINES = {("cifar10", "resnet20"): 93.0}
 
 # Points above dense SGD, by the update rule and its targets: tables 17 and 6.
@@ -19,7 +19,7 @@ DIFFERENCES = {
 
 
 def baseline(config: RunConfig) -> float | None:
-    """The paper's accuracy of the dense network with SGD, in per cent, if known."""
+    """The paper's accuracy of the dense network with SGD, in percent, if known."""
     return BASELINES.get((config.data.name, config.model.name))
 
 

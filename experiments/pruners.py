@@ -18,7 +18,7 @@ Pattern = float | tuple[int, int]
 
 
 class Pruners(Protocol):
-    """What makes the projectors of such targets."""
+    """Makes the projectors of such targets."""
 
     def second_order(self, sparsity: float) -> cram_jax.Projector:
         """Of ``o90``."""
@@ -47,7 +47,7 @@ class TrainedPruners:
       examples: the training examples; some are drawn at random, always the same.
       params: of the dense network.
       batch_stats: of the dense network.
-      options: the rest.
+      options: the remaining settings.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class TrainedPruners:
 
 
 class AbstractPruners:
-    """Stand-ins that need no data and refuse the same shapes."""
+    """Stand-ins that need no data and reject the same shapes."""
 
     def second_order(self, sparsity: float) -> cram_jax.Projector:
         """It fits every shape."""

@@ -1,4 +1,4 @@
-"""How pruning goes about it that looks at a trained network and its data."""
+"""Settings of pruning that looks at a trained network and its data."""
 
 from dataclasses import dataclass, field
 
@@ -8,11 +8,11 @@ from experiments.second_order import SecondOrder
 
 @dataclass(frozen=True)
 class Layerwise:
-    """How layer-wise pruning goes about it, see `cram_jax.layerwise`.
+    """Settings of layer-wise pruning, see `cram_jax.layerwise`.
 
     Attributes:
-      examples: training examples whose inputs of every layer are summed over.
-      batch: how many at a time; changes only speed and memory.
+      examples: training examples from which the inputs of every layer are collected.
+      batch: how many at a time; affects only speed and memory.
       damping: added to the diagonal, as a share of its mean.
     """
 
@@ -28,7 +28,7 @@ class Layerwise:
 
 @dataclass(frozen=True)
 class PrunerOptions:
-    """How such pruning goes about it.
+    """Settings of all such pruning.
 
     Attributes:
       second_order: of ``o90``.

@@ -39,7 +39,7 @@ class Section(NamedTuple):
     Attributes:
       name: of the data set and the network.
       results: the runs, by the label of their method.
-      configs: one configuration a method, with the seed of its first run.
+      configs: one configuration for each method, with the seed of its first run.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Section(NamedTuple):
 
 
 def gather(runs: Sequence[Path]) -> list[Section]:
-    """Reads what ``evaluate`` stored, and puts together what belongs together.
+    """Reads what ``evaluate`` stored, and groups runs of one kind.
 
     Args:
       runs: their directories. Runs that differ in nothing but the seed are runs of one
@@ -58,7 +58,7 @@ def gather(runs: Sequence[Path]) -> list[Section]:
       A section for every data set and network, in the order of the runs.
 
     Raises:
-      RunError: a directory is not a run, or was not evaluated; or one is there twice.
+      RunError: a directory is not a run, was not evaluated, or is given twice.
     """
     if not runs:
         raise RunError("report needs the directory of at least one run")
@@ -95,7 +95,7 @@ def print_report(sections: Sequence[Section], console: Console) -> None:
 
 
 def write_report(sections: Sequence[Section], out: Path) -> list[Path]:
-    """Writes report.md, and for every section its numbers and its pictures.
+    """Writes report.md, and the numbers and pictures of every section.
 
     Args:
       sections: from `gather`.
@@ -147,7 +147,7 @@ def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> Non
 
 
 def _label(section: Section, config: RunConfig) -> str:
-    """The method's label, with the run's name where another method has it too."""
+    """The method's label, with the run's name if another method has it too."""
     short = method_label(config.optimizer)
     for label in (short, f"{short} ({config.name})"):
         known = section.configs.get(label)
@@ -160,9 +160,9 @@ def _label(section: Section, config: RunConfig) -> str:
 
 
 def _but_for_seed(config: RunConfig) -> RunConfig:
-    """The configuration of all seeds; each may have its own run to start or learn from.
+    """The configuration without the seed and the runs that it starts or learns from.
 
-    Whether there is a teacher still counts.
+    Whether there is a teacher is kept.
     """
     teacher = None if config.teacher is None else ""
     return dataclasses.replace(config, seed=0, init_from=None, teacher=teacher)

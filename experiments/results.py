@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from experiments.evaluation import Accuracy
 
 Results = dict[str, Any]
-"""What ``results.json`` holds; `new_results` and `add_run` say what that is."""
+"""What ``results.json`` holds: see `new_results` and `add_run`."""
 
 PACKAGES = ("cram-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -59,7 +59,7 @@ def add_run(
       method: its name there.
       config: the run's.
       accuracies: of every target, in per cent.
-      seconds: that it took.
+      seconds: how long it took.
       model: digest of the model, see `digest`.
     """
     recalibrated = [a for a in accuracies if a.recalibrated is not None]
@@ -83,10 +83,10 @@ def merged(stored: Results, new: Results) -> Results | None:
 
     Args:
       stored: the earlier ones.
-      new: of one run; they count where both have a target.
+      new: those of one run; they win if both have a target.
 
     Returns:
-      Both; None if they are of different models.
+      The merged results; None if they belong to different models.
     """
     ((method, entry),) = new["methods"].items()
     (run,) = entry["runs"]
@@ -106,7 +106,7 @@ def merged(stored: Results, new: Results) -> Results | None:
 
 
 def in_order(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """All of them; what is new comes behind what it is behind in the second list."""
+    """The union; each new name follows the name it follows in the second list."""
     both, place = list(names), 0
     for name in others:
         if name not in both:
@@ -149,12 +149,12 @@ def load_results(path: Path) -> Results:
 
 
 def metric(results: Results) -> str:
-    """What the results measure; earlier ones do not say that it is accuracy."""
+    """What the results measure: accuracy, if they do not say."""
     return results.get("metric", "accuracy")
 
 
 def kinds(results: Results) -> tuple[str, ...]:
-    """``pruned``, and ``recalibrated`` where a network has batch norm; see `Accuracy`.
+    """``pruned``, and ``recalibrated`` if a network has batch norm; see `Accuracy`.
 
     The last one is what a user of the compressed model gets.
     """
@@ -175,9 +175,9 @@ def summarize(
       target: a target.
 
     Returns:
-      Mean and sample standard deviation, in per cent. The deviation is that over the
-      draws of calibration images where there is one run, and 0 where it has one draw;
-      both are NaN where no run has the target.
+      Mean and sample standard deviation, in percent. With a single run, the deviation
+      is that over its draws of calibration images, and 0 if there is one draw. Both are
+      NaN if no run has the target.
     """
     values = _values(results, method, kind, target)
     if not values:
@@ -187,7 +187,7 @@ def summarize(
 
 
 def cell(results: Results, method: str, kind: str, target: str) -> str:
-    """Mean and standard deviation as text: ``98.2 ± 0.3``; empty where unknown."""
+    """Mean and standard deviation as text: ``98.2 ± 0.3``; empty if unknown."""
     mean, spread = summarize(results, method, kind, target)
     count = len(_values(results, method, kind, target))
     if not count:

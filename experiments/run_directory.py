@@ -14,7 +14,7 @@ from experiments.config import RunConfig
 from experiments.errors import RunError, cannot_write, command_line, first_line
 from experiments.stored_config import from_dict, to_dict
 
-# What a run leaves in its directory; anything else there is somebody's own.
+# What a run leaves in its directory; anything else there belongs to somebody else.
 OURS = (
     "config.json",
     "status.json",
@@ -35,7 +35,7 @@ OURS = (
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all; what was there before stays until then.
+    """Writes a file whole or not at all, and replaces an earlier one only then.
 
     Raises:
       RunError: it cannot be written; the message says why.
@@ -91,7 +91,7 @@ def load_config(run: Path) -> Any:
         needed = ("name", "optimizer", "epochs", "seed", "data", "model")
         missing = [name for name in needed if name not in values]
         if missing:
-            raise RunError(f"it is not that of a run, as it lacks {missing[0]}")
+            raise RunError(f"it is not that of a run: it lacks {missing[0]}")
         for part in ("optimizer", "data", "model"):
             if not values[part]:
                 raise RunError(f"its {part} is empty")
@@ -106,7 +106,7 @@ def write_status(run: Path, **values: Any) -> None:
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """What ``status.json`` says; nothing if it is missing or damaged."""
+    """The contents of ``status.json``; empty if it is missing or damaged."""
     with contextlib.suppress(RunError):
         values = read_json(run / "status.json")
         if isinstance(values, dict):
@@ -115,7 +115,7 @@ def read_status(run: Path) -> dict[str, Any]:
 
 
 def state_of(run: Path) -> str:
-    """What is to be said of a run that did not come to its end; empty if it did."""
+    """Says why a run did not finish; empty if it did."""
     status = read_status(run)
     step, steps = status.get("step", "?"), status.get("steps", "?")
     match status.get("state"):
@@ -123,17 +123,17 @@ def state_of(run: Path) -> str:
             return f"{run} has diverged: {status.get('why', '')}"
         case "training" | "interrupted":
             return (
-                f"{run} is unfinished: its last checkpoint is of step {step} of {steps}"
+                f"{run} is unfinished: its last checkpoint is at step {step} of {steps}"
             )
     return ""
 
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Keeps other processes from writing a run, as long as this process lives.
+    """Keeps other processes from writing a run while this one does.
 
     Raises:
-      RunError: another process writes it, or the directory cannot be made.
+      RunError: another process is writing it, or the directory cannot be made.
     """
     path = run / ".lock"
     try:
@@ -158,12 +158,12 @@ def check_path(run: Path) -> None:
     """Raises if checkpoints would not be found again under a path.
 
     Raises:
-      RunError: it has characters that Orbax takes for patterns, or is too long.
+      RunError: it has characters that Orbax reads as patterns, or is too long.
     """
     path = str(run.absolute())
     if wrong := sorted(set(path) & set("[]*?")):
         raise RunError(
-            f"{run} cannot be the directory of a run: Orbax does not find checkpoints "
+            f"{run} cannot be the directory of a run: Orbax finds no checkpoints "
             f"under a path with {wrong[0]!r}"
         )
     if not path.isprintable():
@@ -179,15 +179,15 @@ def check_free(run: Path, *, overwrite: bool) -> None:
 
     Args:
       run: the directory, which need not exist.
-      overwrite: whether a run of ours that lies there may be removed.
+      overwrite: whether an existing run of ours may be removed.
 
     Raises:
-      RunError: it holds something else, is a file, or is reached by a symbolic link.
+      RunError: it holds anything else, is a file, or is a symbolic link.
     """
     if not os.path.lexists(run):
         return
     if overwrite and run.is_symlink():
-        raise RunError(f"{run} is a symbolic link, through which nothing is removed")
+        raise RunError(f"{run} is a symbolic link; nothing is removed through one")
     if not run.is_dir():
         raise RunError(f"cannot write {run}: it is not a directory")
     there = sorted(path for path in run.iterdir() if path.name != ".lock")
@@ -195,31 +195,31 @@ def check_free(run: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise RunError(
-            f"{run} is not empty: choose another --run, start anew with "
-            f"--overwrite, or go on with\n  {command_line('train', '--resume', run)}"
+            f"{run} is not empty: choose another --run, start over with --overwrite, "
+            f"or resume it with\n  {command_line('train', '--resume', run)}"
         )
     try:
         load_config(run)
     except RunError as error:
         raise RunError(
-            f"{run} is no run of ours, remove it yourself: {error}"
+            f"{run} is not a run of ours, remove it yourself: {error}"
         ) from error
     foreign = [path for path in there if not any(path.match(name) for name in OURS)]
     if foreign:
         raise RunError(
-            f"{run} holds {foreign[0].name!r}, which no run wrote: move it away, or "
+            f"{run} holds {foreign[0].name!r}, which no run wrote: move it, or "
             f"choose another --run"
         )
 
 
 def clear(run: Path) -> None:
-    """Removes what `check_free` allowed to remove, but for the lock.
+    """Removes what `check_free` allowed, except for the lock.
 
     Raises:
       RunError: it cannot be removed.
     """
     try:
-        # The configuration goes last: until then a second try knows a run of ours.
+        # The configuration goes last: until then a second try recognises the run.
         for path in sorted(run.iterdir(), key=lambda path: path.name == "config.json"):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.config import check, check_at_least, check_numbers
 
-if TYPE_CHECKING:  # the command line knows the options without jax
+if TYPE_CHECKING:  # the command line needs the options without jax
     from cram_jax import Projector
     from experiments.task import Task
 
@@ -15,11 +15,11 @@ class SecondOrder:
     """Settings of second-order pruning, see `cram_jax.second_order`.
 
     Attributes:
-      gradients: training examples whose gradients make the curvature.
+      gradients: training examples whose gradients estimate the curvature.
       block_size: weights in a block of it.
       damping: added to its diagonal.
       recomputations: how often it is computed on the way to the sparsity.
-      micro_batch: gradients computed at a time; changes only speed and memory.
+      micro_batch: gradients computed at a time; affects only speed and memory.
     """
 
     gradients: int = 1024
@@ -52,7 +52,7 @@ def second_order(
       task: for its loss and its prunable leaves.
       examples: the training examples; some are drawn at random, always the same.
       batch_stats: of the dense model.
-      options: the rest.
+      options: the remaining settings.
       sparsity: share of zeros, of all prunable leaves together.
 
     Returns:

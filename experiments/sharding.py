@@ -1,4 +1,4 @@
-"""Processes, devices, and where the arrays of a run lie: ``--mesh data=4,fsdp=2``."""
+"""Processes, devices, and the placement of a run's arrays: ``--mesh data=4,fsdp=2``."""
 
 import math
 from collections.abc import Callable
@@ -18,17 +18,17 @@ AXES = ("data", "fsdp")
 def join_processes(
     coordinator: str | None, processes: int | None, process: int | None
 ) -> None:
-    """Joins the processes of a run; to be called before anything else of jax.
+    """Joins the processes of a run; must be called before any other jax function.
 
     Args:
-      coordinator: HOST:PORT of process 0, or ``auto`` where jax can ask the cluster
-        (TPU, Slurm, Open MPI, Kubernetes). None: there is only this process.
+      coordinator: HOST:PORT of process 0, or ``auto`` if jax can ask the cluster (TPU,
+        Slurm, Open MPI, Kubernetes). None: there is only this process.
       processes: how many there are.
       process: which of them this is, from 0.
 
     Raises:
       ConfigError: the three do not fit together.
-      RunError: the others were not met.
+      RunError: the others did not connect.
     """
     if coordinator == "auto":
         wrong = processes is not None or process is not None
@@ -56,7 +56,7 @@ def join_processes(
 
 
 def is_first_process() -> bool:
-    """Whether this process writes what one has to write for all."""
+    """Whether this process writes on behalf of all."""
     return jax.process_index() == 0
 
 
@@ -87,16 +87,16 @@ def make_mesh(text: str | None, batch_size: int) -> Mesh | None:
     optimiser are copied along ``data`` and cut along ``fsdp``.
 
     Args:
-      text: sizes of axes; one that is left out has size 1. None: all devices along
-        ``data`` where there are several processes, and otherwise no mesh.
+      text: sizes of axes; an omitted one has size 1. None: all devices along ``data``
+        if there are several processes, and otherwise no mesh.
       batch_size: examples in a step, over all devices together.
 
     Returns:
       The mesh, over the first devices.
 
     Raises:
-      ConfigError: it does not read so, there are not as many devices, it leaves out
-        some of several processes', or it does not divide the batch.
+      ConfigError: it is malformed, there are not enough devices, it omits devices of
+        some process, or it does not divide the batch.
     """
     several = jax.process_count() > 1
     if text is None:
@@ -118,7 +118,7 @@ def make_mesh(text: str | None, batch_size: int) -> Mesh | None:
         raise ConfigError(f"mesh {text} needs {needed} devices, there are {count}")
     if several and needed < count:
         raise ConfigError(
-            f"mesh {text} must take all {count} devices of {jax.process_count()} "
+            f"mesh {text} must use all {count} devices of {jax.process_count()} "
             f"processes, got {needed}"
         )
     if batch_size % needed:
@@ -147,7 +147,7 @@ def own_rows(mesh: Mesh, count: int) -> np.ndarray:
 
 
 def assemble(mesh: Mesh, array: np.ndarray, own: np.ndarray, count: int) -> jax.Array:
-    """A batch of so many rows over a mesh, from this process's `own_rows`."""
+    """A batch over a mesh, from this process's `own_rows`."""
 
     def rows(index: Any) -> np.ndarray:
         found: np.ndarray = array[np.searchsorted(own, np.arange(count)[index[0]])]

@@ -11,10 +11,10 @@ import jax
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM, so that the step at hand ends in peace.
+    """Collects the first SIGINT or SIGTERM, so that the current step can finish.
 
     The second one interrupts. Several processes would have to agree on a step: there,
-    and in other threads than the main one, signals do what they always do.
+    and outside the main thread, signals do what they always do.
     """
     caught: list[int] = []
     if (

@@ -20,7 +20,7 @@ from experiments.task import Task
 
 
 class TrainState(NamedTuple):
-    """All that changes in a run.
+    """Everything that changes during a run.
 
     Attributes:
       step: int32 scalar, the number of steps taken.
@@ -66,7 +66,7 @@ def init_state(
       config: the run.
       data: for the length of the schedule.
       task: what to learn.
-      model: parameters and batch statistics; by default those of the seed.
+      model: parameters and batch statistics; by default drawn from the seed.
 
     Returns:
       The state.
@@ -82,7 +82,7 @@ def init_state(
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         key=jax.random.key(config.seed),
-        # A copy: the step gives away the memory of both.
+        # A copy, because the step donates the memory of both.
         ema=jax.tree.map(jnp.copy, params) if config.optimizer.ema else (),
     )
 
@@ -94,13 +94,13 @@ def make_train_step(
     mesh: Mesh | None = None,
     teacher: Teacher | None = None,
 ) -> TrainStep:
-    """Compiles the training step. It serves every seed, and reuses the state's memory.
+    """Compiles the training step, which serves every seed and donates the state.
 
     Args:
       config: for the optimiser.
       data: for the length of the schedule.
       task: for the loss.
-      mesh: keeps the state as `state_shardings` says.
+      mesh: keeps the state sharded as `state_shardings` says.
       teacher: whose outputs the loss needs, if it does.
 
     Returns:
@@ -157,10 +157,10 @@ def make_train_step(
 
 
 def accumulated(loss_fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
-    """The same loss from one part of the batch after the other, to save memory.
+    """The same loss, computed from one part of the batch at a time to save memory.
 
     Accumulating inside the loss serves both passes of CrAM: gradients are those of the
-    whole batch, and no more than one part's activations are kept.
+    whole batch, and only one part's activations are kept.
 
     Args:
       loss_fn: ``(params, batch_stats, batch, dropout_key) -> (loss, batch_stats)``.

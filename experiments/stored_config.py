@@ -1,4 +1,4 @@
-"""Configurations as files hold them, and in what two of them differ."""
+"""Configurations as stored in files, and the difference between two."""
 
 import dataclasses
 import difflib
@@ -23,17 +23,17 @@ WORDS = {float: "a number", int: "an integer", str: "text", bool: "true or false
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The configuration as JSON holds it."""
+    """The configuration as JSON values."""
     return {"kind": config.kind} | dataclasses.asdict(config)
 
 
 def from_dict(values: Mapping[str, Any], base: RunConfig | None = None) -> Any:
-    """Makes a configuration of what `to_dict` gave, by way of JSON or YAML.
+    """Makes a configuration from what `to_dict` returned, by way of JSON or YAML.
 
     Args:
-      values: what it gave. Without ``kind`` it is of images; names of version 0.1 are
-        understood.
-      base: where what ``values`` leaves out comes from; by default the defaults.
+      values: what it returned. Without ``kind`` it is an `ImageConfig`; names of
+        version 0.1 are understood.
+      base: supplies what ``values`` lacks; by default the defaults.
 
     Returns:
       The configuration.
@@ -54,7 +54,7 @@ def from_dict(values: Mapping[str, Any], base: RunConfig | None = None) -> Any:
 
 
 def read_fields(cls: Any, values: Mapping[str, Any]) -> Any:
-    """Makes a dataclass of values from a file.
+    """Makes a dataclass from the values in a file.
 
     Raises:
       ConfigError: a name is unknown, or a value of the wrong type or out of range.

@@ -24,13 +24,13 @@ class Task(NamedTuple):
         hold the outputs of a teacher, see `experiments.distillation`. Both gradients
         of a step use the same key.
       evaluate: ``(params, batch_stats, examples) -> metrics``, over every example:
-        ``loss``, and others in per cent, of which ``metric`` is the one that counts.
+        ``loss``, and others in percent, of which ``metric`` is the main one.
       predict: ``(params, batch_stats, batch) -> logits``, a tree of arrays with a row
         for each example, evaluation mode.
-      evaluation_loss: ``(params, batch_stats, batch) -> loss``, a mean, of one example
-        too, evaluation mode.
+      evaluation_loss: ``(params, batch_stats, batch) -> loss``, evaluation mode; a mean
+        over examples that accepts a batch of one.
       metric: the metric that models are chosen by; more is better.
-      filters: the leaves that targets are about.
+      filters: the leaves that targets compress.
       head: the modules of the last layer.
       pretrained: ``seed -> (params, batch_stats)`` of the weights that the
         configuration names, or None; what they lack is drawn.

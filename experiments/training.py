@@ -1,4 +1,4 @@
-"""Training: the loop, from the claim to a directory to the last checkpoint."""
+"""Training: the loop, from claiming a directory to the last checkpoint."""
 
 import contextlib
 import math
@@ -49,11 +49,11 @@ from experiments.warm_start import initial_model
 
 
 class Cadence(NamedTuple):
-    """When checkpoints are saved, beside those of the configuration.
+    """When checkpoints are saved, in addition to those of the configuration.
 
     Attributes:
-      steps: every so many steps; 0: not by steps.
-      minutes: after so many minutes; 0: not by time. For one process.
+      steps: steps between checkpoints; 0: not by steps.
+      minutes: minutes between checkpoints; 0: not by time. Only for one process.
       keep: how many of the last checkpoints are kept.
     """
 
@@ -89,25 +89,25 @@ def train(
       progress: where to show progress.
       mesh: the devices to share the work, see `experiments.sharding`.
       train_step: from `make_train_step`, to share a compilation among seeds.
-      resume: go on from the last checkpoint that is whole; the result is the same, bit
-        for bit, as that of a run that was never stopped.
+      resume: continue from the last intact checkpoint; the result is the same, bit for
+        bit, as that of a run that was never stopped.
       overwrite: remove an earlier run in the directory.
       cadence: when to save checkpoints in between.
       max_steps: stop at this step, with a checkpoint; the schedule stays that of the
         whole run.
-      loggers: where figures go beside metrics.jsonl.
-      notes: what else status.json is to remember.
-      quiet: print nothing but the bar.
+      loggers: where metrics go in addition to metrics.jsonl.
+      notes: further entries of status.json.
+      quiet: print only the bar.
 
     Returns:
       The last state; with ``patience`` the best model is stored beside it.
 
     Raises:
       RunError: the directory holds a run, or not the one to resume; or another process
-        writes it.
+        is writing it.
       WeightsError: what ``init_from`` names does not fit.
-      NonFiniteLoss: the loss or the weights are infinite or not numbers.
-      Stopped: a signal came; a checkpoint is saved.
+      NonFiniteLoss: the loss or the weights are not finite.
+      Stopped: a signal arrived; a checkpoint is saved.
     """
     report = Report(progress, quiet=quiet)
     cadence = cadence or Cadence()
@@ -151,9 +151,10 @@ def train(
             pending.append(values)
 
             minutes = (time.monotonic() - saved_at) / 60
+            stopped = bool(caught)  # asked once: a signal may arrive at any moment
             saving = (
                 step == last
-                or bool(caught)
+                or stopped
                 or _due(step, config.checkpoint_every * epoch)
                 or _due(step, cadence.steps)
                 or 0 < cadence.minutes <= minutes
@@ -180,7 +181,7 @@ def train(
                 checkpoints.save(manager, state)
                 saved_at = time.monotonic()
                 status("training", step)
-            if stopping.is_due or caught:
+            if stopping.is_due or stopped:
                 break
         ended = step == steps or stopping.is_due
         status("finished" if ended else "interrupted", step)
@@ -203,7 +204,7 @@ def _initial_state(
     init = partial(init_state, config, data, task)
     if mesh is None:
         return init(model)
-    # Every device makes its own part: the whole need not fit on one.
+    # Every device makes its own part, so the whole need not fit on one.
     shardings = state_shardings(mesh, jax.eval_shape(init))
     return jax.jit(init, out_shardings=shardings)(model)
 
@@ -254,7 +255,7 @@ def _write_status(
 
 @contextlib.contextmanager
 def _noted_divergence(status: Any) -> Iterator[None]:
-    """Writes down what ended a run, for those who evaluate it later."""
+    """Records what ended a run, for those who evaluate it later."""
     try:
         yield
     except NonFiniteLoss as error:

@@ -1,4 +1,4 @@
-"""An evaluation that was stopped goes on with the targets it had not reached."""
+"""An evaluation that was stopped continues with the targets that are missing."""
 
 import json
 import time
@@ -16,15 +16,15 @@ def resumable(
     names: Sequence[str],
     evaluate: Callable[[str], Accuracy],
 ) -> Iterator[tuple[Accuracy, float]]:
-    """Evaluates one target after the other and stores each when it is done.
+    """Evaluates the targets in turn and stores each when it is done.
 
     Args:
-      file: JSON; what it holds of ``names`` is not evaluated again. Remove it when all
-        is stored elsewhere.
-      depends_on: what the results depend on beside the target, as JSON; a file of
-        other results is replaced.
+      file: JSON; targets that it holds are not evaluated again. Remove it when
+        everything is stored elsewhere.
+      depends_on: what the results depend on apart from the target, as JSON; if it
+        differs from the file's, the file is replaced.
       names: the targets.
-      evaluate: of one target.
+      evaluate: evaluates one target.
 
     Yields:
       For each target its accuracy and how many seconds it took.

@@ -13,11 +13,11 @@ from experiments.task import Model, Task
 
 
 def check_source(config: RunConfig) -> None:
-    """Raises unless a configuration names what a run can start from.
+    """Raises unless a configuration names something that a run can start from.
 
     Raises:
-      ConfigError: it has to be named, or is neither a directory nor a file of weights.
-      WeightsError: the weights of a text run are not those of its network.
+      ConfigError: it is not named, or is neither a directory nor a file of weights.
+      WeightsError: the weights of a text run do not fit its network.
     """
     kind, source = kind_of(config), config.init_from
     if config.new_head and source is None and not getattr(config, "weights", None):
@@ -39,18 +39,17 @@ def initial_model(config: RunConfig, task: Task) -> Model | None:
     """Reads the parameters and batch statistics that a run starts from.
 
     Args:
-      config: ``init_from`` says from where, or of a text run ``weights``; ``new_head``
-        whether the last layer is drawn anew, with the initial weights of the seed.
+      config: ``init_from``, or ``weights`` of a text run, says where to start from;
+        ``new_head`` whether the last layer is drawn at random instead.
       task: for the shapes.
 
     Returns:
-      params and batch_stats like those of ``task.init``; None if that is to draw
-      them.
+      params and batch_stats like those of ``task.init``; None to use ``task.init``.
 
     Raises:
       ConfigError: see `check_source`.
       RunError: the directory holds no model.
-      WeightsError: the model is another one.
+      WeightsError: the model does not fit.
     """
     check_source(config)
     if config.init_from is None:

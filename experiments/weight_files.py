@@ -20,12 +20,12 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a file.
 
     A state dict may be wrapped, as in ``{"state_dict": ...}``, may hold parameters
-    instead of tensors, and its names may all start with ``module.``, as those of a
-    model that was trained in parallel.
+    instead of tensors, and its names may all start with ``module.``, as after training
+    in parallel.
 
     Args:
       path: ``.safetensors``; ``.safetensors.index.json`` or ``.bin.index.json``, which
-        name files beside them; or ``.pth``, ``.pt`` or ``.bin``, which PyTorch reads.
+        name files next to them; or ``.pth``, ``.pt`` or ``.bin``, which PyTorch reads.
 
     Returns:
       The tensors; bfloat16 ones keep their dtype, or are float32 if PyTorch reads them.

@@ -27,6 +27,12 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("ci")
+hypothesis.settings.register_profile(
+    "mutants",  # a failure is enough: its smallest example may take minutes to compile
+    hypothesis.settings.get_profile("ci"),
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    report_multiple_bugs=False,
+)
 
 
 def pytest_addoption(parser):

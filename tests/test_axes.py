@@ -21,6 +21,7 @@ from cram_jax import (
     matching,
     n_m,
     prunable,
+    sparsity_report,
     stacked,
     top_k,
 )
@@ -134,8 +135,12 @@ def test_what_is_not_known_is_assumed_and_marked():
     assert torch == Axes("output", "input")
     assert unknown.assumed
     assert torch.assumed
-    (told,) = axes_of([jnp.ones((3, 4))], lambda path, leaf: Axes("output", "input"))
-    assert not told.assumed
+    for own in (Axes("output", "input", "other"), Axes("stack", "output", "input")):
+        (told,) = axes_of([jnp.ones((3, 3, 3))], lambda path, leaf, own=own: own)
+        assert not told.assumed
+        marked = Axes(*own.roles, assumed=True)
+        (told,) = axes_of([jnp.ones((3, 3, 3))], [marked])
+        assert told.assumed
 
 
 def test_stacked_layers_are_told_and_the_rest_is_known():
@@ -311,6 +316,16 @@ def test_n_m_with_a_stride_groups_what_lies_apart():
     expected = expected.reshape(2, 2, 4, 3).swapaxes(1, 2).reshape(16, 3)
     mask = compress([kernel], n_m(2, 4, stride=2)).masks[0]
     np.testing.assert_array_equal(mask, expected)
+
+
+def test_a_kernel_whose_inputs_the_stride_does_not_fill_stays_dense():
+    params = {"a": jnp.ones((8, 3)), "b": jnp.ones((12, 3))}
+    projector = n_m(2, 4, stride=2)
+    pruned, masks = compress(params, projector)
+    assert int(masks["a"].sum()) == 12
+    assert masks["b"].all()
+    left_dense = sparsity_report(pruned, masks, projector).leaves[1]
+    assert left_dense.note == "dense: 8 does not divide its 12 inputs"
 
 
 @dataclasses.dataclass

@@ -1,11 +1,14 @@
 """The built documentation, which people read without a network, too."""
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
+MODULES = ["", ".audit", ".engine", ".export", ".layerwise", ".structure"]
 
 
 def build(out, **changes):
@@ -28,6 +31,34 @@ def build(out, **changes):
     )
     app.build()
     return (out / "guide" / "concepts.html").read_text()
+
+
+def reference():
+    """The names in the API reference, by module."""
+    names, module = {}, ""
+    for line in (DOCS / "api.rst").read_text().splitlines():
+        if found := re.fullmatch(r"\.\. currentmodule:: (\S+)", line):
+            module = found[1]
+        elif found := re.match(
+            r"\.\. auto(?:function|class|data|exception):: (\w+)", line
+        ):
+            names.setdefault(module, []).append(found[1])
+    return names
+
+
+@pytest.mark.parametrize("module", [f"cram_jax{name}" for name in MODULES])
+def test_the_reference_lists_every_public_name_once(module):
+    there = importlib.import_module(module)
+    functions = [
+        name
+        for name, value in vars(there).items()
+        if inspect.isfunction(value)
+        and value.__module__ == module
+        and not name.startswith("_")
+    ]
+    public = getattr(there, "__all__", functions)
+    expected = sorted(name for name in public if name != "__version__")
+    assert sorted(reference()[module]) == expected
 
 
 def test_formulas_are_mathml_and_need_no_script(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import constrained_minimum, dense_fisher
 
-from cram_jax import fisher
+from cram_jax.curvature import fisher
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -23,7 +23,7 @@ from cram_jax import (
     sparsity_report,
     top_k,
 )
-from cram_jax.narrow_floats import round_e2m1, round_e4m3, round_scale
+from cram_jax.quantization.floats import round_e2m1, round_e4m3, round_scale
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -201,6 +201,14 @@ def test_scales_are_the_nearest_small_ones_too(kind, values):
     expected = values.astype(jnp.dtype(kind)).astype(np.float32)
     rounded = jax.jit(round_scale, static_argnums=1)(values, kind)
     np.testing.assert_array_equal(rounded, expected)
+
+
+def test_zero_stays_on_the_grid_if_the_scale_is_rounded_down():
+    tiny = 2.0**-24  # the smallest float16
+    kernel = jnp.array([[0], [-4.2 * tiny]])
+    projector = fake_quant(2, symmetric=False, scale="float16")
+    (rounded,) = compress([kernel], projector).params
+    np.testing.assert_array_equal(rounded, [[0], [-3 * tiny]])
 
 
 def test_float16_scales_stay_finite():

@@ -78,6 +78,15 @@ def test_least_squares_is_as_good_as_a_fine_search(bits, symmetric, tails):
         )
 
 
+def test_least_squares_ends_at_the_best_scale_for_its_levels():
+    kernel = np.random.default_rng(0).standard_normal((400, 3)).astype(np.float32)
+    projector = fake_quant(2, clip="least_squares")
+    (rounded,) = compressed([jnp.asarray(kernel)], projector).params
+    levels = np.asarray(rounded, np.float64)
+    best = (levels * kernel).sum(0) / (levels**2).sum(0)
+    np.testing.assert_allclose(best, 1, rtol=1e-5)
+
+
 # A layout and bits for each form instead of all of them, because each compiles.
 FORMS = [
     (options | {"clip": clip}, 2 + i % 3, strategies.LAYOUTS[i % 5])

@@ -7,6 +7,10 @@ import jax.numpy as jnp
 README = Path(__file__).parents[1] / "README.md"
 
 
+def test_the_readme_has_at_most_900_words():
+    assert len(README.read_text().split()) <= 900
+
+
 def test_the_example_of_the_readme_trains_and_compresses(capsys):
     names = {}
     for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):

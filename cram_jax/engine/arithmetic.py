@@ -1,4 +1,4 @@
-"""Vector arithmetic that is more than one instruction: exp, GELU, INT8 dot and packing.
+"""Vector arithmetic beyond single instructions: exp, GELU, INT8 dot and packing.
 
 Every form of an INT8 operation gives the same bits as `dot` and `pack` in plain LLVM.
 """
@@ -72,7 +72,7 @@ def activate(k: Kernel, x: Value, activation: str) -> Value:
 
 # ------------------------------------------------------------------------------- INT8
 def split_bytes(k: Kernel, x: Value) -> list[Value]:
-    """What `dot` multiplies: the bytes as they are, or the even and the odd ones."""
+    """What `dot` multiplies: the bytes unchanged, or the even and the odd ones."""
     if k.target.words == 1:
         return [x]
     even = k.build.and_(x, k.int_constant(0x00FF00FF))
@@ -81,7 +81,7 @@ def split_bytes(k: Kernel, x: Value) -> list[Value]:
 
 
 def split_weights(k: Kernel, w: Value) -> list[Value]:
-    """Signed bytes in as many words as `dot` takes."""
+    """Signed bytes, in as many words as `dot` takes."""
     return [w] if k.target.words == 1 else _even_odd(k, w, signed=True)
 
 
@@ -115,7 +115,7 @@ def dot(k: Kernel, total: Value, x: Sequence[Value], w: Sequence[Value]) -> Valu
 
 
 def pack(k: Kernel, rows: Sequence[Value], low: Value | None = None) -> Value:
-    """Four rows of floats as unsigned bytes of one: rounded to even, clipped.
+    """Packs four rows of floats into one of unsigned bytes: rounded to even, clipped.
 
     Args:
       k: the kernel.
@@ -147,7 +147,7 @@ def _pack_by_instructions(k: Kernel, rows: Sequence[Value], low: Value | None) -
     convert = {256: "llvm.x86.avx.cvt.ps2dq.256", 512: ""}[bits]
     numbers = []
     for row in rows:
-        # What is below 0, or not a number, the last instruction makes 0; but above
+        # The last instruction turns negative numbers and NaN into 0; but above
         # 2**31 the conversion would turn negative.
         if low is None and convert:
             clipped = k.min(k.constant(255), row)

@@ -1,4 +1,4 @@
-"""Checked arrays and paddings of a graph's operations."""
+"""Checks of the arrays and paddings of a graph's operations."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
@@ -68,7 +68,7 @@ def resolve_pads(
     window: Sequence[int],
     strides: Sequence[int],
 ) -> Pads:
-    """Padding in numbers; "SAME" puts the odd one behind, as XLA does."""
+    """Padding in numbers; "SAME" puts the odd one at the end, as XLA does."""
     if padding == "VALID":
         return ((0, 0), (0, 0))
     if padding == "SAME":

@@ -17,7 +17,7 @@ class Buffer:
     """A tensor in memory: (rows, columns) of 32-bit lanes in a grid.
 
     Attributes:
-      rows: channels, or groups of four for bytes; of floats a multiple of 4.
+      rows: channels, or groups of four for bytes; a multiple of 4 for floats.
       grid: where its columns lie.
       form: "f32" or "u8".
       fill: the 32 bits of padding.
@@ -82,14 +82,14 @@ class Step:
     """One kernel with its arguments.
 
     Attributes:
-      node: whose result it is part of.
+      node: the node whose result it contributes to.
       spec: the kernel.
-      words: its arguments, by name: an integer, a float, an address or an array, whose
-        address is meant.
+      words: its arguments, by name: an integer, a float, an address, or an array that
+        stands for its address.
       jobs: how many there are.
       reads: buffers it reads.
       writes: buffers it writes.
-      multiply_adds: in all jobs together, zeros left out.
+      multiply_adds: in all jobs together, without zeros.
       nbytes: of weights and buffers that it touches.
     """
 
@@ -125,7 +125,7 @@ def aligned(size: int, dtype: Any) -> np.ndarray:
 
 
 def tiles_of(vectors: int, tile: int) -> Iterable[tuple[int, int, int]]:
-    """Divides vectors into tiles of at most ``tile``, which differ by one at most.
+    """Divides vectors into tiles of at most ``tile``, of nearly equal size.
 
     Yields:
       Vectors of a tile, how many such tiles there are, and where they start.

@@ -17,10 +17,11 @@ class Calibration:
     """Examples that say which numbers a byte has to hold.
 
     Attributes:
-      batches: inputs, as the engine is called with: an array, or a tuple of arrays.
-      method: "minmax", the smallest to the largest number seen; "percentile", without
-        the outermost share of them; "least_squares", the range whose rounding and
-        clipping have the smallest squared error.
+      batches: inputs in the form that the engine is called with: an array, or a tuple
+        of arrays.
+      method: "minmax", from the smallest to the largest number seen; "percentile",
+        without outliers; "least_squares", the range whose rounding and clipping have
+        the smallest squared error.
       percentile: the share that "percentile" keeps, in %.
     """
 
@@ -88,13 +89,13 @@ def _clipped(
 def _squared_error(candidate: Range, values: np.ndarray, counts: np.ndarray) -> float:
     integers = np.rint(values / candidate.scale) + candidate.zero
     restored = (np.clip(integers, 0, 255) - candidate.zero) * candidate.scale
-    # Within a bin of a range as wide as the step, rounding is not seen: add it.
+    # A bin as wide as the step hides the rounding error within it, so add it.
     rounding = candidate.scale**2 / 12
     return float((counts * ((restored - values) ** 2 + rounding)).sum())
 
 
 def as_calibration(value: Calibration | Iterable[Any] | None) -> Calibration | None:
-    """A calibration, also from plain batches."""
+    """A calibration, possibly made from plain batches."""
     if value is None or isinstance(value, Calibration):
         return value
     if isinstance(value, np.ndarray):

@@ -42,14 +42,14 @@ def compile(
 ) -> "Engine":
     """Compiles a network whose zeros it then skips.
 
-    Zeros of the weights cost nothing: in float32 every zero, if no other output of its
-    group of 1, 2 or 4 needs the same input; in INT8 four neighbouring inputs that are
-    zero together. Blocks of 4 inputs x 2 outputs are the fastest.
+    Zero weights cost nothing: in float32, if no other output in the group of 1, 2 or 4
+    needs the same input; in INT8, if four neighbouring inputs are zero together. Blocks
+    of 4 inputs x 2 outputs are the fastest.
 
     Args:
       graph: the network; see `GraphBuilder`.
-      calibration: examples that make it INT8: a `Calibration`, or batches for one by
-        the smallest and largest numbers. None: float32.
+      calibration: examples that make it INT8: a `Calibration`, or batches for a
+        "minmax" one. None: float32.
       threads: how many work on a call.
       target: the instruction set, a name in `TARGETS` or a `Target`; by default the
         best that this processor has.
@@ -101,8 +101,8 @@ def compile(
 class Engine:
     """A compiled network; made by `compile` or `load`.
 
-    Calls from several threads are safe and run one after the other. After a fork the
-    child's engine works, too.
+    Calls from several threads are safe and run one after the other. After a fork, the
+    engine works in the child, too.
 
     Attributes:
       model: what it runs.
@@ -153,15 +153,14 @@ class Engine:
     def tensors(
         self, *inputs: Any, names: Iterable[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Runs the network and returns what nodes compute, for calibration and tests.
+        """Runs the network and returns the results of nodes, for calibration and tests.
 
         Args:
           *inputs: as for a call.
-          names: the nodes; by default all. Nodes that were fused into a later one are
-            not there.
+          names: the nodes; by default all, except those fused into a later one.
 
         Returns:
-          float32 arrays, by name; those of bytes as the numbers they stand for.
+          float32 arrays, by name; bytes are converted to the numbers they stand for.
         """
         arrays, batch, length = self._check(inputs)
         plan = self._session(batch, length, self._tile, keep=True)
@@ -173,7 +172,7 @@ class Engine:
     def as_jax(self) -> Callable[..., Any]:
         """The engine as a function of JAX arrays, for use inside ``jit``.
 
-        It is one host call; it has no gradient.
+        It is a single host call, without a gradient.
         """
         import jax
 
@@ -224,7 +223,7 @@ class Engine:
         return Profile(entries)
 
     def tune(self, *inputs: Any, repeats: int = 5) -> None:
-        """Measures tiles for this batch size and length, and remembers the best.
+        """Measures tiles for this batch size and length, and stores the best.
 
         They are stored in the user's cache for this processor; if it cannot be written,
         they serve this engine only.
@@ -366,7 +365,7 @@ class Engine:
 
 
 def _ranked(target: Target, rank: int) -> Tiles:
-    """The tile that is so-and-so small among the candidates."""
+    """The candidate tile of this rank, the smallest first."""
 
     def tile(name: str, spec: SparseProduct, vectors: int) -> int:
         del name, vectors
@@ -377,7 +376,7 @@ def _ranked(target: Target, rank: int) -> Tiles:
 
 
 def _table_sizes(model: Model) -> dict[str, int]:
-    """For every input of ids the entries of the smallest table it looks up in."""
+    """For every input of ids, the entries of the smallest table that they index."""
     entries: dict[str, int] = {}
     for node in model.graph.nodes:
         if isinstance(node.operation, Lookup):
@@ -390,7 +389,7 @@ _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """Another thread may have held a lock; a run that it began starts anew."""
+    """Another thread may have held a lock; a run that it began starts over."""
     for engine in list(_engines):
         engine._lock = threading.Lock()
 

@@ -15,7 +15,7 @@ from cram_jax.engine.targets import Target
 
 
 class Program:
-    """Steps as the records that `runner` reads; compiled, with their memory."""
+    """Compiled steps, as the records that `runner` reads, with their memory."""
 
     def __init__(self, steps: Sequence[Step], target: Target, threads: int):
         jit.compile_kernels([step.spec for step in steps], target)
@@ -38,7 +38,7 @@ class Program:
                 record[runner.DONE] = self._counters[number].ctypes.data
                 row += 1
         self._run = runner.runner()
-        # Found once: a call of a small network takes no longer than they do.
+        # Looked up once: in a small network the lookup would take as long as the call.
         self._next = self._records[:, runner.NEXT]
         self._done, self._current = self._counters[:-1], self._counters[-1]
         self._before = (self._records.ctypes.data, len(self._records))
@@ -47,7 +47,7 @@ class Program:
     def run(self) -> None:
         """Runs all steps; one caller at a time."""
         epoch = self._epoch = self._epoch % 2**30 + 1
-        # First the epoch, so that a thread that comes late leaves; then its counters.
+        # First the epoch, so that late threads leave; then its counters.
         self._current[0] = epoch
         self._done.fill(0)
         self._next.fill(epoch << 32)

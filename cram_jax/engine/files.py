@@ -1,7 +1,7 @@
 """Engines on disk: a safetensors file of bitmaps, values, scales and a plan as JSON.
 
-A file is untrusted. It is read by code that knows this one format; names, shapes and
-numbers are checked by the constructors that users call, before anything is planned.
+Files are untrusted. The reader knows only this one format; names, shapes and numbers
+are checked by the same constructors that users call, before anything is planned.
 """
 
 import dataclasses
@@ -60,7 +60,8 @@ def load(
     Args:
       path: of the file; it may come from anybody.
       threads: how many work on a call.
-      target: the instruction set, as for `compile`; any, whatever wrote the file.
+      target: the instruction set, as for `compile`; it need not be the one of the
+        writer.
 
     Returns:
       The engine.

@@ -1,4 +1,4 @@
-"""Fuses a graph's nodes into what one kernel computes."""
+"""Fuses the nodes of a graph that one kernel can compute."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def check_residual(result: TensorType, residuals: Sequence[TensorType]) -> None:
 
 @operation
 class Product(Operation):
-    """A linear layer or a convolution with all that follows it.
+    """A linear layer or a convolution, with everything that follows it.
 
     ``activation(product(x) + bias + residual)``; the residual is a second input.
 
@@ -86,11 +86,11 @@ class Lookup(Operation):
 
 
 def fuse(graph: Graph) -> Graph:
-    """The same network with products and look-ups that do what follows them, too.
+    """The same network, with what follows products and look-ups fused into them.
 
     Batch norm is folded into weights; a sum becomes the residual of one of its terms;
     an activation is applied before the result is stored. Only values that nothing else
-    reads disappear; a fused node has the name of the last of its parts.
+    reads disappear; a fused node has the name of its last part.
     """
     readers = consumers(graph)
     absorbed: set[str] = set()
@@ -116,7 +116,7 @@ def fuse(graph: Graph) -> Graph:
                     break
                 product = extended
                 if isinstance(reader.operation, Add):
-                    # x + x reads it twice, and there is no other term.
+                    # x + x reads it twice, so there is no other term.
                     others = [n for n in reader.inputs if n != parts[-1].name]
                     if len(others) != 1:
                         break
@@ -152,7 +152,7 @@ def _as_product(layer: Linear | Conv, x: TensorType) -> Product:
 
 
 def _extend(product: Product, reader: Node, has_residual: bool) -> Product | None:
-    """The product with one more node, or None if it does not fit behind it."""
+    """The product with one more node fused into it, or None if it does not fit."""
     if product.activation:
         return None
     part = reader.operation

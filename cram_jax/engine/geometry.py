@@ -1,8 +1,8 @@
 """Where the positions of tensors lie among the columns of their buffers.
 
 Every tensor is (channels, columns). Columns are the batch for features, tokens for
-sequences, and for images the positions of zero-padded planes: a row ends in ``gap``
-columns, which pad the next one, too, and an image in ``gap`` rows. So a tap of a
+sequences, and positions of zero-padded planes for images: a row ends in ``gap``
+columns, which also pad the next one, and an image in ``gap`` rows. So a tap of a
 convolution is a shift of all columns.
 """
 
@@ -23,7 +23,7 @@ class Grid:
       lanes: of a vector.
       size: height and width of the largest image; (1, length) of a sequence; (1, 1).
       gap: rows and columns of padding.
-      unit: an item is a multiple of so many columns.
+      unit: the number of columns of an item is a multiple of it.
     """
 
     batch: int
@@ -59,7 +59,7 @@ class Grid:
         stride = max(
             round_up(self.batch * self.item, self.lanes), self.vectors * self.lanes
         )
-        # Channels at a multiple of 4 KiB would share few sets of the cache.
+        # Channels a multiple of 4 KiB apart would share a few sets of the cache.
         return stride + self.lanes if stride % 1024 == 0 else stride
 
     @property
@@ -69,7 +69,7 @@ class Grid:
         return round_up(reach + 16 * self.lanes, self.lanes)
 
     def require(self, size: Sequence[int], gap: Sequence[int] = (0, 0)) -> None:
-        """Makes room for images of a size, and for padding."""
+        """Makes room for images of this size, and for padding."""
         self.size = max(self.size[0], size[0]), max(self.size[1], size[1])
         self.gap = max(self.gap[0], gap[0]), max(self.gap[1], gap[1])
 
@@ -87,7 +87,7 @@ class Grid:
         return self._cached[size]
 
     def spread(self, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """(..., stride): values (..., batch, height, width) in their places."""
+        """(..., stride): values (..., batch, height, width) at their columns."""
         values = np.asarray(values)
         spread = np.zeros((*values.shape[:-3], self.stride), values.dtype)
         spread[..., self.places(size)] = values

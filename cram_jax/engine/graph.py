@@ -1,4 +1,4 @@
-"""A network as a small typed graph: what the engine compiles and export writes."""
+"""A network as a small typed graph, which the engine compiles and export writes."""
 
 from dataclasses import dataclass, field
 

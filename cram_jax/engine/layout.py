@@ -1,4 +1,4 @@
-"""Which grid each tensor of a graph lies on."""
+"""The grid of each tensor of a graph."""
 
 from cram_jax.engine.geometry import Grid
 from cram_jax.engine.graph import Graph, Node

@@ -1,4 +1,4 @@
-"""LLVM through llvmlite, which is imported here only."""
+"""LLVM through llvmlite, which is imported only here."""
 
 import ctypes
 import importlib
@@ -45,7 +45,7 @@ def ir() -> ModuleType:
 
 
 def is_x86() -> bool:
-    """Whether this processor is of the family that most instruction sets are for."""
+    """Whether this is an x86-64 processor, as most instruction sets need."""
     return str(binding().get_default_triple()).startswith(("x86_64", "amd64"))
 
 
@@ -87,7 +87,7 @@ def optimise(text: str, target_machine: Any) -> Any:
     llvm = binding()
     module = llvm.parse_assembly(text)
     module.verify()
-    # The kernels are vectorised and unrolled as they are written.
+    # The kernels are already vectorised and unrolled.
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.loop_vectorization = options.slp_vectorization = False
     options.loop_unrolling = False

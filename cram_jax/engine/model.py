@@ -116,7 +116,7 @@ def suits_integers(part: Attention, result: TensorType) -> bool:
 
 
 def with_integer_attention(graph: Graph) -> Graph:
-    """A graph whose attention is of bytes, wherever it can be."""
+    """A graph with attention of bytes, wherever possible."""
     nodes = [
         replace(node, operation=IntegerAttention(node.operation.heads))
         if type(node.operation) is Attention
@@ -201,7 +201,7 @@ def make_model(graph: Graph, ranges: Mapping[str, Range]) -> Model:
 
 
 def quantise_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int8 of every output: the integers, and what one of them stands for."""
+    """Symmetric int8 for every output: the integers and their scales."""
     largest = np.abs(kernel).max(axis=(0, 1, 2))
     scale = np.where(largest > 0, largest / np.float32(127), 1).astype(np.float32)
     scale = np.maximum(scale, np.float32(1e-30))
@@ -210,9 +210,9 @@ def quantise_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quantise_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int8 of every row: the integers, and what one of them stands for.
+    """Symmetric int8 for every row: the integers and their scales.
 
-    A scale has 17 bits, so that 127 of it is exact: a table that was restored from
+    A scale has 17 bits, so that 127 times it is exact: a table that was restored from
     integers gives the same integers and scales again.
     """
     largest = np.abs(table).max(axis=1)
@@ -228,10 +228,10 @@ def restore_rows(rows: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def choose_forms(graph: Graph, int8: bool) -> dict[str, frozenset[str]]:
-    """How the result of every node is stored: as floats, as bytes, or as both.
+    """How the result of every node is stored: as floats, bytes, or both.
 
-    Products and attention of bytes read bytes. What reads either gets bytes in an
-    image, so that a convolution network has no floats between, and floats in a
+    Products and attention of bytes read bytes. Operations that read either get bytes in
+    an image, so that a convolutional network has no floats in between, and floats in a
     sequence, so that the residual stream of a transformer is exact.
     """
     readers = consumers(graph)
@@ -258,7 +258,7 @@ def choose_forms(graph: Graph, int8: bool) -> dict[str, frozenset[str]]:
             wanted.add("u8" if len(kind.shape) == 3 and not wanted else "f32")
         if not wanted or kind.dtype == "int32":
             wanted = {"f32"}
-        # Bytes are what these write themselves; elsewhere they are a copy of floats.
+        # These write bytes themselves; elsewhere bytes are a copy of floats.
         writes = isinstance(
             part := node.operation, PackedProduct | Input | SpaceToDepth
         )
@@ -272,5 +272,5 @@ def choose_forms(graph: Graph, int8: bool) -> dict[str, frozenset[str]]:
 
 
 def is_max_pool(part: Operation) -> bool:
-    """Whether an operation chooses among its inputs, floats or bytes."""
+    """Whether an operation only selects among its inputs, floats or bytes."""
     return isinstance(part, MaxPool) and not isinstance(part, AvgPool)

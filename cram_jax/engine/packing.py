@@ -1,4 +1,4 @@
-"""Sparse weights: which blocks are there, and what is in them."""
+"""Sparse weights: which blocks are present, and their values."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class SparseWeights:
       inputs: channels in.
       outputs: channels out.
       rows: outputs of a block: 1, 2 or 4.
-      occupied: (groups of outputs, lanes * taps), True for blocks that are there.
+      occupied: (groups of outputs, lanes * taps), True for blocks that are present.
       values: (blocks, rows) float32, or (blocks, rows, 4) int8.
       scale: (outputs,) float32, what an integer stands for; None in float32.
     """
@@ -59,7 +59,7 @@ class SparseWeights:
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
 
     def positions(self) -> np.ndarray:
-        """For every block its place among lanes * taps."""
+        """For every block, its position among lanes * taps."""
         return np.nonzero(self.occupied)[1].astype(np.int32)
 
     def sums(self) -> np.ndarray:
@@ -108,7 +108,7 @@ def pack_kernel(
       scale: (outputs,), for int8.
 
     Returns:
-      The weights. As many outputs share a block as costs least for its zeros.
+      The weights, with the number of outputs in a block that costs least.
     """
     height, width, inputs, outputs = kernel.shape
     is_int8 = kernel.dtype == np.int8
@@ -145,7 +145,7 @@ def pack_kernel(
 
 
 def _cost(rows: int, is_int8: bool, target: Target) -> float:
-    """Instructions for a block and a vector: what is loaded once, and every row's."""
+    """Instructions for a block and a vector: shared loads, and those of every row."""
     if is_int8 and target.words == 2:
         return 3 + 4 * rows
     return 1 + rows

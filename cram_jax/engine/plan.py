@@ -56,7 +56,7 @@ class Builder:
         return free.pop() if free else Buffer(rows, grid, form, fill)
 
     def free(self, buffer: Buffer) -> None:
-        """Hands a buffer back that no later step reads."""
+        """Returns a buffer that no later step reads."""
         self._free.setdefault(buffer.key, []).append(buffer)
 
     def output(self, name: str, form: str) -> Buffer:
@@ -117,7 +117,7 @@ class Builder:
         return min(total, 4 * self.threads) if self.threads > 1 else 1
 
     def finish(self, node: Node) -> None:
-        """Adds bytes to a result of floats, if something reads them."""
+        """Adds a copy in bytes to a result in floats, if something reads it."""
         if "u8" not in self.model.forms[node.name]:
             return
         if (node.name, "u8") in self.buffers:

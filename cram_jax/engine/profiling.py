@@ -1,4 +1,4 @@
-"""What the nodes of a network cost."""
+"""The cost of the nodes of a network."""
 
 import time
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from cram_jax.engine.executor import Program
 
 @dataclass(frozen=True)
 class NodeProfile:
-    """What one node costs in a call.
+    """The cost of one node in a call.
 
     Attributes:
       name: of the node.
       kind: of its operation.
       seconds: the least of several runs, on one thread.
       multiply_adds: without the zeros that are skipped.
-      nbytes: of weights, and of tensors read and written.
+      nbytes: bytes of weights, and of tensors read and written.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The network in plain NumPy: what the engine is compared with."""
+"""The network in plain NumPy, to compare the engine with."""
 
 import math
 from typing import Any

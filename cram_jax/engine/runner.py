@@ -1,10 +1,9 @@
 """The loop that runs a plan: one call for all operations, on any number of threads.
 
 Every thread that calls `run` takes jobs from each operation in turn. ``next`` of a
-record holds an epoch in its upper half and the next job in the lower one. A thread
-that comes late finds nothing of its epoch and returns, so that nobody waits for a
-thread that the system has not scheduled. If ``wait`` is not zero, the next operation
-starts when so many jobs are done.
+record holds an epoch in its upper half and the next job in the lower one. A late thread
+finds nothing of its epoch and returns, so that nobody waits for a thread that the
+system has not scheduled. The next operation starts when ``wait`` jobs are done.
 """
 
 import ctypes
@@ -104,7 +103,7 @@ _compiled: llvm.Compiled | None = None
 
 
 def runner() -> Any:
-    """``run(records, count, epoch, thread, current, pause)``, without Python's lock."""
+    """``run(records, count, epoch, thread, current, pause)``, without the GIL."""
     global _function, _compiled
     with _lock:
         if _function is None:

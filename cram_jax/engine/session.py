@@ -29,7 +29,7 @@ class Session:
         builder = Builder(model, target, batch, length, threads, tiles, keep)
         self.builder = builder
         self.program = Program(builder.steps, target, threads)
-        # Where a call writes and reads, found once.
+        # Where a call writes and reads, looked up once.
         self._ids = {
             node.name: self._positions(node.name)[:, 0, :, 0]
             for node in model.graph.inputs
@@ -38,7 +38,7 @@ class Session:
         self._results = [self._floats(name) for name in model.graph.outputs]
 
     def load(self, arrays: list[np.ndarray]) -> None:
-        """Copies the inputs into their places."""
+        """Copies the inputs into their buffers."""
         by_name = {
             node.name: x for node, x in zip(self._graph.inputs, arrays, strict=True)
         }

@@ -1,4 +1,4 @@
-"""Tiles of products: a good guess, or what was measured on this processor."""
+"""Tiles of products: a good guess, or a measurement on this processor."""
 
 import contextlib
 import json
@@ -19,13 +19,13 @@ _GUESSES = {16: {1: 4, 2: 4, 4: 3}, 32: {1: 8, 2: 8, 4: 5}}
 
 def guess_tile(spec: SparseProduct, target: Target) -> int:
     """A tile that is good for most shapes."""
-    # Bytes are a quarter of the floats, so that more columns stay in the cache.
+    # Bytes take a quarter of the space of floats, so more columns stay in the cache.
     wide = spec.int8 and spec.rows == 2
     return 8 if wide else _GUESSES[target.registers][spec.rows]
 
 
 def candidates(spec: SparseProduct, target: Target) -> list[int]:
-    """Tiles worth a measurement."""
+    """Tiles worth measuring."""
     guess = guess_tile(spec, target)
     return sorted({max(1, guess // 2), max(1, 3 * guess // 4), guess, 3 * guess // 2})
 
@@ -33,7 +33,7 @@ def candidates(spec: SparseProduct, target: Target) -> list[int]:
 class TileTable:
     """Measured tiles of this processor, in a file of the user's cache.
 
-    A file that cannot be read is ignored, and one that cannot be written is not.
+    A file that cannot be read is ignored; one that cannot be written is skipped.
     """
 
     def __init__(self, path: Path | None = None):
@@ -68,7 +68,7 @@ class TileTable:
 def tile_key(
     product: PackedProduct, spec: SparseProduct, target: Target, vectors: int
 ) -> str:
-    """What decides how long a product takes with a tile."""
+    """Everything that decides how long a product takes with a tile."""
     weights = product.weights
     shape = (weights.padded_outputs, weights.lanes, weights.taps, len(weights.values))
     kind = "int8" if spec.int8 else "f32"
@@ -79,6 +79,6 @@ def tile_key(
 
 
 def cache_folder() -> Path:
-    """Where the user's caches lie."""
+    """Where the user's caches are."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
     return Path(root).expanduser() / "cram_jax"

@@ -1,7 +1,7 @@
 """Compressed models in files that today's engines and libraries take.
 
-The core imports nothing of this. What a format needs beyond jax and NumPy is an extra
-of its own, imported when the format is used: ``pip install 'cram_jax[onnx]'``.
+The core does not import it. What a format needs beyond jax and NumPy is an extra of its
+own, imported when the format is used: ``pip install 'cram_jax[onnx]'``.
 """
 
 from cram_jax.export.coreml import coreml_sparse_weights, to_coreml

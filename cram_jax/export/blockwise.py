@@ -8,7 +8,7 @@ import numpy as np
 class Levels(NamedTuple):
     """A kernel (inputs, outputs) as integers with scales, output by output.
 
-    The last block is filled up with zeros.
+    The last block is padded with zeros.
 
     Attributes:
       integers: (outputs, blocks, block) int8.

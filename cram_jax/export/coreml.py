@@ -1,4 +1,4 @@
-"""Core ML packages with sparse weights; Linux writes them and cannot run them."""
+"""Core ML packages with sparse weights, which Linux can write but not run."""
 
 import contextlib
 import io
@@ -23,19 +23,20 @@ def to_coreml(
     examples: Sequence[Any],
     path: str | os.PathLike[str],
 ) -> dict[str, np.ndarray]:
-    """Writes a function of JAX as a Core ML package whose zeros take no place.
+    """Writes a function of JAX as a Core ML package whose zeros take no space.
 
-    Weights are float16. Those of 2,048 numbers or more of which at least half are zero
-    are stored as a bit mask and the others, which the Neural Engine and recent
-    processors of Apple compute with. The package is for iOS 18 and macOS 15 or newer.
-    It holds the date and identifiers drawn at random, so no two are the same bytes.
+    Weights are float16. Those of 2,048 numbers or more, at least half of them zero, are
+    stored as a bit mask and the non-zero values, in which form the Neural Engine and
+    recent processors of Apple compute with them. The package is for iOS 18 and macOS 15
+    or newer. It holds the date and random identifiers, so no two are byte-for-byte
+    equal.
 
     Args:
       function: of arrays, with its parameters inside, that returns an array or a tuple
         of arrays; what `jax.export` takes.
       examples: arrays or `jax.ShapeDtypeStruct`, one for each argument; the package is
         for their shapes, batch size included.
-      path: of the package, ``.mlpackage``, a folder that is there when it is complete.
+      path: of the package, ``.mlpackage``, a folder that appears when it is complete.
 
     Returns:
       The sparse weights that the package holds, by their names in it, as float16
@@ -64,7 +65,7 @@ def to_coreml(
             dense,
             compression.OptimizationConfig(
                 compression.OpThresholdPrunerConfig(
-                    # Float16 has no smaller number: nothing but zeros is below.
+                    # Float16 has no smaller number: only zeros are below.
                     threshold=1e-12,
                     minimum_sparsity_percentile=0.5,
                     weight_threshold=_FEWEST,
@@ -103,7 +104,7 @@ def coreml_sparse_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without progress bars, and advice on libraries that are not used here."""
+    """Silences progress bars, and advice on libraries that are not used here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

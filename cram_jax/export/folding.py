@@ -11,7 +11,7 @@ def fold_affine(graph: Graph) -> Graph:
     """Multiplies every `Affine` into the convolution or linear layer that it follows.
 
     In float64, so that weights and biases are rounded once. An `Affine` stays if its
-    input is something else, an output of the graph, or read by another node too.
+    input is neither, is an output of the graph, or is read by another node too.
     """
     readers = {node.name: 0 for node in graph.nodes} | dict.fromkeys(graph.outputs, 1)
     for node in graph.nodes:

@@ -1,4 +1,4 @@
-"""LiteRT (TensorFlow Lite) files, straight from what jax exports."""
+"""LiteRT (TensorFlow Lite) files, directly from what jax exports."""
 
 import contextlib
 import io
@@ -33,17 +33,17 @@ def to_litert(
         of arrays; what `jax.export` takes.
       examples: arrays or `jax.ShapeDtypeStruct`, one for each argument; the file is for
         their shapes, batch size included.
-      path: of the file, ``.tflite``, which is there when it is complete.
+      path: of the file, ``.tflite``, which appears when it is complete.
       weights: "float32"; "int8" or "int4", with a scale for each output, for which
         `fake_quant` of 8 or 4 bits trains; or "int4 in blocks" of 32 inputs, of fully
         connected layers, for ``fake_quant(4, block=32, scale="bfloat16")``. Activations
-        are rounded to INT8 while it runs.
+        are rounded to INT8 at run time.
       input_names: of the file's arguments; by default args_0, args_1, ...
       output_names: of its results; by default output_0, output_1, ...
 
     Raises:
-      ValueError: ``weights`` is unknown, the names are of another number, or the
-        converter has no form for an operation.
+      ValueError: ``weights`` is unknown, there are too many or too few names, or the
+        converter cannot express an operation.
       ImportError: litert-converter, or for integers ai-edge-quantizer, is missing.
     """
     check_choice("weights", weights, ("float32", "int8", "int4", "int4 in blocks"))
@@ -85,7 +85,7 @@ def run_litert(path: str | os.PathLike[str], *, threads: int = 1) -> Callable[..
     )
     runner = interpreter.get_signature_runner(_SIGNATURE)
     details = runner.get_input_details()
-    # A signature lists its names by the alphabet, the graph by their place.
+    # A signature lists its names alphabetically, the graph by position.
     names = _ordered(details, interpreter.get_input_details())
     order = _ordered(runner.get_output_details(), interpreter.get_output_details())
 

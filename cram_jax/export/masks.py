@@ -1,4 +1,4 @@
-"""Masks as few bytes: which entries of an array are kept.
+"""Masks in few bytes: which entries of an array are kept.
 
 Three forms, of which the shortest is chosen:
 
@@ -37,7 +37,7 @@ def encode(mask: np.ndarray) -> tuple[Form, np.ndarray]:
 
 
 def decode(form: Form, content: np.ndarray, entries: int, kept: int) -> np.ndarray:
-    """The mask of so many entries, so many of which are kept.
+    """The mask with this many entries, of which this many are kept.
 
     Raises:
       ValueError: the bytes are no such mask.

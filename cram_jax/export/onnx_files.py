@@ -36,20 +36,20 @@ def to_onnx(
 
     Args:
       graph: the network; see `cram_jax.engine.GraphBuilder`.
-      path: of the file, which is there when it is complete.
+      path: of the file, which appears when it is complete.
       bits: 32; 8 with a calibration: INT8 by pairs of ``QuantizeLinear`` and
         ``DequantizeLinear``, weights symmetric with a scale for each output, so that
         `fake_quant` of 8 bits trains for it; 4, or 8 without a calibration: the linear
         layers' weights in blocks of 32 inputs with ``MatMulNBits``, an operator of ONNX
         Runtime, for which `fake_quant` trains with ``block=32, scale="float16"``.
       calibration: batches of inputs, each an array or a tuple of arrays as the engine
-        takes them, whose smallest and largest activations INT8 reaches to.
+        takes them; their smallest and largest activations are the range of INT8.
       reduce_range: with a calibration, 7 bits for weights: on processors without VNNI
         sums of two products of 8 bits overflow 16 bits.
 
     Raises:
-      ValueError: ``bits`` is not 4, 8 or 32, does not suit the calibration, or an
-        operation has no form in ONNX; the error names the node.
+      ValueError: ``bits`` is not 4, 8 or 32, or does not suit the calibration; or ONNX
+        cannot express an operation, and the error names the node.
       ImportError: onnx is not installed, or ONNX Runtime for a calibration.
     """
     check_integer("bits", bits)
@@ -115,18 +115,18 @@ def onnx_inputs(graph: Graph, inputs: Iterable[Any]) -> dict[str, np.ndarray]:
 
 
 def n_m_layers(path: str | os.PathLike[str], n: int = 2, m: int = 4) -> dict[str, bool]:
-    """Says of every layer of an ONNX file whether it has at most n of every m weights.
+    """Whether each layer of an ONNX file keeps at most n of every m weights.
 
     Groups run along the input channels of a convolution, at every position of its
-    window, and along the inputs of a matrix: as TensorRT asks for 2:4.
+    window, and along the inputs of a matrix, as TensorRT requires for 2:4.
 
     Args:
       path: of the file.
-      n: how many of a group may be other than zero.
+      n: how many in a group may be non-zero.
       m: weights in a group; a layer whose inputs it does not divide does not comply.
 
     Returns:
-      By the name of the layer's weights.
+      A bool for each layer, by the name of its weights.
 
     Raises:
       ImportError: onnx is not installed.
@@ -177,8 +177,8 @@ def _quantise(
     options: dict[str, Any] = {"WeightSymmetric": True, "ActivationSymmetric": False}
     products = ["MatMul", "Gemm"]
     constants = {constant.name for constant in model.graph.initializer}
-    # Products of two activations, those of attention, stay in floats; in a sequence so
-    # does what products write, the residual stream.
+    # Products of two activations, as in attention, stay in floats; in a sequence, so do
+    # the outputs of products, the residual stream.
     between = [
         node.name
         for node in model.graph.node
@@ -210,7 +210,7 @@ def _as_tuple(batch: Any) -> Inputs:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """ONNX Runtime advises on the root logger what we have decided already."""
+    """Silences advice that ONNX Runtime logs on what we have already decided."""
     before = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:

@@ -12,7 +12,7 @@ from cram_jax.export.parity import check_parity
 from cram_jax.safetensors import replacing
 
 OPSET = 18
-"""Below it jax2onnx writes a ReduceMean that is not valid."""
+"""Below this version jax2onnx writes an invalid ReduceMean."""
 
 
 def function_to_onnx(
@@ -27,7 +27,7 @@ def function_to_onnx(
     """Writes a function of JAX as an ONNX file, if the file computes the same.
 
     The conversion is that of jax2onnx, which is young: some networks come out wrong
-    without an error. So the file is run in ONNX Runtime on the examples and compared
+    without an error. So the file is run in ONNX Runtime on the examples, and compared
     with JAX before it gets its name. For networks with a graph of `cram_jax.engine`,
     `to_onnx` writes plainer files.
 

@@ -119,8 +119,8 @@ class OnnxWriter:
         self._taken.add(name)
         return name
 
-    # What follows is called by `_WRITERS`: the name of the result, the operation, the
-    # types of its inputs, their names.
+    # The methods below are called through `_WRITERS` with the name of the result, the
+    # operation, the types of its inputs and their names.
     def _linear(self, name: str, part: Linear, kinds: list[TensorType], x: str) -> None:
         rank = len(kinds[0].shape)
         if rank == 3:

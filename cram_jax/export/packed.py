@@ -28,7 +28,7 @@ from cram_jax.validation import check_choice, check_integer
 FORMAT, VERSION = "cram_jax.packed", "1"
 
 Values: TypeAlias = Literal["same", "float16", "bfloat16", "int8", "int4"]
-"""What kept weights are stored as."""
+"""How kept weights are stored."""
 
 _FLOATS = {
     name: np.dtype(dtype)
@@ -40,7 +40,7 @@ _FLOATS = {
     )
 }
 _LARGEST = {"int8": 127, "int4": 7}
-# An unpacked model is at most so many times the file's size, and a megabyte.
+# An unpacked model is at most this many times the file's size, plus a megabyte.
 _EXPANSION = 4096
 
 
@@ -73,12 +73,12 @@ def save_packed(
     ``fake_quant(4)`` rounded comes back bit for bit, anything else is rounded here.
     Negative zeros come back as zeros.
 
-    Leaves are converted one at a time, and never all in memory.
+    Leaves are converted one at a time, so they never have to fit in memory together.
 
     Args:
       params: a pytree of arrays, or of anything with a shape that NumPy converts, such
         as `numpy.memmap`.
-      path: of the file; it is there when everything has been written, and the same
+      path: of the file; it appears when everything has been written, and the same
         parameters give the same bytes.
       values: what matrices of floats are stored as: "same", their own dtype, with
         which everything comes back exactly; "float16", "bfloat16", "int8" or "int4".
@@ -145,7 +145,8 @@ def load_packed(
       path: of the file; it may come from anybody.
       like: a pytree of arrays or shapes; None: a dictionary by path, such as
         ``{"dense/kernel": ...}``.
-      bits: of integers only so many leading ones, as `nested` trains for; None: all.
+      bits: how many leading bits of integers to read, as `nested` trains for; None:
+        all.
 
     Returns:
       NumPy arrays, in the structure of ``like``.
@@ -254,7 +255,7 @@ class _Packed(NamedTuple):
 
 
 def _pack(name: str, leaf: np.ndarray, axes: Axes, values: Values) -> _Packed | None:
-    """The parts of a leaf, or None if it stays as it is."""
+    """The parts of a leaf, or None if it stays unchanged."""
     if str(leaf.dtype) not in _FLOATS or not leaf.size:
         return None
     stored: str = str(leaf.dtype) if values == "same" else values
@@ -287,11 +288,11 @@ def _pack(name: str, leaf: np.ndarray, axes: Axes, values: Values) -> _Packed | 
 def _quantise(
     name: str, leaf: np.ndarray, axes: Axes, largest: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Integers, as float32, and the scale that they are multiplied with.
+    """Integers, as float32, and the scale that multiplies them.
 
-    Of the neighbours of the scale that reaches to the largest weight the one is taken
-    that restores the weights bit for bit, if there is one: weights that were rounded
-    before tell their scale up to a rounding.
+    Weights that were rounded before reveal their scale only up to rounding error. So
+    the neighbours of that scale are tried, and one that restores the weights bit for
+    bit is taken if there is one.
     """
     wide = leaf.astype(np.float32)
     if not np.isfinite(wide).all():

@@ -1,4 +1,4 @@
-"""How far an exported network's outputs are from those of the original."""
+"""How far the outputs of an exported network are from the original's."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class ParityError(ValueError):
-    """An exported network computes something else than the original."""
+    """An exported network does not compute what the original does."""
 
 
 def check_parity(got: Any, expected: Any, tolerance: float, name: str = "") -> float:

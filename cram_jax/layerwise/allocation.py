@@ -18,9 +18,9 @@ def allocate(costs: Any, times: Any, budget: float, *, buckets: int = 10_000) ->
     .. math:: \min_{s} \sum_l c_{l, s_l} \quad \text{such that} \quad
               \sum_l t_{l, s_l} \le B
 
-    by dynamic programming. Time is counted in so many equal parts of the budget, each
-    level's rounded up, so that the budget always holds; a choice that comes closer to
-    it than a part for each layer may be missed. "Time" is whatever adds up: seconds,
+    by dynamic programming. Time is counted in ``buckets`` equal parts of the budget and
+    rounded up for each level, so the budget always holds; a choice within one part per
+    layer of the budget may be missed. "Time" is anything that adds up: seconds,
     multiply-adds, bytes.
 
     Args:
@@ -33,11 +33,11 @@ def allocate(costs: Any, times: Any, budget: float, *, buckets: int = 10_000) ->
       The level of each layer, shape (layers,).
 
     Raises:
-      ValueError: the shapes differ, a number is not finite or negative, or the fastest
-        levels of all layers together are above the budget.
+      ValueError: the shapes differ, a number is negative or not finite, or the fastest
+        levels of all layers together exceed the budget.
 
     Example:
-      Either layer can be fast, and it costs less in the second:
+      Either layer can be the fast one, and the second costs less:
 
       >>> from cram_jax.layerwise import allocate
       >>> allocate([[0, 5], [0, 1]], times=[[4, 1], [4, 1]], budget=5)
@@ -62,21 +62,21 @@ def search(
 ) -> Levels:
     """Finds how sensitive each layer is, by trying what `allocate` then chooses.
 
-    Each layer's costs are multiplied with a coefficient between 0 and 1. The best of
-    random coefficients, by the score of the levels that they lead to, is improved:
-    some of them, a tenth of the layers at first and one in the end, are drawn anew, and
-    kept if the score falls, until so many draws in a row have failed. Levels are scored
-    once.
+    Each layer's costs are multiplied by a coefficient between 0 and 1. The best of some
+    random coefficients, by the score of the levels that they lead to, is improved: a
+    few of them (a tenth of the layers at first, one in the end) are redrawn, and kept
+    if the score falls, until ``failures`` draws in a row have failed. No levels are
+    scored twice.
 
     Args:
-      score: of levels, such as the loss of the network with layers so compressed; less
-        is better.
+      score: from levels to a number, such as the loss of the network compressed to
+        them; less is better.
       costs: (layers, levels), such as ``(i / (levels - 1)) ** 2`` for the i-th level in
         every layer, as in the paper.
       times: see `allocate`.
       budget: see `allocate`.
       seed: of the draws.
-      starts: how many random coefficients there are to begin with.
+      starts: how many sets of random coefficients to start with.
       failures: draws in a row without a gain.
       buckets: see `allocate`.
 
@@ -143,7 +143,7 @@ class _Knapsack:
 
     def __init__(self, times: Numbers, budget: float, buckets: int) -> None:
         self.times, self.budget = times, budget
-        # A rounding error of a time that is a whole number of parts costs no part.
+        # A rounding error must not cost a part if a time is a whole number of parts.
         parts = np.ceil(np.minimum(times / budget, 2) * buckets * (1 - 1e-12))
         self.parts = parts.astype(np.intp)
         self.buckets = buckets
@@ -172,7 +172,7 @@ class _Knapsack:
 def _problem(
     costs: Any, times: Any, budget: float, buckets: int
 ) -> tuple[Numbers, _Knapsack]:
-    """The costs, and what chooses levels; checked."""
+    """The checked costs, and the function that chooses levels."""
     prices, spent = _table("costs", costs), _table("times", times)
     if prices.shape != spent.shape:
         raise ValueError(

@@ -9,8 +9,8 @@ from cram_jax.projector import safe_denominator
 def hessian(gram: jax.Array, damping: float) -> jax.Array:
     """The products of a layer's inputs, made positive definite.
 
-    Divided by the mean of the diagonal, so that the damping is a share of it. An input
-    that is always 0 has no say and gets 1.
+    Divided by the mean of the diagonal, so that the damping is relative to it. An input
+    that is always 0 does not matter and gets 1.
 
     Args:
       gram: (inputs, inputs).

@@ -1,4 +1,4 @@
-"""Leaves as matrices of inputs and outputs, and what is known of their inputs."""
+"""Leaves as matrices of inputs and outputs, and the statistics of their inputs."""
 
 import math
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ def like_leaf(
 
 @dataclass(frozen=True, eq=False)
 class LayerInputs:
-    """What is known of the inputs of layers.
+    """The statistics of the inputs of layers.
 
     Attributes:
       grams: by the path of a leaf.

@@ -10,7 +10,7 @@ Pattern: TypeAlias = Number | tuple[int, int]
 
 
 def chooser(pattern: Pattern) -> LeafProjector:
-    """What keeps the largest entries of a pattern, in each layer.
+    """A function that keeps the largest entries of each layer by a pattern.
 
     Raises:
       ValueError: the share is out of range, or n is not between 1 and m.

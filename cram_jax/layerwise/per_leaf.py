@@ -18,8 +18,8 @@ def per_leaf(
 ) -> "PerLeaf":
     """Prunes each leaf with its own projector, such as to its own sparsity.
 
-    Each sees its leaf only, so that ``top_k`` counts within it. Their own ``where`` and
-    ``axes`` do not matter.
+    Each sees only its leaf, so that ``top_k`` counts within it. Their own ``where`` and
+    ``axes`` are ignored.
 
     Args:
       projectors: by the path of a leaf; those that `cram_jax.top_k`, `cram_jax.n_m`,

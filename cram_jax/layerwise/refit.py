@@ -36,20 +36,20 @@ def refit(
 ) -> "Refit":
     r"""Prunes as a projector does, then gives the weights that stay their best values.
 
-    Of all weights :math:`\hat W` with the masks of the projector, those whose layer
-    computes what the dense one does, as nearly as squares go:
+    Of all weights :math:`\hat W` with the masks of the projector, it finds those whose
+    layer is closest to the dense one, in squared error:
 
     .. math::
         \min_{\hat W} tr((\hat W - W)^T H (\hat W - W)), \quad H = X^T X + \lambda I
 
     For an output that keeps the inputs P and loses the inputs Q that is
     :math:`\hat w_P = w_P + H_{PP}^{-1} H_{PQ} w_Q`. All outputs of a layer are solved
-    together, by conjugate gradients that start from what the projector left, so that no
-    step is worse than it. It is the optimum that AdaPrune's gradient descent goes to.
+    together, by conjugate gradients that start from the projector's weights, so that no
+    step is worse. It is the optimum that AdaPrune's gradient descent approaches.
 
-    The result depends only on the dense weights and the masks. So a projector that
-    rounds, rounds in vain: round afterwards, ``compose(refit(...), fake_quant(4))``, or
-    with `sparse_gpt`, which prunes and rounds together.
+    The result depends only on the dense weights and the masks, so rounding by the inner
+    projector is lost: round afterwards, ``compose(refit(...), fake_quant(4))``, or use
+    `sparse_gpt`, which prunes and rounds together.
 
     Args:
       projector: what prunes, such as `cram_jax.top_k`, or `wanda`, `sparse_gpt`.
@@ -106,7 +106,7 @@ class Refit(Projector):
         return self.projector.init(params)
 
     def notes(self, params: Params) -> list[str]:
-        """What the other projector notes."""
+        """The notes of the other projector."""
         return self.projector.notes(params)
 
     def project(

@@ -1,4 +1,4 @@
-"""Pruning input by input, the error of each passed on to those that follow."""
+"""Pruning input by input, with the error passed on to later inputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,18 +29,18 @@ def sparse_gpt(
     where: Where | None = None,
     axes: AxesLike | None = None,
 ) -> "SparseGPT":
-    r"""Prunes one input after the other, and lets those that follow make up for it.
+    r"""Prunes one input after the other, and lets later ones compensate.
 
     With the sum :math:`X^T X` of products of a layer's inputs,
     :math:`H = X^T X + \lambda I` and :math:`U` the upper Cholesky factor of
     :math:`H^{-1}`, inputs are taken in their order. Of each block of inputs the weights
     with the smallest :math:`w_{ij}^2 / U_{ii}^2` are removed, over all outputs
-    together; with (n, m) it is decided at every m-th input, from the weights as they
-    are by then. Removing or rounding :math:`w_i` to :math:`q_i` moves the later inputs:
+    together; with (n, m) they are chosen at every m-th input, from the weights at that
+    point. Removing or rounding :math:`w_i` to :math:`q_i` moves the later inputs:
 
     .. math:: W_{k} \leftarrow W_{k} - U_{ik} (w_i - q_i) / U_{ii}, \quad k > i
 
-    Exactly as many weights are removed of each block as the sparsity says. Equal
+    Exactly as many weights of each block are removed as the sparsity says. Equal
     ratios: the weight that comes first stays. Inputs that are always zero lose their
     weights. `refit` finds better weights for the same masks, unless they are rounded.
 
@@ -115,7 +115,7 @@ class SparseGPT(LeafProjector):
         return f"sparse_gpt({self.sparsity}, ...{bits})"
 
     def obstacle(self, leaf: Leaf) -> str:
-        """That nothing is known of its inputs, or that m does not divide them."""
+        """Says so if nothing is known about its inputs, or m does not divide them."""
         return self.inputs.obstacle(leaf) or self.chooser.obstacle(leaf)
 
     def project_leaves(
@@ -182,7 +182,7 @@ def _prune_layer(
     options: _Options,
 ) -> tuple[jax.Array, jax.Array]:
     inputs, width = len(weights), options.block
-    total = width * len(counts)  # the last block is filled up with zeros
+    total = width * len(counts)  # the last block is padded with zeros
     scale = _scale(weights, options.bits)
     weights = jnp.where(jnp.diagonal(gram)[:, None] == 0, 0, weights)
     weights = jnp.pad(weights, ((0, total - inputs), (0, 0)))
@@ -271,8 +271,8 @@ def _prune_block(
 def _inverse_factor(hessian: jax.Array) -> jax.Array:
     """The upper triangular U with ``U.T @ U`` the inverse of a matrix.
 
-    From the last row and column on, a Cholesky factor R is upper triangular, and
-    ``inv(R @ R.T) = inv(R).T @ inv(R)``: nothing is inverted but a triangle.
+    Taken from the last row and column, a Cholesky factor R is upper triangular, and
+    ``inv(R @ R.T) = inv(R).T @ inv(R)``: only a triangle is inverted.
     """
     reversed_ = jnp.linalg.cholesky(hessian[::-1, ::-1])
     identity = jnp.eye(len(hessian), dtype=hessian.dtype)

@@ -30,17 +30,17 @@ def wanda(
 ) -> "Wanda":
     r"""Keeps the weights whose products with their inputs are largest.
 
-    The score of a weight is its magnitude times the norm of the input that it is
-    multiplied with, over the examples that ``grams`` were summed over:
+    The score of a weight is its magnitude times the norm of its input, over the
+    examples that ``grams`` were summed over:
 
     .. math:: S_{ij} = |W_{ij}| \, ||X_i||_2 = |W_{ij}| \sqrt{(X^T X)_{ii}}
 
     Scores are compared among the weights of one output. The weights that stay do not
     change; `refit` adjusts them. Equal scores: the weight that comes first stays.
 
-    All layers are scored by the inputs that they have in the dense model. The paper
-    prunes block after block; for that, call it with ``where`` for one block after the
-    other, and sum the inputs of the rest anew.
+    All layers are scored by their inputs in the dense model. The paper prunes block by
+    block; for that, call it with ``where`` for one block at a time, and sum the inputs
+    of the remaining blocks again.
 
     Args:
       sparsity: share of zeros, 0 <= sparsity < 1, or (n, m): n of every m consecutive
@@ -97,7 +97,7 @@ class Wanda(LeafProjector):
         return f"wanda({self.sparsity}, ...)"
 
     def obstacle(self, leaf: Leaf) -> str:
-        """That nothing is known of its inputs, or that m does not divide them."""
+        """Says so if nothing is known about its inputs, or m does not divide them."""
         return self.inputs.obstacle(leaf) or self.chooser.obstacle(leaf)
 
     def project_leaves(

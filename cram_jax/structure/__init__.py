@@ -1,6 +1,6 @@
-"""What a traced model says about its parameters: axes, coupled channels; shrinking."""
+"""Reads axes and coupled channels from a traced model, and shrinks the model."""
 
-from cram_jax.structure.channels import Channels, channels
+from cram_jax.structure.channels import channels
 from cram_jax.structure.check import check_apply
 from cram_jax.structure.grams import InputGrams, input_grams
 from cram_jax.structure.groups import group_masks, kept_groups
@@ -13,7 +13,6 @@ from cram_jax.structure.structure import Family, Leaf, Member, Structure
 from cram_jax.structure.trace import trace_structure
 
 __all__ = [
-    "Channels",
     "Family",
     "InputGrams",
     "Leaf",

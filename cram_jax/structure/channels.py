@@ -39,20 +39,20 @@ def channels(
     at_least: int = 1,
     by_layer: bool = False,
 ) -> "Channels":
-    """Keeps the channels that matter most, and sets all that the others own to 0.
+    """Keeps the channels that matter most, and sets everything of the others to 0.
 
     Of ``size`` groups ``size - floor(sparsity * size)`` stay, counted over all families
-    together or in each. A group goes as a whole: the weights that compute the channel,
-    its bias, the scale, shift and statistics of its normalisation, and the weights that
-    read it. `shrink` then makes the network smaller.
+    together or in each. A group is removed as a whole: the weights that compute the
+    channel, its bias, the scale, shift and statistics of its normalisation, and the
+    weights that read it. `shrink` then makes the network smaller.
 
     With ``multiple_of=8`` families keep 8, 16, 24 ... groups, or all of them, for
-    hardware that computes in vectors. Then the kept groups are as many as fit into the
-    number above. A family that is no larger than that stays whole and is not counted.
+    hardware that computes in vectors. As many groups then stay as fit into the number
+    above. A family that is no larger than the multiple stays whole and is not counted.
 
     With ``of="parameters"`` or ``"multiply_adds"`` the sparsity is the share of the
-    traced model's parameters, or of the multiplications of one call, that goes: as many
-    groups stay as fit, in the order of their rank, to the precision of float32.
+    traced model's parameters, or of the multiplications of one call, that is removed:
+    as many groups stay as fit, in the order of their rank, to the precision of float32.
 
     Args:
       sparsity: 0 <= sparsity < 1; a number or a scalar array, which may be traced.
@@ -60,10 +60,11 @@ def channels(
         that also saw batch statistics, `Structure.part`.
       scope: "global" or "family".
       of: what the sparsity is a share of; "groups" if the scope is "family".
-      rank: ``(structure, params) -> scores``, one a group; by default `producer_norm`.
+      rank: ``(structure, params) -> scores``, one for each group; by default
+        `producer_norm`.
       where: which families: names of axes as the structure prints them, such as
-        ``["mlp/up/kernel[1]"]``; a regular expression that is searched for in these
-        names; or ``family -> bool``. By default all.
+        ``["mlp/up/kernel[1]"]``; a regular expression to search for in these names; or
+        ``family -> bool``. By default all.
       multiple_of: see above.
       at_least: groups that stay in every family.
       by_layer: whether layers that are stacked for a scan each keep their own best
@@ -75,8 +76,8 @@ def channels(
 
     Raises:
       ValueError: a number is out of range; ``where`` names a frozen axis, with the
-        reason, or chooses no family; what has to stay is more than the sparsity leaves;
-        or ``by_layer``, and the chosen families are not all of one number of layers.
+        reason, or chooses no family; more has to stay than the sparsity leaves; or with
+        ``by_layer``, the chosen families differ in their number of layers.
       TypeError: ``sparsity`` is not a number, or ``structure`` not a `Structure`.
 
     Example:
@@ -124,7 +125,7 @@ class Block(NamedTuple):
       family: its number.
       first: place of the first of them when the family is sorted by rank.
       size: how many they are.
-      stays: whether it must.
+      stays: whether they must stay.
     """
 
     family: int
@@ -158,7 +159,7 @@ class Channels(Projector):
 
     @property
     def draws(self) -> bool:
-        """It does not."""
+        """A projector without state."""
         return False
 
     @property
@@ -171,7 +172,7 @@ class Channels(Projector):
         return replace(self, sparsity=Drawn(tuple(m.sparsity for m in members), index))
 
     def changes(self, params: Any) -> list[bool]:
-        """Those that channels can be removed from."""
+        """The leaves that channels can be removed from."""
         del params
         return [
             any(has_groups(leaf, axis) for axis in range(len(leaf.shape)))
@@ -181,7 +182,7 @@ class Channels(Projector):
     def project(
         self, params: Any, state: Any, key: jax.Array | None
     ) -> tuple[Projection, Any]:
-        """Masks all that belongs to the groups of lowest rank."""
+        """Masks everything that belongs to the groups of lowest rank."""
         del key
         leaves_like(self.structure, "params", params)
         masks = self._masks(self.keep(params), params)
@@ -193,7 +194,7 @@ class Channels(Projector):
         return Projection(kept, masks), state
 
     def keep(self, params: Any) -> jax.Array:
-        """The groups that stay: bool, one each; or a row of them for each layer.
+        """The groups that stay: one bool for each, or a row of them for each layer.
 
         Args:
           params: a tree like those that were traced.
@@ -205,7 +206,8 @@ class Channels(Projector):
         of_layers = self._scores_of_layers(params, layers)
         chosen = [f for f in self.structure.families if f.layers == layers]
         for family in chosen:
-            # The place of a group is that of its rank, whichever it is in each layer.
+            # A group's position is that of its rank, whichever group that is in each
+            # layer.
             best = -jnp.sort(-of_layers[:, family.groups], axis=1)
             scores = scores.at[family.groups].set(best.mean(axis=0))
         kept = jnp.tile(self._keep_best(scores), (layers, 1))
@@ -226,7 +228,7 @@ class Channels(Projector):
         return jnp.where(jnp.isnan(scores), -jnp.inf, scores)
 
     def _scores_of_layers(self, params: Any, layers: int) -> jax.Array:
-        """(layers, groups): each layer ranked as if there were no others."""
+        """(layers, groups): each layer ranked separately."""
         one = one_layer(self.structure, layers)
         leaves = jax.tree.leaves(params)
         treedef: Any = jax.tree.structure(params)
@@ -258,7 +260,7 @@ class Channels(Projector):
         return kept
 
     def check(self) -> None:
-        """Raises if `where` chooses nothing, or more must stay than may."""
+        """Raises if `where` chooses nothing, or more must stay than can."""
         families = self._families()
         if self.by_layer:
             self._layers()
@@ -283,7 +285,7 @@ class Channels(Projector):
 
     def _families(self) -> list[int]:
         chosen = choose(self.structure, self.where)
-        # A family up to the multiple is one block, which always stays.
+        # A family no larger than the multiple is one block, which always stays.
         whole = self.multiple_of if self.multiple_of > 1 else 0
         return [n for n in chosen if self.structure.families[n].size > whole]
 
@@ -311,11 +313,11 @@ class Channels(Projector):
     def _keep_of(
         self, families: Sequence[int], scores: jax.Array, kept: jax.Array
     ) -> jax.Array:
-        """Chooses among the groups of some families, which compete."""
+        """Chooses among the groups of families that compete."""
         blocks = self._blocks(families)
         if not blocks:
             return kept
-        # Operations must not be as many as groups, of which BERT-base has 39,000.
+        # Not one operation for each group: BERT-base has 39,000.
         groups = self._sorted_groups(families, scores)
         sizes = np.array([block.size for block in blocks])
         block_of = np.repeat(np.arange(len(blocks)), sizes)
@@ -335,7 +337,7 @@ class Channels(Projector):
         runs = [range(f.start, f.start + f.size) for f in chosen]
         groups = np.concatenate([np.array(run) for run in runs])
         place = np.repeat(np.arange(len(chosen)), [f.size for f in chosen])
-        # One sort for all families: XLA takes a good part of a second to compile one.
+        # One sort for all families: XLA takes most of a second to compile each.
         keys = (place, -scores[groups], groups)
         return jax.lax.sort(tuple(map(jnp.asarray, keys)), num_keys=2)[-1]
 
@@ -345,13 +347,13 @@ class Channels(Projector):
         order: jax.Array,
         keep_first: Callable[[jax.Array], jax.Array],
     ) -> jax.Array:
-        """How many blocks stay, from the best on."""
+        """How many blocks stay, the best first."""
         sizes = np.array([block.size for block in blocks])
         fixed = sum(block.stays for block in blocks)
         if self.of == "groups":
             may_stay = kept_count(int(sizes.sum()), self.sparsity)
             fits = jnp.cumsum(jnp.asarray(sizes)[order]) <= may_stay
-            # A traced sparsity could not be checked before.
+            # A traced sparsity could not be checked earlier.
             return jnp.maximum(jnp.sum(fits), fixed)
         costs = self.structure.costs
         terms, limit = getattr(costs, self.of), 1 - sparsity_now(self.sparsity)

@@ -1,4 +1,4 @@
-"""Whether a model's own function may be called with smaller arrays."""
+"""Whether a model's own function can be called with smaller arrays."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -27,16 +27,16 @@ def check_apply(
     *inputs: Any,
     apply: Callable[..., Any] | None = None,
 ) -> str | None:
-    """Says why a function may not be called with the smaller variables; None if it may.
+    """Says why a function cannot be called with the smaller variables; None if it can.
 
-    A model's own function can fail with smaller arrays, or return something else
-    without a word: ``x.reshape(b, t, 4, -1)`` after two of four heads were removed,
-    ``x / sqrt(width)``, or ``x[:, 3]``. So its program is traced with the smaller
-    arrays and compared, operation by operation, with that of `small_apply`.
+    A model's own function can fail with smaller arrays, or silently return something
+    else: ``x.reshape(b, t, 4, -1)`` after two of four heads were removed, ``x /
+    sqrt(width)``, or ``x[:, 3]``. So its program is traced with the smaller arrays and
+    compared, operation by operation, with that of `small_apply`.
 
-    A function that may be called is what to save and serve, since it needs nothing of
-    this package. If the model's own does not, try that of a module which was built
-    with the smaller widths: see `small_shapes`.
+    Save and serve such a function if you can, because it does not need this package. If
+    the model's own fails, try a module built with the smaller widths: see
+    `small_shapes`.
 
     Args:
       structure: from `trace_structure`, of all variables.
@@ -67,7 +67,7 @@ def check_apply(
     expected = jax.make_jaxpr(small_apply(structure, kept))(small, *inputs)
     try:
         own = jax.make_jaxpr(apply or model.apply)(small, *inputs)
-    except Exception as error:  # whatever a model raises is the answer
+    except Exception as error:  # the answer is whatever a model raises
         return f"it raises {type(error).__name__}: {str(error).splitlines()[0]}"
     table = Expressions()
     wanted, got = table.read(expected), table.read(own)
@@ -92,7 +92,7 @@ class Expressions:
         return self._run(program, inputs)
 
     def difference(self, wanted: Sequence[int], got: Sequence[int]) -> str:
-        """The first place, from the inputs on, where two programs part."""
+        """The first place, from the inputs on, where two programs differ."""
         if len(wanted) != len(got):
             return f"it returns {len(got)} arrays, expected {len(wanted)}"
         pair = next(p for p in zip(wanted, got, strict=True) if p[0] != p[1])
@@ -182,7 +182,7 @@ def _type(var: Any) -> tuple[Any, ...]:
 
 
 def _canonical(eqn: jex.JaxprEqn) -> dict[str, Any]:
-    """An equation's parameters, those that say the same in one way."""
+    """An equation's parameters, with equivalent ones in one form."""
     params = dict(eqn.params)
     if eqn.primitive.name == "slice":
         # The shape of the result says where it ends.
@@ -192,7 +192,7 @@ def _canonical(eqn: jex.JaxprEqn) -> dict[str, Any]:
 
 
 def _changes_nothing(eqn: jex.JaxprEqn) -> bool:
-    """A reshape, broadcast or slice to the shape that its input has."""
+    """Whether it is a reshape, broadcast or slice to the shape that its input has."""
     same = eqn.invars and _type(eqn.invars[0]) == _type(eqn.outvars[0])
     shaped = ("reshape", "broadcast_in_dim", "squeeze", "slice", "convert_element_type")
     return bool(same) and eqn.primitive.name in shaped
@@ -201,7 +201,7 @@ def _changes_nothing(eqn: jex.JaxprEqn) -> bool:
 def _unequal_arguments(
     left: tuple[Any, ...], right: tuple[Any, ...]
 ) -> tuple[int, int] | None:
-    """The first arguments that differ, of two applications of one operation."""
+    """The first arguments that differ in two applications of one operation."""
     if left[0] != right[0] or left[0] in LEAVES:
         return None
     if len(left[-1]) != len(right[-1]):
@@ -213,7 +213,7 @@ def _unequal_arguments(
 def _unequal_programs(
     left: tuple[Any, ...], right: tuple[Any, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Outputs of the first inner programs that differ, such as the body of a scan."""
+    """Outputs of the first inner programs that differ, such as bodies of scans."""
     if left[0] != right[0] or left[0] in LEAVES:
         return None
     for (_, wanted), (_, got) in zip(left[1], right[1], strict=True):

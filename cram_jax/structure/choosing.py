@@ -1,4 +1,4 @@
-"""Which families of channels a projector is about."""
+"""Which families of channels a projector removes from."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from cram_jax.structure.structure import Family, Structure
 
 WhereFamily: TypeAlias = str | Sequence[str] | Callable[[Family], bool]
-"""Names of axes, a regular expression of them, or ``family -> bool``."""
+"""Names of axes, a regular expression for them, or ``family -> bool``."""
 
 
 def choose(structure: Structure, where: Any) -> list[int]:

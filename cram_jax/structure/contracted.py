@@ -1,4 +1,4 @@
-"""Which contraction of a traced program multiplies which parameter with activations."""
+"""Which contraction of a traced program multiplies which parameter by activations."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ MOVES = frozenset(
         "transpose",
     ]
 )
-"""Operations whose output has the entries of their input, in another arrangement."""
+"""Operations that rearrange the entries of their input."""
 
 
 class Place(NamedTuple):
@@ -64,7 +64,7 @@ class Contraction(NamedTuple):
 
     @property
     def use(self) -> tuple[Any, ...]:
-        """What has to be equal for two uses of a parameter to have one sum."""
+        """What must be equal for two uses of a parameter to share a sum."""
         axes = frozenset(place.axis for place in self.rows)
         return axes, self.windows, self.scans, self.stack_axes
 
@@ -93,8 +93,8 @@ def find_contractions(
       leaves: how many parameters there are.
 
     Returns:
-      The contractions by the path of their equation, and for parameters that are used
-      in another way, too, why they have none.
+      The contractions by the path of their equation, and why parameters that are also
+      used in another way have none.
     """
     finder = _Finder(analysis, leaves)
     inputs = len(analysis.program.jaxpr.invars)
@@ -259,7 +259,7 @@ class _Finder:
         )
 
     def _places(self, origin: Origin, axes: Sequence[Axis]) -> list[Place] | None:
-        """The parts of the parameter along these axes; None if they are of no such."""
+        """The parts of the parameter along these axes; None if there are none."""
         known = self.parts[origin.leaf]
         places = []
         for factor in (factor for axis in axes for factor in axis):

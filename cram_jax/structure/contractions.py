@@ -49,7 +49,7 @@ def contract(
 def dot_general(
     labels: Labels, eqn: jex.JaxprEqn, ins: Sequence[Value], key: Key
 ) -> list[Value]:
-    """Contracted axes are united and gone; batch axes are united; free ones pass."""
+    """Contracted axes are united and dropped; batch axes are united; free ones pass."""
     contracted, batch = eqn.params["dimension_numbers"]
     left, right = ins
     source = max(left.source, right.source)
@@ -89,7 +89,7 @@ def _batch_axis(
 def convolution(
     labels: Labels, eqn: jex.JaxprEqn, ins: Sequence[Value], key: Key
 ) -> list[Value]:
-    """Features are a dot product; windows stay; groups stay or go as a whole."""
+    """Features form a dot product; windows stay; groups stay or go as a whole."""
     spec = eqn.params["dimension_numbers"]
     image, kernel = ins
     batch, features, *spatial = spec.lhs_spec

@@ -1,4 +1,4 @@
-"""How many parameters and multiply-adds a model has, as functions of what is kept."""
+"""Parameters and multiply-adds of a model, as functions of what is kept."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -31,7 +31,7 @@ class Costs(NamedTuple):
 
     Attributes:
       parts: for each part of an axis that can become smaller, the groups of its
-        positions; -1 for one that stays.
+        positions; -1 for positions that stay.
       parameters: terms that add up to the number of parameters.
       multiply_adds: terms that add up to those of one call with the traced inputs; a
         loop of unknown length counts once.

@@ -1,7 +1,7 @@
-"""Derivative rules that a model brings along, kept when its equations are made smaller.
+"""A model's own derivative rules, kept when its equations are made smaller.
 
-The rule of the dense equation is traced, labelled and replayed in its turn: straight
-through estimators and the gradient of relu at 0 stay what they are.
+The rule of the dense equation is itself traced, labelled and replayed: straight-through
+estimators and the gradient of relu at 0 are preserved.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,9 +25,9 @@ class Operand(NamedTuple):
 
     Attributes:
       shape: dense.
-      labels: of the value that it is, or that it is a change of.
+      labels: of the value, or of the value that it is a change of.
       value: small.
-      zero: whether it is surely 0 where positions were removed.
+      zero: whether it is certainly 0 where positions were removed.
     """
 
     shape: jax.ShapeDtypeStruct
@@ -37,7 +37,7 @@ class Operand(NamedTuple):
 
 
 class CustomRule:
-    """An equation that brings a derivative rule along, on smaller arrays.
+    """An equation with a derivative rule of its own, on smaller arrays.
 
     Args:
       replay: what it is part of.
@@ -175,7 +175,7 @@ def _operands(labelled: Labelled, values: Sequence[Any]) -> list[Operand]:
 
 
 def _change(variable: Any, labels: Value, value: Any) -> Operand:
-    """What is removed does not change: its derivative is 0."""
+    """Removed positions do not change, so their derivative is 0."""
     return Operand(_struct(variable), labels, value, zero=True)
 
 

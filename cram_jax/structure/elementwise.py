@@ -157,7 +157,7 @@ def _is_zero(value: Value) -> bool:
 
 
 def _zero_after(eqn: jex.JaxprEqn, ins: Sequence[Value], zeros: Sequence[bool]) -> bool:
-    """Whether the result is surely 0 at positions where these inputs are."""
+    """Whether the result is certainly 0 at positions where these inputs are."""
     name, params = eqn.primitive.name, eqn.params
     if name in KEEP_ZERO or name in FIRST_ZERO:
         return zeros[0]

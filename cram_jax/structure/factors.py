@@ -1,4 +1,4 @@
-"""How the factors of axes follow a reshape, a slice, or a meeting of two axes."""
+"""How the factors of axes follow reshapes and slices, and how two axes unite."""
 
 import itertools
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def _split(
     """The outer and the inner part of a factor that a reshape splits."""
     inner = len(factor.ids) // outer
     if labels.refine(factor.ids, inner):
-        # The trace is read again with this split; until then any labels will do.
+        # The trace is read again with this split; until then, any labels will do.
         return (
             list(labels.axis((*key, "outer"), outer)),
             list(labels.axis((*key, "inner"), inner)),
@@ -177,7 +177,7 @@ def _join(labels: Labels, parts: Sequence[Axis], key: Key) -> Axis:
             ids.append(axis[0].ids)
         else:
             ids.append(labels.run((*key, "single", i), 1, frozen=ONE_POSITION))
-    # A single position is frozen, so that it says nothing about removed ones.
+    # A single position is frozen, so it implies nothing about removed ones.
     zero = all(axis[0].zero for axis in parts if axis)
     outer = Factor(np.concatenate(ids), zero)
     inner = []

@@ -23,10 +23,11 @@ class InputGrams(NamedTuple):
     """What `input_grams` returns.
 
     Attributes:
-      grams: by the path of a parameter, the sum of :math:`X^T X` over all that it is
-        multiplied with; shape (inputs, inputs), or (layers, inputs, inputs) if layers
-        are stacked in the parameter; float32, or float64 if the activations are.
-      left_out: by the path of a parameter of two or more dimensions, why it has none.
+      grams: by the path of a parameter, the sum of :math:`X^T X` over all inputs that
+        it multiplies; shape (inputs, inputs), or (layers, inputs, inputs) if layers are
+        stacked in the parameter; float32, or float64 if the activations are.
+      left_out: by the path of a parameter of two or more dimensions without a sum, the
+        reason.
     """
 
     grams: Grams
@@ -38,19 +39,19 @@ def input_grams(
 ) -> InputGrams:
     r"""Sums the products of the inputs of each layer, over batches of examples.
 
-    A layer computes :math:`X W`, X holding a row for each position of each example.
-    What it loses with other weights depends on the data only by :math:`G = X^T X`:
+    A layer computes :math:`X W`, where X has a row for each position of each example.
+    Its error with other weights depends on the data only through :math:`G = X^T X`:
 
     .. math:: ||X \hat W - X W||^2 = tr((\hat W - W)^T G (\hat W - W))
 
-    `cram_jax.layerwise` prunes by it. Works for any function of a pytree of arrays: its
-    traced program is read, and run with the sums beside it. Nothing in the model has
+    `cram_jax.layerwise` prunes by it. It works for any function of a pytree of arrays,
+    whose traced program is read, and run along with the sums. Nothing in the model has
     to be named or changed.
 
-    The inputs of a kernel count as one axis, in the order of the leaf, of a convolution
-    those of its window first: (height, width, channels) for a Flax kernel. The sums
-    need ``inputs**2`` floats a layer. A parameter that the model looks up, changes
-    before it multiplies with it, or multiplies in groups, is left out.
+    The inputs of a kernel count as one axis, in the order of the leaf; for a
+    convolution, window first: (height, width, channels) for a Flax kernel. The sums
+    need ``inputs**2`` floats a layer. Parameters that the model looks up, changes
+    before multiplying, or multiplies in groups, are left out.
 
     Padding counts like any other position: give batches with little of it.
 
@@ -58,10 +59,11 @@ def input_grams(
       apply: ``(params, batch) -> anything``, as for `jax.jit`; in evaluation mode. The
         outputs are dropped.
       params: a pytree of arrays.
-      batches: pytrees of arrays, at least one. Those of one shape share a compilation.
+      batches: pytrees of arrays, at least one. Batches of one shape share a
+        compilation.
 
     Returns:
-      The sums, and why parameters have none.
+      The sums, and why some parameters have none.
 
     Raises:
       ValueError: there is no batch, or no parameter.
@@ -143,7 +145,7 @@ Sums = dict[int, jax.Array]
 
 
 class GramReplay:
-    """Runs a program and sums what its contractions multiply with parameters.
+    """Runs a program and sums the inputs that its contractions multiply by parameters.
 
     Args:
       contractions: by the path of an equation.
@@ -185,7 +187,7 @@ class GramReplay:
             if eqn.primitive.name == "scan":
                 return self._scan(eqn, args, key)
             inner = called(eqn)
-            assert inner is not None  # contractions lie in no other
+            assert inner is not None  # no other equation contains contractions
             return self(inner.jaxpr, inner.consts, args, key)
         return evaluate(eqn, args), {}
 
@@ -251,7 +253,7 @@ def _reordered(
 
 
 def _rows_of_product(eqn: jex.JaxprEqn, activations: Any, side: int) -> jax.Array:
-    """What is multiplied with a matrix, as (layers, positions, inputs)."""
+    """The inputs that a matrix multiplies, as (layers, positions, inputs)."""
     contracted, batch = eqn.params["dimension_numbers"]
     summed, shared = [[int(i) for i in part[side]] for part in (contracted, batch)]
     free = [i for i in range(activations.ndim) if i not in {*summed, *shared}]

@@ -1,4 +1,4 @@
-"""Groups that stay, as masks of the parameters; and the way back."""
+"""Converts between groups that stay and masks of the parameters."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,8 +19,8 @@ def group_masks(structure: Structure, kept: Any) -> Any:
 
     Args:
       structure: of the parameters.
-      kept: bool, one a group, True where it stays; may be traced. Or a row of them for
-        each layer, see `Family.layers`.
+      kept: one bool for each group, True where it stays; may be traced. Or a row of
+        them for each layer, see `Family.layers`.
 
     Returns:
       A tree like the parameters: bool, False at every entry that belongs to a removed
@@ -78,7 +78,7 @@ def kept_positions(leaf: Leaf, axis: int, kept: Any) -> Any:
 
 
 def _kept_of(kept: Any, groups: Ids, xp: Any) -> Any:
-    """Whether each group stays; a slice where it can be, since gathers compile long."""
+    """Whether each group stays; a slice if possible, since gathers compile slowly."""
     if (groups < 0).all():
         return xp.ones(len(groups), bool)
     first = int(groups[0])
@@ -95,12 +95,12 @@ def kept_groups(structure: Structure, masks: Any) -> Kept:
       masks: a tree like the parameters, bool, as from `cram_jax.compress`.
 
     Returns:
-      Bool, one a group: True where it stays. If layers that are stacked for a scan lose
-      other channels each, a row of them for each layer.
+      One bool for each group: True where it stays. If layers that are stacked for a
+      scan lose different channels, a row of them for each layer.
 
     Raises:
       TypeError: the masks are traced.
-      ValueError: the masks are not those of whole groups, or remove all groups of a
+      ValueError: the masks do not remove whole groups, or remove all groups of a
         family, or their paths or shapes are not those that were traced.
     """
     leaves = leaves_like(structure, "masks", masks)
@@ -128,7 +128,7 @@ def kept_groups(structure: Structure, masks: Any) -> Kept:
 
 
 def _find_kept(leaves: Sequence[Leaf], masks: Sequence[Kept], size: int) -> Kept:
-    """The groups of which a mask keeps anything."""
+    """The groups of which a mask keeps any entry."""
     kept: Kept = np.zeros(size, bool)
     for leaf, mask in zip(leaves, masks, strict=True):
         for axis in range(mask.ndim):
@@ -152,7 +152,7 @@ def _find_rows(structure: Structure, masks: Sequence[Kept], layers: int) -> Kept
 def _first_wrong(
     structure: Structure, masks: Sequence[Kept], kept: Kept
 ) -> tuple[Leaf, Kept, tuple[int, ...]] | None:
-    """The first entry that masks keep, or not, against these groups."""
+    """The first entry at which masks contradict these groups."""
     expected = _leaf_masks(structure, kept)
     for leaf, mask, right in zip(structure.leaves, masks, expected, strict=True):
         wrong = mask != right
@@ -172,12 +172,13 @@ def _add_kept(kept: Kept, leaf: Leaf, axis: int, mask: Kept) -> None:
 
 
 def check_kept(structure: Structure, kept: Any) -> Kept:
-    """Returns `kept` as NumPy bools: one a group, or a row of them for each layer.
+    """Returns `kept` as NumPy bools: one for each group, or a row for each layer.
 
     Raises:
       TypeError: it is traced, or not of bools.
-      ValueError: it is not one bool a group, or removes all groups of a family; or its
-        rows differ in a family that is not of so many layers, or in their number.
+      ValueError: it is not one bool for each group, or removes all groups of a family;
+        or its rows differ in a family without that many layers, or keep different
+        numbers.
     """
     if isinstance(kept, jax.core.Tracer):
         raise TypeError(
@@ -221,7 +222,7 @@ def leaves_like(structure: Structure, name: str, tree: Any) -> list[Any]:
     Args:
       structure: of the parameters.
       name: of the argument, for the error.
-      tree: what must be like the parameters; an NNX State or its pure tree alike.
+      tree: must be like the parameters; an NNX State or its pure tree.
 
     Raises:
       ValueError: a path or a shape differs.

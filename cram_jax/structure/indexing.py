@@ -1,4 +1,4 @@
-"""Rules of gathers and of slices whose start is computed."""
+"""Rules of gathers, and of slices whose start is computed."""
 
 from collections.abc import Sequence
 

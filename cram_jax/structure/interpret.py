@@ -55,12 +55,12 @@ class Labelled(NamedTuple):
 
 
 class Input(NamedTuple):
-    """What is known of an input of a program before it is read.
+    """What is known about an input of a program before it is read.
 
     Attributes:
-      source: parameters are weights, the rest activations.
+      source: weights for parameters, activations for the rest.
       zero: whether masks set removed positions to 0.
-      frozen: why no position may be removed; None if they may.
+      frozen: why no position may be removed; None if any may.
     """
 
     source: Source
@@ -74,8 +74,8 @@ class Analysis(NamedTuple):
     Attributes:
       program: what was read.
       labels: all labels, and what rules noted about them.
-      inputs: one an input of the program.
-      outputs: one an output.
+      inputs: one for each input of the program.
+      outputs: one for each output.
       equations: by path: the positions of an equation and of those it is inside.
       constants: by path, the labels of a program's constants.
       root: the class of each label.
@@ -101,7 +101,7 @@ def analyse(
 
     Args:
       program: the traced function.
-      inputs: one an input of the program.
+      inputs: one for each input of the program.
       frozen_outputs: for each output, why its positions must stay; None if they may go.
 
     Returns:
@@ -221,7 +221,7 @@ class Interpreter:
         body: Callable[[list[Value]], list[Value]],
         key: Key,
     ) -> tuple[list[Value], list[Value]]:
-        """What a loop carries, after as many turns as its zeros need.
+        """What a loop carries, after as many iterations as its zeros need.
 
         Returns:
           The carried values, and the outputs of the body.
@@ -241,7 +241,7 @@ class Interpreter:
 
 
 def called(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr | None:
-    """The program that an equation only calls, as jit does; None for any other."""
+    """The program that an equation only calls, as in jit; None for any other."""
     if eqn.primitive.name not in CALLS:
         return None
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
@@ -256,7 +256,7 @@ def called(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr | None:
 def _number(const: Any) -> Any:
     try:
         return np.asarray(const)
-    except TypeError:  # a PRNG key is no number
+    except TypeError:  # a PRNG key is not a number
         return None
 
 

@@ -1,4 +1,4 @@
-"""One integer label for every position of every traced axis, and what is known of it.
+"""One integer label for each position of each traced axis, and what is known of it.
 
 An axis is a tuple of factors, outer to inner: a flattened image is (height, width,
 channels), a fused projection is (heads, units). Labels of positions that can only be
@@ -14,10 +14,10 @@ import numpy as np
 
 Ids: TypeAlias = np.ndarray[Any, np.dtype[np.intp]]
 Kept: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
-"""Bool, one a group, a position or a label: True where it stays."""
+"""One bool for each group, position or label: True where it stays."""
 
 Key: TypeAlias = tuple[Hashable, ...]
-"""Where an axis comes from: the path of an equation, and a word."""
+"""Where an axis comes from: the path of an equation, and a name."""
 
 Refinements: TypeAlias = dict[Key, set[int]]
 """For an axis, the sizes of the trailing parts that reshapes split off."""
@@ -49,8 +49,8 @@ class Factor(NamedTuple):
     """A part of an axis.
 
     Attributes:
-      ids: one label a position.
-      zero: whether the value surely holds 0 wherever a removed position was masked.
+      ids: one label for each position.
+      zero: whether the value is certainly 0 wherever a removed position was masked.
     """
 
     ids: Ids
@@ -65,7 +65,7 @@ class Value(NamedTuple):
     """The labels of one traced array.
 
     Attributes:
-      axes: one a dimension.
+      axes: one for each dimension.
       source: what it was computed from.
       literal: its value, if it is one number that the trace knows.
     """
@@ -82,8 +82,8 @@ class Origin(NamedTuple):
       first: the first label.
       size: how many there are.
       key: the axis that they belong to.
-      tail: how many positions of that axis one label stands for; 0 if the run cannot be
-        split.
+      tail: how many positions of that axis each label stands for; 0 if the run cannot
+        be split.
     """
 
     first: int
@@ -106,7 +106,7 @@ def factor_sizes(axis: Axis) -> tuple[int, ...]:
 
 
 class Labels:
-    """Hands out labels and collects what rules find out about them.
+    """Hands out labels, and collects what rules learn about them.
 
     Args:
       refinements: how axes are split into factors. A rule that needs a finer split adds
@@ -162,12 +162,12 @@ class Labels:
         return Value(tuple(axes), source)
 
     def unite(self, left: Ids, right: Ids) -> None:
-        """Positions at the same place of two runs stay or go together."""
+        """Unites two runs: positions at the same place stay or go together."""
         if left is not right and not np.array_equal(left, right):
             self._unions.append((left, right))
 
     def freeze(self, axis: Iterable[Factor], reason: str) -> None:
-        """No position of the axis may be removed."""
+        """Freezes an axis: none of its positions may be removed."""
         self.freezes.extend((factor.ids, reason) for factor in axis)
 
     def add_role(self, axis: Iterable[Factor], role: Role) -> None:

@@ -19,17 +19,17 @@ def multiply_adds(
 ) -> dict[str, int]:
     """Counts the multiply-adds of each parameter in one call.
 
-    A kernel whose weights are pruned to a share takes that share of them, in an engine
-    that skips zeros. Parameters that no contraction reads are not counted, nor are
-    products of activations, such as those of attention. The program is traced, not run.
+    In an engine that skips zeros, a kernel pruned to a share of its weights takes that
+    share of them. Parameters that no contraction reads are not counted, nor are
+    products of activations, as in attention. The program is traced, not run.
 
     Args:
       apply: ``(params, batch) -> anything``, as for `input_grams`.
       params: a pytree of arrays, or of anything with a shape and a dtype.
-      batch: likewise; with one example, the counts are those of an example.
+      batch: likewise; with one example, the counts are those for an example.
 
     Returns:
-      By the path of a parameter, in their order, its multiply-adds.
+      The multiply-adds of each parameter, by path, in the order of the leaves.
 
     Example:
       >>> from cram_jax.structure import multiply_adds

@@ -1,4 +1,4 @@
-"""Smaller modules of NNX and Equinox: arrays replaced, widths told to their layers."""
+"""Smaller modules of NNX and Equinox: arrays cut, and widths of layers updated."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from cram_jax.structure.check import check_apply
 from cram_jax.structure.shrink import shrink
 from cram_jax.structure.structure import Structure
 
-# For each attribute that is a width: the arrays and the axis that say it.
+# For each attribute that is a width: the arrays and the axis that determine it.
 WIDTHS: dict[str, tuple[tuple[str, int], ...]] = {
     "in_features": (("kernel", -2), ("weight", 1)),
     "out_features": (("kernel", -1), ("weight", 0)),
@@ -38,25 +38,25 @@ def small_module(
 ) -> Any:
     """A copy of a module with the channels that stay.
 
-    Arrays are cut, and the attributes of its layers that tell a width, such as
-    ``out_features``, are set to what is left. Then the program of the new module is
-    compared with that of `small_apply`, as `check_apply` does, so that a module whose
-    own code has widths written into it is refused.
+    Arrays are cut, and attributes of layers that hold a width, such as
+    ``out_features``, are updated. Then the program of the new module is compared with
+    that of `small_apply`, as `check_apply` does, so that modules with hard-coded widths
+    are refused.
 
     Args:
       structure: from `trace_structure`, of the state that ``nnx.split(module)`` gives,
         or of the arrays of an Equinox module, ``eqx.filter(module, eqx.is_array)``.
       module: an ``nnx.Module`` or an ``eqx.Module``, with its arrays.
       kept: as for `shrink`.
-      call: ``(module, *inputs) -> outputs``, what was traced; by default
+      call: ``(module, *inputs) -> outputs``, the function that was traced; by default
         ``module(*inputs)``.
 
     Returns:
       The smaller module.
 
     Raises:
-      TypeError: it is a module of Linen or Haiku, which holds no arrays, or of another
-        framework.
+      TypeError: it is a module of Linen or Haiku, which holds no arrays, or of any
+        other framework.
       ValueError: as for `shrink`; or the smaller module would compute something else.
 
     Example:
@@ -94,7 +94,7 @@ def small_module(
 
 
 def _is_of(framework: str, module: Any) -> bool:
-    """Whether it is a module of a framework, which then has been imported."""
+    """Whether it is a module of a framework, which must then have been imported."""
     loaded: Any = sys.modules.get(framework)
     return loaded is not None and isinstance(module, loaded.Module)
 
@@ -130,7 +130,7 @@ def _small_equinox(structure: Structure, module: Any, kept: Any) -> tuple[Any, A
     small = eqx.combine(shrink(structure, arrays, kept), static)
     for old, new in zip(_submodules(eqx, module), _submodules(eqx, small), strict=True):
         for name, value in _widths(old, new):
-            # Fresh from the partition: nobody else has seen it yet.
+            # Fresh from the partition, so nobody else has a reference to it.
             object.__setattr__(new, name, value)
     small_arrays, small_static = eqx.partition(small, eqx.is_array)
     treedef: Any = jax.tree.structure(small_arrays)

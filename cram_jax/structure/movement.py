@@ -20,7 +20,7 @@ from cram_jax.structure.labels import Axis, Factor, Key, Labels, Source, Value
 def broadcast_in_dim(
     labels: Labels, eqn: jex.JaxprEqn, ins: Sequence[Value], key: Key
 ) -> list[Value]:
-    """New axes hold the same everywhere: any of their positions may go."""
+    """New axes hold the same value everywhere: any of their positions may go."""
     value = ins[0]
     origin = {
         int(to): start for start, to in enumerate(eqn.params["broadcast_dimensions"])
@@ -131,7 +131,7 @@ def concatenate_(
 
 
 def _met(labels: Labels, axes: Sequence[Axis], key: Key) -> Axis:
-    """The axis of values that are used side by side: 0 only where all are."""
+    """The axis of values that are combined: 0 only where all are."""
     aligned = align(labels, axes, key)
     if aligned is None:
         return tuple(Factor(factor.ids, False) for factor in axes[0])
@@ -153,7 +153,7 @@ def join(labels: Labels, left: Value, right: Value, key: Key) -> Value:
 def pad(
     labels: Labels, eqn: jex.JaxprEqn, ins: Sequence[Value], key: Key
 ) -> list[Value]:
-    """New positions at the ends are free, as those of a broadcast are."""
+    """New positions at the ends are free, like those of a broadcast."""
     value, padding = ins
     is_zero = padding.literal is not None and bool(np.all(padding.literal == 0))
     axes: list[Axis] = []
@@ -185,7 +185,7 @@ def _padded(
 def generated(
     labels: Labels, eqn: jex.JaxprEqn, ins: Sequence[Value], key: Key
 ) -> list[Value]:
-    """Counting and random numbers: made whole, then cut."""
+    """Iotas and random numbers: generated whole, then cut."""
     for value in ins:
         for axis in value.axes:
             labels.freeze(axis, "a key of random numbers")

@@ -11,7 +11,7 @@ from cram_jax.structure.groups import leaves_like
 from cram_jax.structure.structure import Family, Member, Structure
 
 Rank: TypeAlias = Callable[[Structure, Any], jax.Array]
-"""From the structure and the parameters to one score a group; the largest stay."""
+"""From the structure and the parameters to a score per group; the largest stay."""
 
 
 def producer_norm(structure: Structure, params: Any) -> jax.Array:
@@ -20,14 +20,14 @@ def producer_norm(structure: Structure, params: Any) -> jax.Array:
     Of the kernels that compute the channels of a family, each channel's slice is
     squared and averaged. Dividing by the root mean square of the family makes layers
     comparable, whatever their scale. If none of the kernels is among the parameters,
-    all that the family has there counts.
+    everything that the family has there counts.
 
     Args:
       structure: of the parameters.
       params: a tree like those that were traced.
 
     Returns:
-      One float32 a group.
+      One float32 for each group.
 
     Raises:
       ValueError: the parameters hold nothing of a family.
@@ -54,7 +54,7 @@ def _safe(value: jax.Array) -> jax.Array:
 def _squares_and_counts(
     structure: Structure, family: Family, members: list[Member], leaves: list[Any]
 ) -> tuple[jax.Array, np.ndarray[Any, Any]]:
-    """Sums of squares and how many entries they are of, one a group of the family."""
+    """Sums of squares and numbers of entries, one for each group of the family."""
     total = jnp.zeros(family.size, jnp.float32)
     count = np.zeros(family.size)
     for member in members:

@@ -16,17 +16,17 @@ RULES = {**resizing.RULES, **derivatives.RULES}
 
 
 def keep_labels(analysis: Analysis, positions: Sequence[Sequence[Kept | None]]) -> Kept:
-    """The labels that stay when these positions of the inputs do.
+    """The labels that stay if these positions of the inputs do.
 
     Args:
       analysis: the labelled program.
       positions: for each input and axis, which positions stay; None for all of them.
 
     Returns:
-      Bool, one a label.
+      One bool for each label.
 
     Raises:
-      ValueError: the program does not let exactly these positions go.
+      ValueError: the program does not allow removing exactly these positions.
     """
     gone = np.zeros(analysis.labels.count, bool)
     for value, kept_axes in zip(analysis.inputs, positions, strict=True):
@@ -77,7 +77,7 @@ class Replay:
 
     Args:
       analysis: the labelled program.
-      kept: bool, one a label.
+      kept: one bool for each label.
     """
 
     def __init__(self, analysis: Analysis, kept: Kept) -> None:

@@ -1,4 +1,4 @@
-"""How equations are applied to smaller arrays: those whose parameters name a size."""
+"""How equations whose parameters name a size are applied to smaller arrays."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -40,7 +40,7 @@ def _reshape(
 def _slice(
     replay: "Replay", labelled: Labelled, args: Sequence[Any], key: Key
 ) -> list[Any]:
-    """One slice where what stays is evenly spaced, else takes it by index."""
+    """A slice if what stays is evenly spaced, else a gather."""
     del key
     params, value = labelled.eqn.params, labelled.ins[0]
     array = args[0]

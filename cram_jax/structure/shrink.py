@@ -27,18 +27,19 @@ def shrink(structure: Structure, variables: Any, kept: Any) -> Any:
       structure: from `trace_structure`, or a `Structure.part` for some of the
         variables.
       variables: a tree like those that were traced: parameters, batch statistics; or a
-        tree with such trees inside, such as the state of an optimiser, whose other
-        leaves stay.
-      kept: bool, one a group, True where it stays, or a row of them for each layer, see
-        `Family.layers`; or masks like the variables, as from `cram_jax.compress`.
+        tree that contains such trees, such as an optimiser's state, whose other leaves
+        are unchanged.
+      kept: one bool for each group, True where it stays, or a row of them for each
+        layer, see `Family.layers`; or masks like the variables, as from
+        `cram_jax.compress`.
 
     Returns:
       The tree with smaller arrays.
 
     Raises:
       TypeError: `kept` or the masks are traced.
-      ValueError: the variables have other paths or shapes than were traced; the masks
-        are not those of whole groups; or all groups of a family would go.
+      ValueError: the variables' paths or shapes are not those that were traced; the
+        masks do not remove whole groups; or all groups of a family would go.
 
     Example:
       >>> from cram_jax.structure import shrink, trace_structure
@@ -68,7 +69,7 @@ def shrink(structure: Structure, variables: Any, kept: Any) -> Any:
 
 
 def as_kept(structure: Structure, kept: Any) -> Kept:
-    """One bool a group, or a row for each layer, from those or from masks, checked."""
+    """Checks `kept`, or converts masks: one bool per group, or a row for each layer."""
     is_one_leaf = jax.tree_util.treedef_is_leaf(structure.treedef)
     if jax.tree_util.all_leaves([kept]) and np.ndim(kept) <= 2 - is_one_leaf:
         return check_kept(structure, kept)
@@ -104,19 +105,19 @@ def _take_of_layers(array: Any, positions: Sequence[Kept], axis: int) -> Any:
 
 
 def _module(array: Any) -> Any:
-    """NumPy arrays stay on the host, in their dtype."""
+    """Indexes an array; NumPy arrays stay on the host, in their dtype."""
     return np if isinstance(array, np.ndarray) else jnp
 
 
 def small_shapes(structure: Structure, kept: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes of the smaller parameters, by path: a configuration of the model.
+    """The shapes of the smaller parameters, by path, to configure a smaller model.
 
     Args:
       structure: from `trace_structure`.
       kept: as for `shrink`.
 
     Returns:
-      Shapes by path, such as to construct the layers of a smaller module.
+      Shapes by path, such as for the layers of a smaller module.
     """
     groups = np.atleast_2d(as_kept(structure, kept))[0]
     return {

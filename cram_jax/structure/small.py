@@ -18,14 +18,14 @@ from cram_jax.structure.trace import read_program
 def small_apply(structure: Structure, kept: Any) -> Callable[..., Any]:
     """The model's function for variables that `shrink` made smaller.
 
-    The model is traced as it was and its program is applied to smaller arrays, with
-    every size in it rewritten. So this works for every framework and for models whose
-    own code has widths written into it. Custom derivative rules and rematerialisation
-    are kept: train on it as on the model's own function.
+    The original program is applied to smaller arrays, with every size in it rewritten.
+    So this works for every framework, and for models with hard-coded widths. Custom
+    derivative rules and rematerialisation are kept: train it like the model's own
+    function.
 
-    Give it inputs of any shape that the model takes; under `jax.jit` it costs nothing
-    once compiled. Random numbers, as for dropout, are those of the dense model at the
-    positions that stay.
+    It takes inputs of any shape that the model takes; under `jax.jit` there is no
+    overhead once compiled. Random numbers, as for dropout, are those of the dense model
+    at the positions that stay.
 
     Args:
       structure: from `trace_structure`, of all variables.
@@ -37,9 +37,9 @@ def small_apply(structure: Structure, kept: Any) -> Callable[..., Any]:
 
     Raises:
       TypeError: `kept` is traced.
-      ValueError: `kept` as for `shrink`; or the structure is a `Structure.part`. When
-        called: a variable has another path or shape than it shrinks to, or at these
-        inputs the model couples other channels.
+      ValueError: as for `shrink`; or the structure is a `Structure.part`. When called:
+        a variable's path or shape is not what it shrinks to, or the model couples
+        different channels for these inputs.
 
     Example:
       >>> from cram_jax.structure import shrink, small_apply, trace_structure
@@ -53,7 +53,7 @@ def small_apply(structure: Structure, kept: Any) -> Callable[..., Any]:
       Array([[3.],
              [3.]], dtype=float32)
     """
-    # Of layers that differ, the program is that of any one of them: see stacks.
+    # If layers differ, the program is that of any one of them: see stacks.
     groups: Kept = np.atleast_2d(as_kept(structure, kept))[0]
     model = model_of(structure)
 
@@ -66,7 +66,7 @@ def small_apply(structure: Structure, kept: Any) -> Callable[..., Any]:
 
 
 def model_of(structure: Structure) -> Model:
-    """What was traced; refuses a part."""
+    """The traced model; raises for a part of one."""
     if structure.model is None:
         raise ValueError(
             "structure must be that of all variables, got a part of one: use what "

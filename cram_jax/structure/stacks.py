@@ -1,8 +1,8 @@
-"""Layers that are stacked for a scan: where each may lose channels of its own.
+"""Layers that are stacked for a scan: which may each lose different channels.
 
-In every layer the channels that stay are cut out in their order, and the program of the
-smaller network is one for all layers. That is right if it computes the same whatever
-the order of the channels is, and if no channel leaves its layer.
+Every layer keeps its remaining channels in their order, and all layers share one
+program of the smaller network. That is correct if the program does not depend on the
+order of the channels, and if no channel leaves its layer.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def with_layers(
     families: Sequence[Family],
     leaves: Sequence[Leaf],
 ) -> tuple[Family, ...]:
-    """The families, each with the number of layers that may lose other channels.
+    """The families, each with the number of layers that may lose different channels.
 
     Args:
       analysis: the labelled program.
@@ -43,7 +43,7 @@ def with_layers(
 
 
 def _stack_length(family: Family, leaves: Sequence[Leaf]) -> int:
-    """The length of the stacks that the family runs along; 0 if it is not one."""
+    """The one length of the stacks that the family runs along; else 0."""
     of_members = [leaves[member.leaf] for member in family.members]
     lengths = {leaf.shape[0] if leaf.roles[0] == "stack" else 0 for leaf in of_members}
     on_stack = any(member.axis == 0 for member in family.members)
@@ -81,7 +81,7 @@ def _is_of_one_layer(
             holds = _only_slices(group_of, family, labelled)
         elif key[: len(scan)] == scan:
             holds = labelled.eqn.primitive.name not in GENERATORS
-        else:  # it has to be a call that the scan is inside of
+        else:  # it must be a call that contains the scan
             holds = key == scan[: len(key)] and called(labelled.eqn) is not None
         if not holds or not _in_any_order(group_of, family, labelled):
             return False
@@ -89,9 +89,9 @@ def _is_of_one_layer(
 
 
 def _only_slices(group_of: Ids, family: Family, scan: Labelled) -> bool:
-    """Whether a scan has the channels in what it slices, and hands none on.
+    """Whether a scan slices the channels, and carries none of them on.
 
-    They may be in what it stacks: any use of that is an equation outside of it.
+    They may be in what it stacks: any use of that is an equation outside.
     """
     carried = scan.eqn.params["num_carry"]
     first = scan.eqn.params["num_consts"] + carried
@@ -132,7 +132,7 @@ def stacked_leaves(structure: Structure, layers: int) -> list[bool]:
 
 
 def one_layer(structure: Structure, layers: int) -> Structure:
-    """The structure of one of so many layers: without the axis that they are along."""
+    """The structure of a single layer, without the axis of the layers."""
     stacked = stacked_leaves(structure, layers)
     leaves = tuple(
         unstacked(leaf) if of_layers else leaf

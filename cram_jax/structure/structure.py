@@ -1,4 +1,4 @@
-"""What a traced model says about its parameters: a value that prints well."""
+"""What a traced model says about its parameters, as a readable value."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +23,8 @@ class Member(NamedTuple):
       part: which of the parts that the model splits the axis into, outer to inner.
       name: such as ``"dense/kernel[1]"``, or ``"qkv/kernel[1.2]"`` for one of several
         parts.
-      produces: whether the channels of the family are computed by this axis of a
-        kernel, rather than scaled, shifted or read.
+      produces: whether this axis of a kernel computes the channels of the family,
+        rather than scaling, shifting or reading them.
     """
 
     leaf: int
@@ -41,8 +41,8 @@ class Family(NamedTuple):
       members: the axes.
       start: number of its first group.
       size: how many groups it has.
-      layers: how many layers, stacked for a scan, may each lose other groups; 1 if all
-        lose the same.
+      layers: how many layers, stacked for a scan, may each lose different groups; 1 if
+        all lose the same.
     """
 
     members: tuple[Member, ...]
@@ -68,8 +68,8 @@ class Leaf(NamedTuple):
       path: such as ``"dense/kernel"``.
       shape: as it was traced.
       roles: what each axis does: one of the roles of `cram_jax.Axes`, or None.
-      groups: for each axis and each of its parts, the group of each position; -1 where
-        a position may not be removed.
+      groups: for each axis and each of its parts, the group of each position; -1 if the
+        position may not be removed.
       frozen: for each axis, why positions of it may not be removed.
     """
 
@@ -80,7 +80,7 @@ class Leaf(NamedTuple):
     frozen: tuple[tuple[str, ...], ...]
 
     def axis_name(self, axis: int, part: int | None = None) -> str:
-        """An axis as it prints."""
+        """An axis, as printed."""
         if part is None or len(self.groups[axis]) == 1:
             return f"{self.path}[{axis}]"
         return f"{self.path}[{axis}.{part}]"
@@ -103,15 +103,15 @@ class TracedAxes:
 
 
 class Model(NamedTuple):
-    """What was traced.
+    """The traced model.
 
     Attributes:
       apply: the function.
       variables: its first argument, abstract.
-      outputs: picks the outputs that count; None for all.
+      outputs: selects the outputs that count; None for all.
       analysis: the labelled program.
       inputs: structure and types of the inputs that it was traced for.
-      result: the structure of what it returns.
+      result: the structure of the outputs.
     """
 
     apply: Callable[..., Any]
@@ -127,15 +127,15 @@ class Structure:
     """The axes of a model's parameters, and which channels are coupled.
 
     Made by `trace_structure`. A group is a set of positions that can only be removed
-    together: a channel in the kernel that computes it, in bias and normalisation, and
-    in every kernel that reads it. Groups are numbered family by family.
+    together: a channel in the kernel that computes it, in the bias and normalisation,
+    and in every kernel that reads it. Groups are numbered family by family.
 
     Attributes:
-      leaves: one a parameter, in the order of ``jax.tree.leaves``.
+      leaves: one for each parameter, in the order of ``jax.tree.leaves``.
       families: the groups, by the axes that they run along.
       treedef: the structure of the variables.
       costs: how many parameters and multiply-adds are left when groups go.
-      model: what was traced; None for a `part`.
+      model: the traced model; None for a `part`.
     """
 
     leaves: tuple[Leaf, ...]
@@ -174,17 +174,16 @@ class Structure:
     def part(self, select: Callable[[Any], Any]) -> "Structure":
         """The structure of some of the variables, such as the parameters only.
 
-        The groups stay the same, so that what is chosen for the part holds for the
-        whole.
+        The groups stay the same, so a choice made for the part holds for the whole.
 
         Args:
-          select: picks a subtree, such as ``lambda variables: variables["params"]``.
+          select: selects a subtree, such as ``lambda variables: variables["params"]``.
 
         Returns:
           A structure that masks and shrinks trees like that subtree.
 
         Raises:
-          ValueError: the function picks nothing, or changes what it picks.
+          ValueError: the function selects nothing, or changes what it selects.
         """
         numbers = self.treedef.unflatten(range(len(self.leaves)))
         chosen = select(numbers)
@@ -272,12 +271,13 @@ def axis_roles(
     everything = Role(int(np.bitwise_or.reduce(np.array([0, *seen]))))
     reads = Role.INPUT | Role.WINDOW | Role.LOOKUP
     if everything == Role.NONE:
-        # Such as the scale of a batch norm, which meets its statistics first.
+        # Such as the scale of a batch norm, which is combined with its statistics
+        # first.
         return ("other",) if len(shape) == 1 else (None,) * len(shape)
     if not everything & reads:
         return tuple("stack" if noted & Role.STACK else "other" for noted in seen)
     if everything & Role.LOOKUP:
-        # Reading an embedding as a kernel too does not change what its rows are.
+        # An embedding that is also used as a kernel still has rows to look up.
         seen = [noted & ~Role.INPUT for noted in seen]
     roles = [_kernel_role(noted) for noted in seen]
     # Axes of size 1 have no labels: they take the roles that are missing.

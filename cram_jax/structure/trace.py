@@ -34,27 +34,27 @@ def trace_structure(
 ) -> Structure:
     """Reads from a model's trace what its axes do and which channels are coupled.
 
-    Works for any function of a pytree of arrays, whatever framework it was written
-    in: the program is traced and read, nothing is run. Values do not matter, so that
-    `jax.ShapeDtypeStruct` will do for variables and inputs.
+    Works for any function of a pytree of arrays, whatever its framework: the program is
+    traced and read, not run. Values do not matter, so `jax.ShapeDtypeStruct` will do
+    for variables and inputs.
 
-    Masked and smaller networks agree only on what they return. So nothing that is
-    returned may become smaller; choose the outputs that count if a model also returns
-    hidden activations or new batch statistics.
+    Masked and smaller networks agree only on their outputs, so no output may become
+    smaller. If a model also returns hidden activations or new batch statistics, select
+    the outputs that count.
 
     Args:
-      apply: ``(variables, *inputs) -> outputs``, as for `jax.jit`. What it closes over
-        is a constant and is not part of the structure.
+      apply: ``(variables, *inputs) -> outputs``, as for `jax.jit`. Values that it
+        closes over are constants, not part of the structure.
       variables: a pytree of arrays: parameters, batch statistics, or both.
-      *inputs: pytrees of arrays of the shapes that the model is used with. The
-        smaller network can be called with other shapes. Close over what is no array,
-        such as ``training=False``.
-      outputs: picks the outputs whose shapes must stay, from what `apply` returns; by
+      *inputs: pytrees of arrays, of shapes that the model is used with. The smaller
+        network can be called with other shapes. Close over arguments that are not
+        arrays, such as ``training=False``.
+      outputs: selects the outputs whose shapes must stay, from what `apply` returns; by
         default all.
 
     Returns:
-      The structure: prints the roles of all axes, the families of coupled channels,
-      and for everything else why it is frozen.
+      The structure, which prints the roles of all axes, the families of coupled
+      channels, and why everything else is frozen.
 
     Raises:
       ValueError: `variables` has no leaves, or `outputs` returns something that is not
@@ -149,7 +149,7 @@ def _find_groups(
 ) -> tuple[list[tuple[MemberKey, ...]], tuple[list[int], list[int]], Ids]:
     """The families, where each begins and its size, and the group of each label.
 
-    Classes that nothing computes or nothing reads are frozen on the way.
+    Classes that nothing computes or nothing reads are frozen here.
     """
     root = analysis.root
     members: dict[int, list[MemberKey]] = {}

@@ -1,1 +1,1 @@
-"""What the verbs of the command line do; `experiments.verbs` has what they are told."""
+"""What the verbs of the command line do; `experiments.verbs` has their options."""

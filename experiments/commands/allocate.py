@@ -1,4 +1,4 @@
-"""Finds a sparsity for each layer under a budget, and says what it is worth."""
+"""Finds a sparsity for each layer under a budget, and measures what it gains."""
 
 import json
 from functools import partial
@@ -43,7 +43,7 @@ def allocate(options: "Allocate") -> None:
     uniform = {
         speedup: uniform_target(weighed, options.pruner, weighed.total / speedup)
         for speedup in options.speedup
-    }  # raises, before hours are spent
+    }  # raises before hours are spent
     database = Database(
         run, weighed, compress, options.pruner, options.levels, options.examples
     )
@@ -92,7 +92,7 @@ def _judged(evaluation: Evaluation, run: OpenRun, params: Any) -> dict[str, floa
 
 
 def _spent(run: OpenRun, weighed: Weighed, params: Any) -> float:
-    """What a network takes, by the zeros that it has; seconds are measured."""
+    """What a network takes, given its zeros; seconds are measured."""
     if weighed.measure == "seconds":
         return sum(layer_seconds(run, params).values())
     kept = {

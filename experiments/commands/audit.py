@@ -1,4 +1,4 @@
-"""Compares a network with its compressed selves, example by example."""
+"""Compares a network with its compressed versions, example by example."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Answers(NamedTuple):
-    """What a network says of every example of the evaluation set.
+    """What a network predicts for every example of the evaluation set.
 
     Attributes:
       chosen: the class, (examples,).
@@ -74,7 +74,7 @@ def report(
     labels: np.ndarray,
     groups: np.ndarray | None,
 ) -> dict[str, Any]:
-    """What is worth knowing of a compressed network beside the dense one.
+    """How a compressed network differs from the dense one.
 
     Args:
       answers: of the compressed network.

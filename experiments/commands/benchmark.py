@@ -56,7 +56,7 @@ def tradeoff(
     data_dir: Path | None,
     pruning: PrunerOptions,
 ) -> None:
-    """Draws accuracy against time and size, and stores the numbers beside."""
+    """Draws accuracy against time and size, and stores the numbers beside it."""
     check_llvmlite()
     console = make_console()
     say = partial(console.print, soft_wrap=True, highlight=False)

@@ -31,12 +31,12 @@ def compress(
     data_dir: Path | None,
     pruning: PrunerOptions,
 ) -> None:
-    """Compresses, recalibrates batch norm, stores the model, prints what is left."""
+    """Compresses, recalibrates batch norm, stores the model, prints a summary."""
     out = out or run / "compressed" / target
     check_path(out)
     if out.exists() and out.resolve() in (run.resolve(), *run.resolve().parents):
         raise ConfigError(f"out must be a directory of its own, got {out}, the run's")
-    if not (out / "compression.json").exists():  # one of ours is made anew
+    if not (out / "compression.json").exists():  # one of ours is replaced
         check_free(out, overwrite=overwrite)
     console = make_console()
     say = partial(console.print, soft_wrap=True)
@@ -50,12 +50,22 @@ def compress(
 
     opened = OpenRun(config, data, task, params, batch_stats)
     store(out, run, opened, target, (compressed, statistics), after, data_dir)
-    say(str(cram_jax.sparsity_report(compressed, masks)))
+    say(_shown(cram_jax.sparsity_report(compressed, masks)))
     recalibrated = " with batch norm recalibrated" if has_statistics(statistics) else ""
     say(
-        f"\n{task.metric.capitalize()} {before:.2f} % dense, {after:.2f} % as "
-        f"{targets.label(target)}{recalibrated}. Stored in {out}"
+        f"\n{task.metric.capitalize()} {before:.2f} % dense, {after:.2f} % "
+        f"compressed to {targets.label(target)}{recalibrated}. Stored in {out}"
     )
+
+
+def _shown(report: cram_jax.SparsityReport) -> str:
+    """The report without biases and norms, most of the leaves of a large network."""
+    lines = str(report).splitlines()
+    shown = [line for line in lines if not line.endswith("fewer than 2 dimensions")]
+    if len(shown) < len(lines):
+        count = len(lines) - len(shown)
+        shown.append(f"not shown: {count} dense leaves of fewer than 2 dimensions")
+    return "\n".join(shown)
 
 
 def store(
@@ -71,7 +81,7 @@ def store(
 
     Args:
       out: its directory.
-      source: that of the run that it was made from.
+      source: that of the run it was made from.
       run: the same, opened.
       target: what it was compressed to.
       model: parameters and batch statistics.

@@ -42,7 +42,7 @@ def evaluate(
     if out.suffix != ".json":
         raise ConfigError(f"out must be a file ending in .json, got {out}")
     if out.exists():
-        load_results(out)  # says what is wrong with it before hours are spent
+        load_results(out)  # raises before hours are spent
     console = make_console()
     say = partial(console.print, soft_wrap=True)
     config, data, task, params, batch_stats = open_run(run, data_dir, say)
@@ -92,7 +92,7 @@ def evaluate(
 
 
 def _with_earlier(results: Results, out: Path, say: Any) -> Results:
-    """Results with those that lie there, or these apart if of another model."""
+    """Merges results with stored ones, or moves those of another model aside."""
     if not out.exists():
         return results
     earlier = load_results(out)

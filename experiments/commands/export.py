@@ -60,7 +60,7 @@ def export(options: Export) -> None:
         f"{options.out}: {size / 1e6:.3f} MB, {100 * size / model.network.nbytes:.1f} "
         f"% of {model.network.nbytes / 1e6:.3f} MB dense"
     )
-    words = f"{metric} {found.before:.2f} % dense, {found.after:.2f} % as "
+    words = f"{metric} {found.before:.2f} % dense, {found.after:.2f} % compressed to "
     say(f"{words}{targets.label(options.target)}")
     if run is None:
         say("It cannot be run on this machine: nothing was compared.")
@@ -116,7 +116,7 @@ def _export_huggingface(options: Export, say: Callable[..., Any]) -> None:
         params = found.model.params
         say(
             f"{found.model.samples.metric.capitalize()} {found.before:.2f} % dense, "
-            f"{found.after:.2f} % as {targets.label(options.target)}"
+            f"{found.after:.2f} % compressed to {targets.label(options.target)}"
         )
     kind_of(config).export(config, params, run, out, options.vocabulary)
     names = sorted(path.name for path in out.iterdir())

@@ -37,11 +37,11 @@ from experiments.task import Task
 def shrink_run(
     run: Path, target: str, out: Path, overwrite: bool, data_dir: Path | None
 ) -> None:
-    """Compresses, recalibrates batch norm, shrinks, stores; prints what is left."""
+    """Compresses, recalibrates batch norm, shrinks, stores; prints a summary."""
     check_path(out)
     if out.exists() and out.resolve() in (run.resolve(), *run.resolve().parents):
         raise ConfigError(f"out must be a directory of its own, got {out}, the run's")
-    if not (out / "compression.json").exists():  # one of ours is made anew
+    if not (out / "compression.json").exists():  # a smaller network of ours is replaced
         check_free(out, overwrite=overwrite)
     say = partial(make_console().print, soft_wrap=True)
     config, data, task, params, batch_stats = open_run(run, data_dir, say)
@@ -97,13 +97,13 @@ def shrunken(
       config: of the dense network.
       structure: of its parameters and batch statistics.
       kept: the groups that stay.
-      target: what it was shrunken to.
+      target: what it was shrunk to.
 
     Returns:
-      The same run with the smaller network under a name of its own, evaluated dense.
+      The same run with the smaller network, under its own name, evaluated dense.
 
     Raises:
-      ConfigError: no configuration says such a network.
+      ConfigError: no configuration describes such a network.
     """
     shapes = {
         path.removeprefix("0/"): shape
@@ -119,7 +119,7 @@ def check_network(config: RunConfig, task: Task, small_task: Task, kept: Any) ->
     """Raises unless the configured network computes what the masked one does.
 
     Raises:
-      ConfigError: it says where the two part.
+      ConfigError: it says where the two differ.
     """
     dense, small = _structure(task), _structure(small_task)
     model = small.model

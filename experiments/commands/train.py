@@ -1,4 +1,4 @@
-"""Trains a run from a configuration, or goes on with one."""
+"""Trains a run from a configuration, or resumes one."""
 
 import math
 import time
@@ -33,15 +33,15 @@ class Conduct(NamedTuple):
     Attributes:
       run: its directory; None: runs/NAME-RULE-seedSEED.
       data_dir: where tensorflow-datasets keeps its data; None: the user's cache, or
-        that of the run that goes on.
+        where the resumed run found them.
       mesh: devices, see `make_mesh`.
       workers: processes that decode large images; 0: threads.
-      resume: go on from the last checkpoint.
+      resume: continue from the last checkpoint.
       overwrite: remove an earlier run in the directory.
       cadence: of checkpoints.
       max_steps: stop here, with a checkpoint.
       dry_run: build everything, take one step, write nothing.
-      loggers: where figures go beside metrics.jsonl.
+      loggers: where metrics go in addition to metrics.jsonl.
     """
 
     run: Path | None = None
@@ -57,13 +57,13 @@ class Conduct(NamedTuple):
 
 
 def train(config: RunConfig, conduct: Conduct) -> None:
-    """Trains, and says what the directory holds."""
+    """Trains, and prints the result and the next command."""
     _check(conduct)
     console = make_console(quiet=not is_first_process())
     say = partial(console.print, soft_wrap=True)
     name = f"{config.name}-{config.optimizer.rule_name}-seed{config.seed}"
     run = conduct.run or Path("runs") / name
-    # All that can be known beforehand, before anything takes time.
+    # Everything that can be checked before anything takes time.
     check_path(run)
     if not conduct.resume and not conduct.dry_run:
         check_free(run, overwrite=conduct.overwrite)
@@ -100,7 +100,7 @@ def train(config: RunConfig, conduct: Conduct) -> None:
         )
     if unfinished := state_of(run):
         command = command_line("train", "--resume", run)
-        say(f"{unfinished}. Go on with\n  {command}")
+        say(f"{unfinished}. Resume with\n  {command}")
         return
     model, best = (state.judged, state.batch_stats), ", "
     if config.patience:
@@ -127,7 +127,7 @@ def _compresses(config: RunConfig) -> bool:
 
 
 def _dry_run(config: RunConfig, data: Any, task: Task, say: Any) -> None:
-    """One step of a run, of which nothing is stored."""
+    """Takes one step of a run, and stores nothing."""
     state = init_state(config, data, task, initial_model(config, task))
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     say(

@@ -1,4 +1,4 @@
-"""Engines beside each other: time, size, difference from float32, and accuracy."""
+"""Engines side by side: time, size, difference from float32, and accuracy."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,7 @@ class Conduct:
       rounds: measurements of each.
       calibration: training examples that INT8 is calibrated with.
       method: of our calibration, see `cram_jax.engine.Calibration`.
-      judge: whether the accuracy is measured.
+      judge: whether accuracy is measured.
       tune: whether our engine measures tiles first.
     """
 
@@ -52,7 +52,8 @@ class Row(NamedTuple):
       engine: its name.
       target: what the network was compressed to.
       nbytes: on disk.
-      difference: the largest from the float32 network, over its largest output.
+      difference: the largest difference from the float32 network, as a share of its
+        largest output.
       accuracy: on the whole evaluation set, in %; None if it was not measured.
       times: CPU and wall time, by batch size and threads.
     """
@@ -70,9 +71,9 @@ class Outcome(NamedTuple):
 
     Attributes:
       name: of the subject.
-      metric: what the accuracies are.
-      exact: for every target the accuracy of the float32 network in JAX, in %.
-      rows: one an engine and network.
+      metric: the name of the accuracies.
+      exact: for every target, the accuracy of the float32 network in JAX, in %.
+      rows: one for each engine and network.
     """
 
     name: str
@@ -86,13 +87,13 @@ def run_benchmark(
 ) -> Outcome:
     """Compares engines on a network and its compressed forms.
 
-    Engines that multiply zeros run the dense network only, since the others would take
-    them the same time. If one of ours is there, the dense INT8 ones are, too.
+    Engines that multiply zeros run only the dense network, since the others would take
+    the same time. If one of ours is included, so are the dense INT8 ones.
 
     Args:
       subject: the network and its examples.
       conduct: which engines, and how.
-      say: told what is missing, and how far it is.
+      say: told what is missing, and about progress.
     """
     calibration = subject.samples.calibration(conduct.calibration)
     deployments: dict[str, Deployment] = {}
@@ -126,7 +127,7 @@ def _deploy(
 
 
 def _pairs(conduct: Conduct, *, is_text: bool) -> Iterator[Pair]:
-    """Engine and target; the dense INT8 ones stand beside ours."""
+    """Engine and target; the dense INT8 ones are listed with ours."""
     engines = list(dict.fromkeys(conduct.engines))
     if any(ENGINES[name].skips_zeros for name in engines):
         dense = [n for n, i in ENGINES.items() if i.int8 and not i.skips_zeros]

@@ -1,4 +1,4 @@
-"""The engines that a network is run by, each by its name."""
+"""The engines that can run a network, by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Loaded:
 
     Attributes:
       bind: from inputs to a function without arguments that runs the network on them;
-        what only converts the inputs is done before.
+        inputs are converted beforehand.
       nbytes: what the network takes on disk.
     """
 
@@ -33,7 +33,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Deployment:
-    """A network to be loaded, with what engines need beside it.
+    """A network to be loaded, with what engines need besides.
 
     Attributes:
       network: the network.
@@ -92,7 +92,7 @@ def _load_onnx(deployment: Deployment, threads: int, *, kind: Any, load: Any) ->
 
 
 class EngineInfo(NamedTuple):
-    """What is known of an engine.
+    """What is known about an engine.
 
     Attributes:
       load: from a deployment and a number of threads to a network.
@@ -100,7 +100,7 @@ class EngineInfo(NamedTuple):
       skips_zeros: whether zeros save time; engines that multiply them run only the
         dense network.
       int8: whether it computes in INT8.
-      only_text: whether it is of use only for BERTs.
+      only_text: whether it is useful only for BERTs.
     """
 
     load: Callable[[Deployment, int], Loaded]

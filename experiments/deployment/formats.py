@@ -1,4 +1,4 @@
-"""Formats of other engines and libraries: how a compressed run is written in each."""
+"""How a compressed run is written in the formats of other engines and libraries."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +11,11 @@ from experiments.deployment.network import Inputs, Network, Samples
 from experiments.errors import ConfigError
 
 Call: TypeAlias = Callable[..., np.ndarray]
-"""From a network's inputs to its output, computed by what was written."""
+"""From a network's inputs to its output, computed by the written file."""
 
 
 EXAMPLES = 32
-"""With which outputs are compared, and the batch size where a format has only one."""
+"""Examples to compare outputs on, and the batch size if a format has only one."""
 
 
 class Model(NamedTuple):
@@ -98,7 +98,7 @@ def write_litert(model: Model, path: Path, bits: int) -> Call:
 
 
 def write_coreml(model: Model, path: Path, bits: int) -> None:
-    """A Core ML package for one example; nothing but a Mac can run it."""
+    """A Core ML package for one example; only a Mac can run it."""
     del bits
     export.to_coreml(model.network.forward, model.samples.inputs(1), path)
 
@@ -109,4 +109,4 @@ WRITERS: dict[str, Callable[[Model, Path, int], Call | None]] = {
     "litert": write_litert,
     "coreml": write_coreml,
 }
-"""Each writes a file, and returns what runs it, or None if nothing here can."""
+"""Each writes a file and returns a function that runs it, or None if none can here."""

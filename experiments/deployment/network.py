@@ -1,4 +1,4 @@
-"""A network and its examples, in the form in which engines take them."""
+"""A network and its examples, in the form that engines take."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
@@ -29,13 +29,13 @@ class Network(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Examples to time, to calibrate and to judge a network with.
+    """Examples to time, calibrate and evaluate a network with.
 
     Attributes:
-      inputs: so many examples of the evaluation set, as one batch.
-      calibration: so many training examples, in batches.
-      score: judges a network, given as a `Run`, on the whole evaluation set, in per
-        cent; None if there are no labels.
+      inputs: from a number to that many examples of the evaluation set, as one batch.
+      calibration: from a number to that many training examples, in batches.
+      score: evaluates a network, given as a `Run`, on the whole evaluation set, in
+        percent; None if there are no labels.
       metric: what the score is.
     """
 
@@ -46,7 +46,7 @@ class Samples(NamedTuple):
 
 
 Scored: TypeAlias = Iterable[tuple[np.ndarray, Batch]]
-"""Outputs of a network, each with the examples that they are of."""
+"""Outputs of a network, each with its examples."""
 
 
 def make_samples(
@@ -61,7 +61,7 @@ def make_samples(
 
     Args:
       train: calibration examples are drawn from these, the same in every call.
-      evaluation: what is timed and judged.
+      evaluation: what is timed and evaluated.
       as_inputs: from examples to inputs.
       score: from outputs to the metric.
       metric: its name.
@@ -93,7 +93,7 @@ class Subject(NamedTuple):
 
     Attributes:
       name: in tables.
-      compress: from the name of a target to the network that is compressed so.
+      compress: from the name of a target to the network compressed to it.
       samples: its examples.
       eval_targets: the targets that its run is evaluated on.
     """

@@ -24,7 +24,7 @@ class OnnxFiles:
     """A network as ONNX files, each written when it is first asked for.
 
     INT8 is static, QDQ with a scale for each output, see `cram_jax.export.to_onnx`;
-    "dynamic" scales the activations of linear layers when they are there.
+    "dynamic" chooses the scales of linear layers' activations at run time.
     """
 
     def __init__(self, graph: Graph, calibration: list[Inputs], folder: Path):
@@ -75,7 +75,7 @@ def load_onnxruntime(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    # A thread that waits must not count as work in CPU time.
+    # Waiting threads must not count as CPU time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
         path, options, providers=["CPUExecutionProvider"]
@@ -85,7 +85,7 @@ def load_onnxruntime(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
 
 def load_openvino(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
     """A request of OpenVINO on the processor."""
-    # Its telemetry would fork this process to send usage data; it does without.
+    # Its telemetry would fork this process to send usage data.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     openvino = _import("openvino")
     settings = {
@@ -101,13 +101,13 @@ def load_openvino(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
 
 
 def _import(name: str) -> Any:
-    """A module that need not be installed, and has no types."""
+    """An optional module, without types."""
     return importlib.import_module(name)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the advice that quantisation logs for every model."""
+    """Silences the advice that quantisation logs for every model."""
     logging.disable(logging.WARNING)
     try:
         yield

@@ -52,8 +52,8 @@ def subject_of(
       what: the directory of a run, or the name of a network.
       targets: what it will be compressed to.
       data_dir: where tensorflow-datasets keeps its data; None: where the run found it.
-      pruning: how targets go about it that look at the data.
-      say: told what is worth knowing of a run.
+      pruning: settings of targets that look at the data.
+      say: told what is noteworthy about a run.
 
     Raises:
       ConfigError: it is neither, or a target fits no layer of it.
@@ -148,6 +148,6 @@ def _random(
         chosen = projector(target, filters=filters)
         return deploy(prune(params, projector=chosen).params)
 
-    # Random inputs have one distribution: few of them calibrate.
+    # Random inputs all have one distribution: a few are enough to calibrate.
     samples = Samples(inputs, lambda count: [inputs(min(count, 4))], None)
     return Subject(name, compress, samples, ("dense", "b90"))

@@ -19,7 +19,7 @@ from experiments.run_directory import write_text
 
 
 def console_table(outcome: Outcome, batch: int, threads: int) -> Table:
-    """One row an engine and network, for a batch size and a number of threads."""
+    """One row for each engine and network, for a batch size and a number of threads."""
     title = f"{outcome.name}, batch {batch}, {threads} thread{'s' * (threads > 1)}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     header, rows = _cells(outcome, batch, threads)

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 LEAST = 2e-3
-"""Seconds that a measurement takes at least: a short function runs several times."""
+"""The least duration of a measurement: a short function runs several times."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ Key = TypeVar("Key")
 def measure(
     functions: Mapping[Key, Callable[[], Any]], rounds: int
 ) -> dict[Key, Times]:
-    """Times functions in turn, so that a slow moment of the machine hits them all.
+    """Times functions in turn, so that a slow moment of the machine affects all.
 
     Args:
       functions: by name.
@@ -53,7 +53,7 @@ def measure(
     seconds: dict[Key, list[tuple[float, float]]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            function()  # the one before has filled the caches with its own
+            function()  # the previous function has filled the caches with its data
             cpu, wall = time.process_time(), time.perf_counter()
             for _ in range(calls[name]):
                 function()

@@ -22,7 +22,7 @@ class Point(NamedTuple):
     """One engine with one network.
 
     Attributes:
-      label: beside the point.
+      label: printed beside the point.
       ours: whether it is our engine's.
       ms: CPU time of a call.
       megabytes: on disk.
@@ -37,7 +37,7 @@ class Point(NamedTuple):
 
 
 def drawn_targets(names: Sequence[str]) -> tuple[str, ...]:
-    """Those of a run's targets that make a network faster or smaller for our engine."""
+    """The targets of a run that make a network faster or smaller in our engine."""
     kept = [
         name
         for name in names
@@ -47,7 +47,7 @@ def drawn_targets(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def points(outcome: Outcome, setting: tuple[int, int]) -> list[Point]:
-    """Ours for every target; of the others the fastest in INT8 and in float32.
+    """Ours for every target, and the fastest of the others in INT8 and in float32.
 
     Args:
       outcome: of a benchmark with accuracies.
@@ -74,7 +74,7 @@ def points(outcome: Outcome, setting: tuple[int, int]) -> list[Point]:
 
 
 def pareto(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
-    """Which points no other one beats in both, from the cheapest on."""
+    """Which points no other one beats in both, the cheapest first."""
     order = sorted(range(len(costs)), key=lambda i: (costs[i], -gains[i]))
     front: list[int] = []
     for i in order:
@@ -136,7 +136,7 @@ def _draw(axes: Any, found: Sequence[Point], costs: Sequence[float]) -> None:
             found[i].label,
             (costs[i], accuracies[i]),
             textcoords="offset points",
-            # Neighbours would write over each other on one side.
+            # Labels of neighbours would overlap on one side.
             xytext=(4, 6) if number % 2 else (4, -12),
             fontsize="x-small",
         )

@@ -12,7 +12,7 @@ def augment(
     Args:
       key: PRNG key.
       images: (batch, height, width, channels), of any dtype; zero is the background.
-      shift: up to so many pixels in each direction; what moves in is zero.
+      shift: up to this many pixels in each direction; what moves in is zero.
       flip: whether to mirror half of the images, left and right.
 
     Returns:

@@ -1,17 +1,17 @@
-"""The data sets we know: their splits, their labels, how large their images are."""
+"""The data sets we know: their splits, labels and image sizes."""
 
 from typing import NamedTuple
 
 
 class DatasetInfo(NamedTuple):
-    """What tensorflow-datasets does not say of a data set, or says under another name.
+    """What tensorflow-datasets does not say about a data set, or names differently.
 
     Attributes:
       dataset: its name there.
       train: the split to train on, or several joined by ``+``.
-      test: the split to judge on.
+      test: the split to evaluate on.
       classes: number of classes.
-      size: height and width of the images; None where they differ and are large: they
+      size: height and width of the images; None if they differ and are large: they
         become 224x224.
       known: whether tensorflow-datasets can prepare it.
     """
@@ -31,7 +31,7 @@ CATALOGUE: dict[str, DatasetInfo] = {
     "cifar10": DatasetInfo("cifar10", size=(32, 32)),
     "cifar100": DatasetInfo("cifar100", classes=100, size=(32, 32)),
     "imagenet2012": DatasetInfo("imagenet2012", test="validation", classes=1000),
-    # To transfer to: cut to 224x224, those of CIFAR too.
+    # To transfer to; resized to 224x224, including CIFAR's.
     "transfer_aircraft": DatasetInfo("fgvc_aircraft", _both, classes=100, known=False),
     "transfer_birdsnap": DatasetInfo("birdsnap", classes=500, known=False),
     "transfer_caltech101": DatasetInfo("caltech101", classes=102),

@@ -26,13 +26,13 @@ class DataConfig:
     """The data of a run.
 
     Attributes:
-      name: the data set, see `experiments.images.catalogue`; or folder.
-      folder: for folder, where your own images are: ``train/CLASS/``, and
+      name: the data set, see `experiments.images.catalogue`; or "folder".
+      folder: with ``name`` "folder", where your own images are: ``train/CLASS/``, and
         ``test/CLASS/`` unless ``validation`` holds some out.
-      side: for folder, the height and width that images are scaled to, to train on
-        them in memory; 0: they are decoded as needed and become 224x224.
-      classes: of a data set in memory, the numbers of the classes to keep, which are
-        numbered anew; empty: all.
+      side: with ``name`` "folder", the height and width that images are scaled to, to
+        train on them in memory; 0: they are decoded as needed and become 224x224.
+      classes: the classes to keep of a data set in memory, which are renumbered; empty:
+        all.
       batch_size: images in a training step; the last partial batch is left out.
       shift: largest random shift, in pixels.
       flip: random horizontal flips.
@@ -76,11 +76,11 @@ class ModelConfig:
         and ``training=`` to logits.
       widths: channels of each stage of resnet.
       blocks: blocks of each stage of resnet.
-      layer_widths: outputs of each convolution but the shortcuts, in the order of the
-        network, where they differ from those of ``name``, as after ``shrink``.
+      layer_widths: outputs of each convolution except shortcuts, in the order of the
+        network, if they differ from those of ``name``, as after ``shrink``.
       patch: side of the squares of pixels that become channels before the first layer;
-        2 makes a network about four times faster, and a little less accurate. Of the
-        ResNets for small images.
+        2 makes a network about four times faster, and a little less accurate. Only for
+        the ResNets for small images.
       dtype: of the activations; parameters, batch statistics and logits are float32.
     """
 
@@ -116,20 +116,21 @@ class ModelConfig:
 
     @property
     def title(self) -> str:
-        """What tables and files call it."""
+        """Its name in tables and files."""
         return self.module.replace(":", ".") or self.name
 
 
 @dataclass(frozen=True)
 class ImageConfig(RunConfig):
-    """A run on images; with its seed it determines every number of the result.
+    """A run on images; it determines every number of the result.
 
     Attributes:
       data: the data.
       model: the network.
       init_from: the directory of a run, or a file of torchvision's weights, to start
-        from; None: the initial weights of the seed; empty: has to be named to train.
-      new_head: a new classification layer instead of that of ``init_from``.
+        from; None: random initialisation; empty: required on the command line.
+        new_head: whether to replace the classification layer of ``init_from`` by a new
+        one.
     """
 
     kind: ClassVar[str] = "images"
@@ -139,7 +140,7 @@ class ImageConfig(RunConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
 
     def check_inputs(self) -> None:
-        """See `RunConfig.check_inputs`; a folder of images, if that is the data."""
+        """See `RunConfig.check_inputs`; also checks a folder of images."""
         if self.data.name == "folder":
             from experiments.images.folder import read_folder
 

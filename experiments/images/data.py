@@ -1,4 +1,4 @@
-"""Labelled images, in memory where they are small."""
+"""Labelled images, in memory if they are small."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from experiments.images.large import MEAN, STD, LargeImages
 
 
 class Dataset(NamedTuple):
-    """A data set, in memory where its images are small.
+    """A data set, in memory if its images are small.
 
     Attributes:
       train: ``image`` (uint8, height, width, channels) and ``label`` to train on.
@@ -45,14 +45,14 @@ class Dataset(NamedTuple):
         return self.train.take([0])["image"].shape[1:]
 
     def normalize(self, images: Any) -> Any:
-        """Images as the network wants them: of mean 0 and deviation 1, float32."""
+        """Images as the network expects them: mean 0, deviation 1, float32."""
         return (images.astype(np.float32) - self.mean) / self.std
 
 
 def load(
     config: DataConfig, data_dir: Path | None = None, *, workers: int = 0
 ) -> Dataset:
-    """Reads a data set, or opens it where its images are large.
+    """Reads a data set, or opens it if its images are large.
 
     The digits are prepared at first use.
 
@@ -105,7 +105,7 @@ def load(
 
 
 def _of_classes(images: Examples, classes: Sequence[int]) -> Examples:
-    """The images of some classes, which become 0, 1, ... in the order given."""
+    """The images of some classes, renumbered 0, 1, ... in the order given."""
     labels = images.arrays["label"]
     places = np.full(max(int(labels.max()), *classes) + 1, -1, labels.dtype)
     places[list(classes)] = np.arange(len(classes))

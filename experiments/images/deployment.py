@@ -1,4 +1,4 @@
-"""Image classifiers in the form in which engines take them."""
+"""Image classifiers in the form that engines take."""
 
 import dataclasses
 from functools import partial
@@ -42,7 +42,7 @@ def image_network(
     """A classifier of images of a shape.
 
     Raises:
-      ConfigError: the network is not one of ours, so that its graph is not known.
+      ConfigError: the network is not one of ours, so its graph is unknown.
     """
     exact = dataclasses.replace(config, dtype="float32")
 

@@ -1,4 +1,4 @@
-"""Images of one's own: a folder with one folder a class."""
+"""Images of your own: a folder with one folder for each class."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ class ImageFiles:
 
     Args:
       files: each with the number of its class.
-      side: height and width to which the middle of every image is scaled; 0: as it is.
+      side: height and width that the middle of every image is scaled to; 0: unchanged.
     """
 
     def __init__(self, files: list[tuple[Path, int]], side: int = 0):
@@ -45,12 +45,12 @@ class ImageFiles:
 
 
 class Folder(NamedTuple):
-    """What lies in a folder.
+    """The contents of a folder.
 
     Attributes:
       train: files to train on and their classes, in a random order that is always the
         same.
-      test: those to judge by; empty if there is no folder for them.
+      test: those to evaluate on; empty if there is no folder for them.
       classes: the names of the classes, sorted: class 0, class 1, ...
     """
 
@@ -62,15 +62,15 @@ class Folder(NamedTuple):
 def read_folder(place: str) -> Folder:
     """Lists the images of ``PLACE/train/CLASS/`` and ``PLACE/test/CLASS/``.
 
-    Without ``train``, the folders in the place itself are the classes, and images to
-    judge by have to be held out.
+    Without ``train``, the folders in PLACE itself are the classes, and images for
+    evaluation have to be held out.
 
     Args:
       place: the folder.
 
     Raises:
-      ConfigError: it has to be named.
-      DatasetMissing: it is not there.
+      ConfigError: no folder is named.
+      DatasetMissing: it does not exist.
       DataError: it has fewer than two classes, or the test images have another one.
     """
     if not place:

@@ -41,8 +41,8 @@ def smaller_model(
     """See `Kind`."""
     if config.model.module:
         raise ConfigError(
-            f"{config.model.module} is a network of your own, whose widths its factory "
-            f"knows: shrink its arrays with cram_jax.structure"
+            f"{config.model.module} is a network of your own, and only its factory "
+            f"knows the widths: shrink its arrays with cram_jax.structure"
         )
     return dataclasses.replace(config.model, layer_widths=read_layer_widths(shapes))
 
@@ -56,16 +56,16 @@ def network(
 
 
 def check_weights(config: ImageConfig) -> None:
-    """There are none beside ``init_from``."""
+    """There are none other than ``init_from``."""
 
 
 def resolve(config: ImageConfig) -> ImageConfig:
-    """There is nothing that the data has to say."""
+    """The data add nothing."""
     return config
 
 
 def check_teacher(config: ImageConfig, theirs: ImageConfig, run: Path) -> None:
-    """See `Kind`; code that only the teacher's configuration names is not run."""
+    """See `Kind`; code named only in the teacher's configuration does not run."""
     if theirs.model.module not in ("", config.model.module):
         raise ConfigError(
             f"teacher {run} is of the network {theirs.model.module}, whose code is run "
@@ -92,6 +92,6 @@ def kept_sources(config: ImageConfig, run: Path) -> ImageConfig:
 def export(
     config: ImageConfig, params: Any, run: Path, out: Path, vocabulary: Path | None
 ) -> None:
-    """Only models of text are exported so."""
+    """Only text models are exported this way."""
     del params, out, vocabulary
     raise ConfigError(f"{run} is a run on {config.kind}; export writes those on text")

@@ -1,4 +1,4 @@
-"""Labelled images that are too large for memory: decoded and cut by workers."""
+"""Labelled images that are too large for memory: decoded and cropped by workers."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from experiments.batches import Batch, Source
 SIDE = 224
 SHORT_SIDE = 256  # of an image for evaluation, before its middle is cut out
 THREADS = 8
-# Of ImageNet, as torchvision's networks want them.
+# Of ImageNet, as torchvision's networks expect them.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32) * 255
 STD = np.array([0.229, 0.224, 0.225], np.float32) * 255
 
@@ -24,9 +24,9 @@ Box = tuple[float, float, float, float]
 class LargeImages(Source):
     """Images on disk, as 224x224: ``image`` and ``label``.
 
-    Training cuts out a part of random size and place, evaluation the middle. Batches
-    are made ahead, by threads or by processes of their own; what is in them does not
-    depend on which.
+    Training crops a part of random size and place, evaluation the middle. Batches are
+    made ahead of time, by threads or by processes; the content does not depend on
+    which.
 
     Args:
       source: random access to examples with ``image`` (uint8, height, width, channels)
@@ -78,16 +78,17 @@ class LargeImages(Source):
     def made(
         self, make: Callable[[int], Batch], start: int, stop: int
     ) -> Iterator[Batch]:
-        """See `Source.made`; ahead of their use, by threads or processes."""
+        """See `Source.made`; ahead of time, by threads or processes."""
         import grain  # slow to import, and needed only here
 
-        # An element is a batch, so that its content is the same however many work.
+        # An element is a batch, so its content does not depend on the number of
+        # workers.
         batches = grain.MapDataset.range(start, stop).map(make)
         if not self._workers:
             options = grain.ReadOptions(THREADS, prefetch_buffer_size=THREADS)
             return iter(batches.to_iter_dataset(options))
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain asks them, and we are no absl program
+            flags.FLAGS.mark_as_parsed()  # only absl programs parse them
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         processes = grain.multiprocessing.MultiprocessingOptions(
             self._workers, per_worker_buffer_size=2
@@ -105,7 +106,7 @@ def random_box(generator: np.random.Generator, width: int, height: int) -> Box:
             left = int(generator.integers(0, width - wide + 1))
             top = int(generator.integers(0, height - high + 1))
             return left, top, left + wide, top + high
-    # An image so narrow that nothing fits: as much of its middle as may be.
+    # The image is so narrow that nothing fits: as much of its middle as possible.
     wide = min(width, round(height * 4 / 3))
     high = min(height, round(width * 4 / 3))
     x, y = (width - wide) / 2, (height - high) / 2

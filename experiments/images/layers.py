@@ -1,4 +1,4 @@
-"""Layers as the authors' PyTorch models have them."""
+"""Layers as in the authors' PyTorch models."""
 
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ Convolution = partial(nnx.Conv, use_bias=False)
 
 
 class Normalization(nnx.BatchNorm):
-    """Batch norm in the precision of its statistics, whatever that of its input."""
+    """Batch norm in the precision of its statistics, whatever its input's."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         super().__init__(width, momentum=0.9, epsilon=1e-5, rngs=rngs)
@@ -31,7 +31,7 @@ def torch_linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear layer with the initial weights and biases of PyTorch."""
     layer = nnx.Linear(inputs, outputs, kernel_init=torch_uniform, rngs=rngs)
     bound = inputs**-0.5
-    # Not by a bias_init: a closure for each layer would make equal models unequal.
+    # Not by bias_init: a closure for each layer would make equal models unequal.
     bias: Any = layer.bias
     bias[...] = jax.random.uniform(rngs.params(), (outputs,), bias.dtype, -bound, bound)
     return layer

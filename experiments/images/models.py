@@ -46,7 +46,7 @@ def make_model(
 
     Returns:
       The network: called with normalised images (batch, height, width, channels) and
-      ``training=``, it gives float32 logits (batch, classes).
+      ``training=``, it returns float32 logits (batch, classes).
     """
     if config.module:
         return _own_model(config.module, channels, classes, rngs)
@@ -82,7 +82,7 @@ def _own_model(name: str, channels: int, classes: int, rngs: nnx.Rngs) -> nnx.Mo
     """Calls a factory of the user's.
 
     Raises:
-      ConfigError: it cannot be imported, or what it makes is no NNX module.
+      ConfigError: it cannot be imported, or does not return an NNX module.
     """
     package, _, factory = name.partition(":")
     try:
@@ -106,14 +106,14 @@ def read_layer_widths(shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
     kernels = [path for path in shapes if re.search(r"conv[\d_]*/kernel$", path)]
 
     def place(path: str) -> list[int]:
-        """The stem has no number; layer 10 comes after layer 9."""
+        """A sort key: the stem has no number, and layer 10 comes after layer 9."""
         return [int(number) for number in re.findall(r"\d+", path)]
 
     return tuple(shapes[path][-1] for path in sorted(kernels, key=place))
 
 
 def check_images(config: ModelConfig, size: tuple[int, int]) -> None:
-    """Raises where images of a size (height, width) do not suit a network.
+    """Raises if images of a size (height, width) do not suit a network.
 
     Raises:
       ConfigError: the patch does not divide them, or they are too small for VGG.

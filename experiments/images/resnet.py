@@ -18,8 +18,8 @@ class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut, projected at the start of a stage.
 
     Args:
-      inputs: channels that come in.
-      widths: channels of each convolution; of the last one also those of the shortcut.
+      inputs: incoming channels.
+      widths: channels of each convolution; the last are also those of the shortcut.
       stride: of the first convolution.
       projects: whether the shortcut is a convolution.
       convolution: makes one.
@@ -111,12 +111,12 @@ class ResNet(nnx.Module):
       layer_widths: channels of the stem and of each convolution of each block, if they
         are not those of the stage; the blocks of a stage end with the same number.
       imagenet_stem: a 7x7 convolution and a max-pool, which together make the image
-        four times smaller, in place of a 3x3 convolution.
+        four times smaller, instead of a 3x3 convolution.
       patch: side of the squares of pixels that become channels before the stem; it has
         to divide the sides of the images.
       kernel_init: initial weights of the convolutions.
       head: makes the head of its inputs, its outputs and rngs.
-      dtype: of the convolutions and what lies between them, such as bfloat16; by
+      dtype: of the convolutions and everything between them, such as bfloat16; by
         default that of images and parameters. Parameters and statistics are float32.
       rngs: where the initial weights come from.
     """
@@ -182,7 +182,7 @@ class ResNet(nnx.Module):
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
         for name in self.order:
             x = getattr(self, name)(x, training=training)
-        # The head is never narrower than its parameters.
+        # The head never computes in a narrower dtype than its parameters.
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return self.head(x.mean(axis=(1, 2)))
 
@@ -193,7 +193,7 @@ def _layer_widths(
     expansions: Sequence[int],
     given: Sequence[int] | None,
 ) -> Iterator[tuple[int, ...]]:
-    """Those of the stem, then of each block, as given or as its stage says."""
+    """Widths of the stem, then of each block, as given or as its stage says."""
     parts = [(widths[0],)] + [
         tuple(expansion * width for expansion in expansions)
         for width, count in zip(widths, blocks, strict=True)
@@ -209,7 +209,7 @@ def _layer_widths(
 
 
 def space_to_depth(images: jax.Array, patch: int) -> jax.Array:
-    """Makes channels of squares of ``patch`` x ``patch`` pixels."""
+    """Turns squares of ``patch`` x ``patch`` pixels into channels."""
     batch, height, width, channels = images.shape
     x = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
     x = x.transpose(0, 1, 3, 2, 4, 5)

@@ -32,15 +32,15 @@ def load_torchvision(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a state dict of torchvision's ResNet-18, 34 or 50.
 
-    A ``.safetensors`` file is read as it is; a ``.pth`` or ``.pt`` file, which is a
-    pickle, by PyTorch, which has to be installed for it. For images of ImageNet
-    normalised as torchvision does, the logits are torchvision's.
+    A ``.safetensors`` file is read directly; a ``.pth`` or ``.pt`` file, which is a
+    pickle, by PyTorch, which has to be installed. For images of ImageNet normalised as
+    torchvision does, the logits are torchvision's.
 
     Args:
       path: the file.
       name: resnet18, resnet34 or resnet50.
-      classes: leaves the file's head out, and draws a new one of so many classes; by
-        default the file's, of 1000 classes.
+      classes: discards the file's head, and draws a new one with this many classes; by
+        default the file's, with 1000 classes.
       seed: of the new head.
 
     Returns:
@@ -49,8 +49,8 @@ def load_torchvision(
 
     Raises:
       ConfigError: another name, or classes below 1.
-      WeightsError: there is no such file, PyTorch is missing, or the file holds
-        something else than the network of that name.
+      WeightsError: there is no such file, PyTorch is missing, or the file does not hold
+        the network of that name.
     """
     if name not in IMAGENET_RESNETS:
         names = ", ".join(IMAGENET_RESNETS)
@@ -83,7 +83,7 @@ def from_state_dict(
       params and batch_stats.
 
     Raises:
-      WeightsError: a tensor is missing, too many, or of another shape.
+      WeightsError: a tensor is missing, unexpected or of the wrong shape.
     """
     trees = [
         nnx.to_pure_dict(nnx.state(model, kind)) for kind in (nnx.Param, nnx.BatchStat)
@@ -141,7 +141,7 @@ def _abstract(name: str) -> ResNet:
 
 
 def _hint(tensors: Mapping[str, np.ndarray], expected: list[str]) -> str:
-    """What the file may be instead, by the names in it."""
+    """What the file may be instead, judging by the names in it."""
 
     def body(names: Iterable[str]) -> set[str]:
         return {name for name in names if name[:3] != "fc."}
@@ -156,6 +156,6 @@ def _hint(tensors: Mapping[str, np.ndarray], expected: list[str]) -> str:
 
 
 def _some(names: list[str]) -> str:
-    """The number of the names and the first of them."""
+    """The number of names and the first of them."""
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{len(names)} tensors" + (f" ({shown})" if names else "")

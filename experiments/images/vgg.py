@@ -18,8 +18,8 @@ class VGG(nnx.Module):
     """Stages of 3x3 convolutions, each stage with a max-pool; one linear layer.
 
     The variant for CIFAR that the authors of CrAM use: batch norm after every
-    convolution, and one linear layer in place of three. Their convolutions have biases;
-    ours have none, for batch norm would subtract them again.
+    convolution, and one linear layer instead of three. Their convolutions have biases;
+    ours have none, because batch norm would subtract them again.
 
     Args:
       channels: channels of the images.

@@ -256,7 +256,7 @@ def _checked(questions: list[Question], source: str) -> list[Question]:
     for question in questions:
         where = f"{source}: question {question.id!r}"
         if question.id in seen:
-            raise DataError(f"{where} is there twice")
+            raise DataError(f"{where} appears twice")
         seen.add(question.id)
         if not question.answers:
             raise DataError(f"{where} has no answers; SQuAD v1.1 has some for each")

@@ -214,7 +214,7 @@ def _normalizer(
             raise VocabularyError(f"{beside} cannot be read: {error}") from error
         for name, value in settings.items():
             if not isinstance(value, bool | None):
-                raise VocabularyError(f"{beside}: {name} must be a truth value")
+                raise VocabularyError(f"{beside}: {name} must be true or false")
     lower = settings["do_lower_case"]
     cased = [entry for entry in entries if entry != entry.lower() and entry[0] != "["]
     if lower is None and cased:

@@ -29,7 +29,7 @@ def check_named(run: Path, config: RunConfig, named: str | None) -> None:
     stored = config.model.module if isinstance(config, ImageConfig) else ""
     if stored and named != stored:
         raise ConfigError(
-            f"{run} is of the network {stored}, whose code is run only if you name it "
+            f"{run} is of the network {stored}, whose code runs only if you name it "
             f"too: add --module {stored} (for train --model.module {stored})"
         )
 

@@ -50,12 +50,29 @@ def test_compress_stores_a_model_that_evaluates_the_same(run, data_dir, capsys):
     assert main(f"compress {run} --target k90 --data-dir {data_dir}".split()) == 0
     text = capsys.readouterr().out
     assert "stem/conv/kernel" in text
+    assert "norm/scale" not in text
+    assert "dense leaves of fewer than 2 dimensions" in text
     compressed = run / "compressed" / "k90"
     stored = json.loads((compressed / "compression.json").read_text())
     assert main(f"evaluate {compressed} --data-dir {data_dir}".split()) == 0
     results = json.loads((compressed / "evaluation.json").read_text())
     (again,) = results["methods"]["cram_plus"]["runs"]
     assert again["pruned"] == {"dense": stored["accuracy"]}
+
+
+def test_a_model_is_not_written_over_its_run(run, capsys):
+    for verb in ("compress", "shrink"):
+        for out in (run, run.parent):
+            words = f"{verb} {run} --target c50 --out {out} --overwrite"
+            assert main(words.split()) == 1
+            assert "out must be a directory of its own" in capsys.readouterr().err
+
+
+def test_a_dry_run_takes_a_step_and_writes_nothing(data_dir, tmp_path, capsys):
+    command = f"train digits --run {tmp_path / 'run'} --data-dir {data_dir} --dry-run"
+    assert main(command.split() + TINY.split()) == 0
+    assert "one step: loss " in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_shrunken_run_is_a_run(run, data_dir, tmp_path, capsys):
@@ -130,6 +147,9 @@ def test_report_reads_what_evaluate_stored(run, data_dir, tmp_path, capsys):
     assert "report.md" in capsys.readouterr().out
     assert "| CrAM+-k50 |" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "digits-resnet.png").exists()
+    assert main(["report", str(run), "--json"]) == 0
+    (results,) = json.loads(capsys.readouterr().out).values()
+    assert results["targets"] == ["dense", "k50", "k90"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import json
 import resource
 import shutil
 import signal
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,8 @@ from experiments.__main__ import main
 from experiments.checksums import checksums
 from experiments.errors import NonFiniteLoss, RunError, Stopped
 from experiments.images.task import classification
+from experiments.late_reads import late_reads_ignored
+from experiments.loggers import LOGGERS
 from experiments.metrics import make_console, progress_bar
 from experiments.run_directory import load_config, state_of
 from experiments.step import init_state
@@ -153,7 +157,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
     assert_same_parameters(state, trained[1])
     assert steps(run) == [5, 10]
     said = " ".join(capsys.readouterr().out.split())
-    assert "going on from the checkpoint before, 5" in said
+    assert "resuming from the previous checkpoint, 5" in said
     # Both at once: there is nothing to go on from, and nothing is removed.
     for step in ("5", "10"):
         damage(run / "checkpoints" / step / "default", name, how)
@@ -231,6 +235,42 @@ def test_a_directory_without_permission_is_named(tmp_path, setting):
         directory.chmod(0o700)
 
 
+def test_late_reads_of_a_failed_restore_print_nothing(monkeypatch):
+    def raise_later(error, source=None):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error, object=source))
+
+    seen, names = [], {}
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    exec(compile("async def read(): pass", "orbax/serialization.py", "exec"), names)
+    read = names["read"]()
+    with late_reads_ignored():
+        raise_later(RuntimeError("Event loop is closed"))
+        raise_later(ValueError("Encountered error while reading"), read)
+        raise_later(ValueError("ours"))
+    read.close()
+    assert [str(each.exc_value) for each in seen] == ["ours"]
+
+
+def test_a_signal_between_two_steps_loses_none(tmp_path, setting, monkeypatch):
+    class Interrupting:
+        def __init__(self, *run):
+            pass
+
+        def write(self, step, values):
+            if step == 6:  # after it was decided that step 6 is not saved
+                signal.raise_signal(signal.SIGTERM)
+
+        def close(self):
+            pass
+
+    monkeypatch.setitem(LOGGERS, "tensorboard", Interrupting)
+    config, *rest = setting
+    setting = dataclasses.replace(config, log_every=1), *rest
+    with pytest.raises(Stopped, match="stopped at step 7 of 10"):
+        run_training(tmp_path / "run", setting, loggers=("tensorboard",))
+    assert steps(tmp_path / "run") == [5, 7]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_at_a_checkpoint_and_it_goes_on(
     number, tmp_path, setting, trained
@@ -246,7 +286,7 @@ def test_a_signal_ends_a_run_at_a_checkpoint_and_it_goes_on(
         run_training(run, setting, stop)
     assert info.value.signal == number
     assert steps(run) == [5, 7]
-    assert "unfinished: its last checkpoint is of step 7 of 10" in state_of(run)
+    assert "unfinished: its last checkpoint is at step 7 of 10" in state_of(run)
     state = run_training(run, setting, resume=True)
     assert_same_parameters(state, trained[1])
     assert state_of(run) == ""
@@ -269,7 +309,7 @@ def test_weights_that_are_no_numbers_are_never_stored(tmp_path, setting):
     assert steps(run) == [5]
     assert "has diverged: " in state_of(run)
     nothing = {"kernel": jnp.array([jnp.inf])}
-    with pytest.raises(NonFiniteLoss, match="weights in .* are infinite or not num"):
+    with pytest.raises(NonFiniteLoss, match="weights in .* are not finite"):
         checkpoints.save_model(tmp_path / "model", config, nothing, {})
     assert not (tmp_path / "model").exists()
 

@@ -136,3 +136,16 @@ def test_plain_steps_are_those_of_the_base_optimiser(params):
         np.testing.assert_allclose(ours, without if is_plain else with_rule, rtol=1e-6)
         applied += not is_plain
     assert 4 <= applied <= 16  # a quarter of 40, within 2.2 deviations
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.25])
+def test_a_gradient_is_clipped_before_the_base_optimiser(clip, params):
+    sgd = dataclasses.replace(
+        ADAM, base="sgd", learning_rate=1.0, momentum=0.0, nesterov=False
+    )
+    config = dataclasses.replace(sgd, schedule="constant", clip_norm=clip)
+    optimizer = make_optimizer(config, loss_fn, 10, 0)
+    updates, _ = step(optimizer, optimizer.init(params), params)
+    gradient, _ = jax.grad(loss_fn, has_aux=True)(params, BATCH)
+    scale = clip / optax.tree.norm(gradient) if clip else 1.0
+    assert_close(updates, jax.tree.map(lambda g: -scale * g, gradient))

@@ -11,6 +11,7 @@ from experiments.results import (
     add_run,
     cell,
     load_results,
+    merged,
     new_results,
     save_results,
     summarize,
@@ -85,3 +86,27 @@ def test_an_unknown_figure_is_an_empty_cell():
     add_run(results, "SGD", ImageConfig(), [Accuracy("dense", 98.0, 99.0)], 1.0)
     assert cell(results, "SGD", "pruned", "k90") == ""
     accuracy_table(results, "Title")
+
+
+def evaluated(targets, model):
+    """Results of one run of a model."""
+    results = new_results(list(targets))
+    accuracies = [Accuracy(name, value, value) for name, value in targets.items()]
+    add_run(results, "SGD", ImageConfig(), accuracies, 1.0, model=model)
+    return results
+
+
+def test_targets_of_one_model_are_kept_and_the_newer_figure_counts():
+    both = merged(
+        evaluated({"dense": 99.0, "k90": 50.0}, "a"),
+        evaluated({"k80": 90.0, "k90": 60.0}, "a"),
+    )
+    assert sorted(both["targets"]) == ["dense", "k80", "k90"]
+    (run,) = both["methods"]["SGD"]["runs"]
+    assert run["pruned"] == {"dense": 99.0, "k90": 60.0, "k80": 90.0}
+    assert run["seconds"] == 2.0
+
+
+def test_results_of_different_models_are_not_merged():
+    one, other = evaluated({"dense": 99.0}, "a"), evaluated({"k90": 60.0}, "b")
+    assert merged(one, other) is None

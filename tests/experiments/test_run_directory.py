@@ -52,7 +52,7 @@ def test_nothing_foreign_is_removed(run, tmp_path):
     model = tmp_path / "bert"
     model.mkdir()
     (model / "config.json").write_text('{"model_type": "bert", "hidden_size": 768}')
-    with pytest.raises(RunError, match="no run of ours, remove it yourself"):
+    with pytest.raises(RunError, match="not a run of ours, remove it yourself"):
         check_free(model, overwrite=True)
     link = tmp_path / "link"
     link.symlink_to(run)
@@ -215,7 +215,7 @@ def test_metrics_that_were_cut_off_are_left_out_and_damaged_ones_named(tmp_path)
 def test_a_run_says_how_far_it_came(run):
     assert state_of(run) == ""
     write_status(run, state="interrupted", step=4, steps=9)
-    assert state_of(run).endswith("its last checkpoint is of step 4 of 9")
+    assert state_of(run).endswith("its last checkpoint is at step 4 of 9")
     write_status(run, state="diverged", why="the loss is nan at step 5")
     assert "has diverged: the loss is nan at step 5" in state_of(run)
     (run / "status.json").write_text("[")

@@ -302,7 +302,7 @@ def test_a_directory_of_something_else_is_left_alone(
     config, data, task, progress, tmp_path
 ):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunError, match="is no run"):
+    with pytest.raises(RunError, match="is not a run"):
         train(config, tmp_path, data, task, progress, overwrite=True)
     assert (tmp_path / "thesis.txt").exists()
 

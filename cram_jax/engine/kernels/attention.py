@@ -1,4 +1,4 @@
-"""Attention of several heads, for some vectors of queries at a time."""
+"""Multi-head attention, a few vectors of queries at a time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

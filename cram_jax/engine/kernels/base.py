@@ -1,4 +1,4 @@
-"""What a kernel is: options that choose its code, and names of its arguments."""
+"""The base of kernels: options that choose the code, and names of arguments."""
 
 from dataclasses import dataclass
 from typing import ClassVar

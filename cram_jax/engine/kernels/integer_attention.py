@@ -1,9 +1,9 @@
 """Attention of bytes: integer scores and sums around a float32 softmax.
 
-Queries, keys and values are bytes, four features in a lane. A key is a signed number
-that multiplies a vector of queries, and so is a value with a vector of weights; a lane
-holds four features of the first product and four keys of the second. So keys are made
-signed and values are transposed before, once for all queries.
+Queries, keys and values are bytes, four features in a lane. Keys are signed numbers
+that multiply vectors of queries, and values multiply vectors of weights; a lane holds
+four features of the first product and four keys of the second. So keys are made signed
+and values transposed beforehand, once for all queries.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ class SignKeys(KernelSpec):
 
     The score of a key starts at minus the zero point of queries times the sum of the
     key. What the zero point of keys would add is the same for all keys of a query, and
-    a softmax does not see it.
+    a softmax ignores it.
     """
 
     arguments: ClassVar[tuple[str, ...]] = (

@@ -1,4 +1,4 @@
-"""Kernels that move: inputs, gathers, embeddings, quantisation."""
+"""Kernels that move data: inputs, gathers, embeddings, quantisation."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -45,7 +45,7 @@ class LoadInput(KernelSpec):
                 rows = []
                 for place in range(4):
                     c = k.plus(k.times(u, 4), place)
-                    # Behind the last channel weights are zero, so any number will do.
+                    # Weights after the last channel are zero, so any number will do.
                     is_last = k.build.icmp_signed("<", c, last)
                     row = channel(k.build.select(is_last, c, last))
                     rows.append(k.add(k.mul(row, inverse), zero))

@@ -1,4 +1,4 @@
-"""What every operation is, and checks that they share."""
+"""The base of all operations, and the checks that they share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from cram_jax.validation import check_integer
 
 @dataclass(frozen=True)
 class TensorType:
-    """What flows along an edge, without its batch axis.
+    """The type of a tensor in a graph, without its batch axis.
 
     Attributes:
       shape: (features,), (length, features) or (height, width, channels); of integers
@@ -46,13 +46,13 @@ class Operation:
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 def operation(cls: type[Kind]) -> type[Kind]:
-    """Makes an operation of a class: frozen, compared by identity, as arrays are."""
+    """Makes an operation from a class: frozen, and compared by identity."""
     return dataclass(frozen=True, eq=False)(cls)
 
 
 @operation
 class Input(Operation):
-    """What the caller passes, in the order in which inputs were added.
+    """An input that the caller passes, in the order in which inputs were added.
 
     Attributes:
       shape: without the batch axis; see `TensorType`.

@@ -1,4 +1,4 @@
-"""Operations along the last axis, whatever is before it."""
+"""Operations along the last axis, whatever comes before it."""
 
 import numpy as np
 

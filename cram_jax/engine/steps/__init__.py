@@ -56,4 +56,4 @@ EMITTERS: dict[type, Callable[[Any, Node], None]] = {
     Token: emit_token,
     **dict.fromkeys((Add, Affine, Relu, Gelu, Tanh), emit_pointwise),
 }
-"""For every operation what adds its steps to a `Builder`."""
+"""For every operation, the function that adds its steps to a `Builder`."""

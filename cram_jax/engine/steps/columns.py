@@ -1,4 +1,4 @@
-"""Steps that compute columns on their own."""
+"""Steps that compute each column separately."""
 
 from __future__ import annotations
 

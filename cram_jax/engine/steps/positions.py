@@ -41,7 +41,7 @@ def emit_pool(b: Builder, node: Node) -> None:
         row, column = rows[:, None] + i, columns[None] + j
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
         weight[number] = inside / len(taps)
-        # Padding never wins: instead of it, a position of the window is read twice.
+        # Padding never wins: a position inside the window is read twice instead.
         index[number] = places[
             :, np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)
         ]

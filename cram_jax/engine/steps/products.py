@@ -66,7 +66,7 @@ def _add_tiled(
     reads: list[Buffer],
     y: Buffer,
 ) -> None:
-    """The steps for the tile that the plan was told."""
+    """The steps for the tile that the plan was given."""
     product = node.operation
     assert isinstance(product, PackedProduct)
     weights, vectors = product.weights, y.grid.vectors
@@ -101,7 +101,7 @@ def product_constants(
     y: Range | None,
     residual: Range | None,
 ) -> dict[str, object]:
-    """What a product's kernel needs beside weights: bias, scales and zero points.
+    """What a product's kernel needs besides weights: bias, scales and zero points.
 
     In INT8 the sum starts at the bias in units of the product of scales, less what the
     zero point of x adds; the result is ``sum * scale``. If the output is bytes and its
@@ -130,7 +130,7 @@ def product_constants(
     scale[: weights.outputs] = weights.scale.astype(np.float64) * x.scale
     if residual is not None:
         bias -= residual.scale * residual.zero
-    # A row of zeros has any scale: one that makes its bias small enough.
+    # A row of zeros may have any scale: take one that makes its bias small enough.
     empty = weights.absolute_sums() == 0
     scale[empty] = np.maximum(np.abs(bias[empty]) / 2**24, 1e-30)
     start = np.rint(bias / scale) - x.zero * weights.sums()
@@ -164,7 +164,7 @@ def _residual(b: Builder, node: Node) -> tuple[Buffer | None, str]:
 def _offsets(
     b: Builder, node: Node, product: PackedProduct
 ) -> tuple[Buffer, np.ndarray]:
-    """The buffer that a product reads, and for every block the lane it starts at."""
+    """The buffer that a product reads, and the first lane of every block."""
     weights = product.weights
     grid = b.layout.grids[node.name]
     taps = phase_of(product)

@@ -1,10 +1,13 @@
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.datasets import open_dataset
-from experiments.errors import ConfigError, DatasetMissing
+from experiments.errors import ConfigError, DataError, DatasetMissing
 from experiments.images.augment import augment
 from experiments.images.config import DataConfig
 from experiments.images.data import load, read
@@ -69,6 +72,37 @@ def test_a_missing_data_set_says_what_to_do(tmp_path):
         load(DataConfig(name="cifar10"), tmp_path)
     with pytest.raises(DatasetMissing, match="no data set is called 'cifar11'"):
         load(DataConfig(name="cifar11"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("index", "train holds 1297 examples, its index says 1000000000; prepare it"),
+        ("records", "train holds 0 examples, its index says 1297; prepare it again"),
+        ("removed", "train holds 0 examples, its index says 1297; prepare it again"),
+        ("json", r"digits in .* cannot be opened: .*; prepare it again"),
+    ],
+)
+def test_a_damaged_data_set_is_named_at_once(
+    damage, message, digits, data_dir, tmp_path
+):
+    shutil.copytree(data_dir, tmp_path / "data")
+    (about,) = (tmp_path / "data").rglob("dataset_info.json")
+    (records,) = (tmp_path / "data").rglob("*train*array_record*")
+    match damage:
+        case "index":
+            values = json.loads(about.read_text())
+            for split in values["splits"]:
+                split["shardLengths"] = ["1000000000"]
+            about.write_text(json.dumps(values))
+        case "records":
+            records.write_bytes(records.read_bytes()[:1000])
+        case "removed":
+            records.unlink()
+        case "json":
+            about.write_text("{")
+    with pytest.raises((DataError, ConfigError), match=message):
+        load(DataConfig(), tmp_path / "data")
 
 
 def test_cifar10_comes_through_the_same_loader(shared):

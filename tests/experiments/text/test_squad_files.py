@@ -69,7 +69,7 @@ def test_a_malformed_question_is_named(stored, changes, message):
 
 
 def test_an_id_may_be_there_once(stored):
-    with pytest.raises(DataError, match="question 'q' is there twice"):
+    with pytest.raises(DataError, match="question 'q' appears twice"):
         read_json(stored(article(), article()))
 
 

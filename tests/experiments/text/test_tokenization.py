@@ -240,7 +240,10 @@ def test_a_cased_vocabulary_needs_to_say_whether_case_is_kept(tmp_path):
     with pytest.raises(VocabularyError, match="upper case, such as 'The'"):
         load_wordpiece(tmp_path)
     settings = tmp_path / "tokenizer_config.json"
-    for text, message in (("{", "cannot be"), ('{"do_lower_case": 1}', "truth value")):
+    for text, message in (
+        ("{", "cannot be"),
+        ('{"do_lower_case": 1}', "true or false"),
+    ):
         settings.write_text(text)
         with pytest.raises(VocabularyError, match=message):
             load_wordpiece(tmp_path)

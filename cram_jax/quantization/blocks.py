@@ -1,4 +1,4 @@
-"""Blocks of weights along the inputs, which share a scale."""
+"""Blocks of weights along the inputs that share a scale."""
 
 import jax
 
@@ -17,7 +17,7 @@ def blocked_axis(axes: Axes) -> int | None:
 
 
 def split_blocks(leaf: jax.Array, axis: int, block: int) -> jax.Array:
-    """Cuts an axis into blocks, the last one filled up with zeros.
+    """Cuts an axis into blocks, the last one padded with zeros.
 
     Args:
       leaf: an array.

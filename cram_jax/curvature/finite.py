@@ -1,4 +1,4 @@
-"""Statistics that are not finite are an error, not a choice by position."""
+"""Non-finite statistics are an error: they must not decide what is pruned."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,12 @@ import numpy as np
 
 
 class Finite(NamedTuple):
-    """Where statistics are finite.
+    """Which statistics are finite.
 
     Attributes:
       before: bool, shape (leaves,): the weights that are pruned.
       gradients: bool, shape (gradients, leaves).
-      after: bool, shape (leaves,): the weights that are left.
+      after: bool, shape (leaves,): the remaining weights.
     """
 
     before: jax.Array

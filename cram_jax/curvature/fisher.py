@@ -1,4 +1,4 @@
-"""The inverse of an empirical Fisher matrix in blocks, as square roots.
+"""The inverse of a block-diagonal empirical Fisher matrix, as square roots.
 
 Each block of weights has F = damping I + (1/m) sum g g^T over m gradients. We store a
 root S with S S^T = F^-1, because single precision represents the root even if the
@@ -6,9 +6,9 @@ matrix itself is too badly conditioned, as most are at a damping of 1e-7. The di
 of F^-1 is then a sum of squares, never negative.
 
 Arrays have the blocks along axis 0. Nothing crosses blocks, so sharded ones stay local.
-Each gradient, and each weight that is removed, updates the whole root, so the time goes
-into passes over memory. On a CPU we therefore process a few blocks at a time, which
-stay in its cache for all updates.
+Each gradient, and each weight that is removed, updates the whole root, so memory
+bandwidth dominates. On a CPU we therefore process a few blocks at a time, which stay in
+its cache for all updates.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from cram_jax.reshaping import explicit_sharding, shards
 # By default accelerators multiply float32 in less than float32.
 _einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
-# Blocks that a CPU takes at a time: with 50 weights each they are 1.3 MB of float32.
+# Blocks that a CPU processes at a time: with 50 weights each, 1.3 MB of float32.
 _PART = 128
 
 
@@ -264,7 +264,7 @@ class Place(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Arguments of the loss by name; ``examples`` have the examples along axis 0."""
+    """Arguments of the loss by name; ``examples`` hold the examples along axis 0."""
 
     examples: dict[str, Any]
     constants: dict[str, Any]

@@ -1,6 +1,6 @@
-"""Numbers rounded to narrow floating-point formats, and kept in a wider dtype.
+"""Numbers rounded to narrow floating-point formats, but kept in a wider dtype.
 
-A conversion there and back would not do: under `jax.jit` XLA may leave it out.
+A round trip through the narrow dtype would not do: under `jax.jit`, XLA may drop it.
 """
 
 from collections.abc import Callable
@@ -13,17 +13,17 @@ Scale: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 
 def round_scale(scale: jax.Array, kind: Scale) -> jax.Array:
-    """Positive scales as a format keeps them, within its finite range."""
+    """Positive scales as a format stores them, within its finite range."""
     return _ROUNDINGS[kind](scale)
 
 
 def round_e4m3(x: jax.Array) -> jax.Array:
-    """The nearest number of 8 bits with 4 of exponent (OCP E4M3), at most 448."""
+    """The nearest 8-bit number with a 4-bit exponent (OCP E4M3), at most 448."""
     return _rounded(x, mantissa=3, smallest=2.0**-6, largest=448.0)
 
 
 def round_e2m1(x: jax.Array) -> jax.Array:
-    """The nearest of the numbers of 4 bits, 0, 0.5, 1, 1.5, 2, 3, 4, 6 and minus those.
+    """The nearest 4-bit number: 0, 0.5, 1, 1.5, 2, 3, 4, 6 or minus one of those.
 
     Half to even, at most 6 (OCP E2M1).
     """
@@ -31,7 +31,7 @@ def round_e2m1(x: jax.Array) -> jax.Array:
 
 
 def _rounded(x: jax.Array, mantissa: int, smallest: float, largest: float) -> jax.Array:
-    """Rounds to a mantissa of so many bits; below ``smallest`` in even steps."""
+    """Rounds to a mantissa of that many bits; in even steps below ``smallest``."""
     step = smallest * 2.0**-mantissa
     small = jnp.round(x / step) * step
     normal = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=mantissa)

@@ -1,4 +1,4 @@
-"""One integer for each weight, whose leading bits are the smaller models."""
+"""One integer for each weight; its leading bits are the smaller models."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from cram_jax.axes import AxesLike, axes_value
 from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
 from cram_jax.projector import safe_denominator
-from cram_jax.quantization import own_scale
+from cram_jax.quantization.integers import own_scale
 from cram_jax.validation import check_integer
 
 
@@ -23,18 +23,18 @@ def nested(
 ) -> "Nested":
     """Rounds weights to the leading bits of their ``of``-bit integers.
 
-    One training for several widths, one file for all of them: under `one_of`, such as
+    One training run and one file serve several widths: under `one_of`, such as
     ``one_of(nested(8), nested(4), nested(2))``, a model learns to work at each, and
-    what is stored are the 8-bit integers.
+    only the 8-bit integers are stored.
 
     With the largest magnitude M of an output (a row of a lookup table), a weight ``w``
     has the magnitude ``q = round(|w| (2**(of-1) - 1) / M)``, and its leading bits are
     ``r = q >> (of - bits)``. It becomes ``sign(w) r M / (2**(bits-1) - 1)``. So the
-    levels are those of ``fake_quant(bits)``, magnitudes are cut off instead of rounded
-    to them, cutting from 8 to 4 and then to 2 bits is the same as from 8 to 2, and zero
-    stays zero; ``nested(of, of=of)`` is ``fake_quant(of)``. The result stays in the
-    leaf's dtype; gradients pass through as if nothing had been rounded; the masks are
-    all True.
+    levels are those of ``fake_quant(bits)``, but magnitudes are truncated to them
+    instead of rounded. Truncating from 8 to 4 and then to 2 bits is the same as from 8
+    to 2, and zero stays zero; ``nested(of, of=of)`` is ``fake_quant(of)``. The result
+    stays in the leaf's dtype; gradients pass through as if nothing had been rounded;
+    the masks are all True.
 
     Args:
       bits: width of the integers that are used, 2 <= bits <= of.
@@ -87,7 +87,7 @@ class Nested(LeafProjector):
         largest = jnp.max(jnp.abs(wide), over, keepdims=True, initial=0)
         fine = safe_denominator(largest / (2 ** (self.of - 1) - 1))
         coarse = largest / (2 ** (self.bits - 1) - 1)
-        # Floats hold these integers exactly, and have no sign of zero to lose.
+        # Floats hold these integers exactly.
         cut = jnp.floor(jnp.round(jnp.abs(wide) / fine) / 2 ** (self.of - self.bits))
         rounded = (jnp.sign(wide) * cut * coarse).astype(value.dtype)
         return jax.lax.stop_gradient(rounded) + (value - jax.lax.stop_gradient(value))

@@ -1,4 +1,4 @@
-"""What losses that are evaluated for one example at a time are given."""
+"""The arguments of losses that are evaluated one example at a time."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from cram_jax.projector import leaf_path
 
 
 def check_names(examples: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
-    """Raises unless both map names to values, and not the same names.
+    """Raises unless both map names to values, and share no name.
 
     Args:
       examples: arguments of the loss that have the examples along axis 0.
@@ -40,7 +40,7 @@ def count_examples(examples: Mapping[str, Any]) -> int:
       Their number, at least 1.
 
     Raises:
-      ValueError: there is none, a leaf is a scalar, or leaves differ in their number.
+      ValueError: there is none, a leaf is a scalar, or leaves hold different numbers.
     """
     sizes = {}
     for path, leaf in jax.tree.leaves_with_path(dict(examples)):

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.axes import Axes, AxesLike, axes_value
-from cram_jax.input_blocks import blocked_axis, join_blocks, split_blocks
 from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
-from cram_jax.narrow_floats import round_e2m1, round_e4m3
 from cram_jax.projector import safe_denominator
+from cram_jax.quantization.blocks import blocked_axis, join_blocks, split_blocks
+from cram_jax.quantization.floats import round_e2m1, round_e4m3
 
 _LARGEST = 6.0  # of E2M1
 _LARGEST_SCALE = 448.0  # of E4M3
@@ -22,8 +22,8 @@ def mxfp4(*, where: Where | None = None, axes: AxesLike | None = None) -> "Mxfp4
 
     A weight becomes the nearest of 0, 0.5, 1, 1.5, 2, 3, 4, 6 and minus those (half to
     even), times ``2**(floor(log2(m)) - 2)`` with the largest magnitude m of its block.
-    Blocks run along the last input axis, of a lookup table along its rows; the last one
-    may be shorter. Zero stays zero. The result stays in the leaf's dtype; gradients
+    Blocks run along the last input axis, or along the rows of a lookup table; the last
+    one may be shorter. Zero stays zero. The result stays in the leaf's dtype; gradients
     pass through as if nothing had been rounded; the masks are all True.
 
     Args:
@@ -70,7 +70,7 @@ def nvfp4(*, where: Where | None = None, axes: AxesLike | None = None) -> "Nvfp4
 
 @dataclass(frozen=True, repr=False)
 class _Microscaled(LeafProjector):
-    """What the formats share: blocks, and the gradient that passes through."""
+    """What the formats share: blocks, and a straight-through gradient."""
 
     _: KW_ONLY
     where: Any = None
@@ -79,7 +79,7 @@ class _Microscaled(LeafProjector):
     block: ClassVar[int]
 
     def obstacle(self, leaf: Leaf) -> str:
-        """That there is nothing for blocks to run along."""
+        """Says so if there is nothing for blocks to run along."""
         return "it has no inputs" if blocked_axis(leaf.axes) is None else ""
 
     def project_leaves(

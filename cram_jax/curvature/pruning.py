@@ -1,4 +1,4 @@
-"""Pruning of trained networks by the curvature of the loss: oBERT and WoodFisher."""
+"""The projector: what is pruned, in how many steps, and what it refuses."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -9,10 +9,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from cram_jax import fisher
 from cram_jax.axes import Axes, AxesLike, axes_value
-from cram_jax.examples import check_names, count_examples
-from cram_jax.finite import Finite, all_finite, check_finite
+from cram_jax.curvature import fisher
+from cram_jax.curvature.examples import check_names, count_examples
+from cram_jax.curvature.finite import Finite, all_finite, check_finite
 from cram_jax.gradients import Caller, Gradient, gradient_of
 from cram_jax.leaves import (
     Leaf,
@@ -54,7 +54,7 @@ def second_order(
     constants: Mapping[str, Any] | None = None,
     has_aux: bool = False,
 ) -> "SecondOrder":
-    r"""Prunes by the curvature of the loss, and adjusts the weights that stay.
+    r"""Prunes by the curvature of the loss, and adjusts the remaining weights.
 
     A weight's magnitude says little about how much the loss depends on it. The
     empirical Fisher matrix, restricted to diagonal blocks, approximates the Hessian of
@@ -68,7 +68,7 @@ def second_order(
 
     .. math:: \delta w = -F^{-1} E_Q (E_Q^T F^{-1} E_Q)^{-1} E_Q^T w_Q
 
-    which minimises the quadratic model for all of Q together. Leaves that are not
+    which minimises the quadratic model for all of Q jointly. Leaves that are not
     prunable do not change. It keeps exactly as many weights as `top_k`, with the same
     rule for ties. Fine-tune the result with `keep_pruned`.
 
@@ -76,21 +76,20 @@ def second_order(
     first. The last block may be smaller.
 
     The quadratic model holds near the parameters at which F was computed. Removing most
-    weights at once leaves its range and can do worse than magnitude, so F is recomputed
-    on the way.
+    weights at once leaves that neighbourhood and can do worse than magnitude, so F is
+    recomputed on the way.
 
-    Cost, for each recomputation: m gradients and, for each of them, some three passes
-    over ``block_size`` floats for each prunable weight; on a CPU one pass for each
-    ``micro_batch`` of gradients. That many floats have to fit in memory, once more
-    those of the largest leaf, and ``micro_batch`` gradients: ``lower(params)`` tells.
+    Cost of each recomputation: m gradients and, for each of them, about three passes
+    over ``block_size`` floats per prunable weight; on a CPU, one pass for each
+    ``micro_batch`` of gradients. Memory has to hold that many floats, those of the
+    largest leaf a second time, and ``micro_batch`` gradients: see ``lower(params)``.
     The statistics are float32, float64 for float64 parameters. One compiled program
-    serves every recomputation; its size depends on neither m nor
-    ``block_size``.
+    serves every recomputation; its size depends on neither m nor ``block_size``.
 
-    Sharded parameters give the same masks. With explicit axes, blocks lie where their
-    outputs do, or are copied to all devices if one of them would lie across two; with
-    automatic axes XLA decides. A traced call, as in a step of training, is refused:
-    pruning comes after training, and an error cannot be raised there.
+    Sharded parameters give the same masks. With explicit axes, blocks are placed like
+    their outputs, or copied to all devices if a block would straddle two of them; with
+    automatic axes XLA decides. Traced calls, such as in a training step, are refused:
+    pruning comes after training, and errors cannot be raised there.
 
     Args:
       sparsity: share of zeros, 0 <= sparsity < 1.
@@ -105,7 +104,7 @@ def second_order(
       block_size: weights in a block.
       damping: :math:`\lambda`, above 0.
       recomputations: how often F is computed. With R of them, the share of weights kept
-        falls by the same factor R times, and F is computed for the weights left.
+        falls by the same factor R times, and F is computed for the remaining weights.
       examples_per_gradient: how many examples each gradient averages over; with more
         than one, the same examples give fewer gradients.
       micro_batch: gradients computed at a time; affects only speed and memory.
@@ -121,10 +120,10 @@ def second_order(
       TypeError: an argument is of a wrong type; at use, if ``loss_fn`` needs an
         argument that it does not get or gives no scalar, a leaf to prune is not of a
         floating dtype, or the call is traced.
-      ValueError: a number is out of range, there is no example, arrays of the examples
-        differ in their number or ``examples_per_gradient`` does not divide it; at use,
-        if the masks do not fit, ``where`` chooses no leaf, or a weight or the gradient
-        of an example is not finite, which the error names.
+      ValueError: a number is out of range, there is no example, the arrays hold
+        different numbers of examples, or ``examples_per_gradient`` does not divide it;
+        at use, if the masks do not fit, ``where`` chooses no leaf, or a weight or the
+        gradient of an example is not finite, which the error names.
 
     Example:
       The inputs are proportional, so the remaining weight can do the work of both:
@@ -205,12 +204,12 @@ class SecondOrder(Projector):
         return False
 
     def init(self, params: Params) -> tuple[()]:
-        """None. Traces nothing, as the loss of an abstract model costs time."""
+        """None. Traces nothing, because tracing the loss takes time."""
         prunable(params, self.where, self.axes)
         return ()
 
     def notes(self, params: Params) -> list[str]:
-        """Why leaves stay dense, and which axes were assumed of the others."""
+        """Why leaves stay dense, and which axes were assumed for the others."""
         leaves = described(params, self.axes)
         return [
             reason or (f"assumed to be {leaf.axes}" if leaf.axes.assumed else "")
@@ -238,13 +237,13 @@ class SecondOrder(Projector):
     def lower(self, params: Params) -> jax.stages.Lowered:
         """Lowers the program that `project` runs for every recomputation.
 
-        ``lower(params).compile().memory_analysis()`` says whether it fits.
+        ``lower(params).compile().memory_analysis()`` shows whether it fits.
 
         Args:
           params: a pytree of arrays.
 
         Returns:
-          What `jax.jit` gives for ``lower``.
+          What ``jax.jit(...).lower`` returns.
         """
         leaves = self._leaves(params)
         return self._prune.lower(
@@ -263,7 +262,7 @@ class SecondOrder(Projector):
         }
 
     def _counts(self, leaves: dict[int, Leaf], share: Number) -> list[int | jax.Array]:
-        """How many to keep, of all leaves together or of each layer."""
+        """How many to keep, in all leaves together or in each layer."""
         sizes = [jnp.size(leaf.value) for leaf in leaves.values()]
         if self.scope == "global":
             return [kept_count(sum(sizes), share)]
@@ -295,7 +294,7 @@ class SecondOrder(Projector):
         counts: list[int | jax.Array],
         places: tuple[fisher.Place, ...],
     ) -> tuple[Projection, Finite]:
-        """Prunes to these counts of weights, by the curvature at the projection."""
+        """Prunes to these counts, by the curvature at the projected parameters."""
         leaves, kept = map(jax.tree.leaves, projection)
         structure: Any = jax.tree.structure(projection.params)
         width = self.options.block_size
@@ -335,7 +334,7 @@ class SecondOrder(Projector):
 
 
 def _outputs_first(axes: Axes) -> tuple[int, ...]:
-    """The axes, outermost first: stacked layers, outputs, and what feeds those."""
+    """The axes, outermost first: stacked layers, outputs, and what feeds them."""
     first = (*axes.stack, *axes.outputs)
     return (*first, *(i for i in range(len(axes.roles)) if i not in first))
 
@@ -348,7 +347,7 @@ def _places(leaves: dict[int, Leaf]) -> tuple[fisher.Place, ...]:
 
 
 def _ranks(saliencies: jax.Array, kept: jax.Array, order: tuple[int, ...]) -> jax.Array:
-    """In the shape of the leaf; above 0 for what is kept so far, even if it is zero."""
+    """In the shape of the leaf; above 0 for entries kept so far, even zeros."""
     ranks = fisher.from_blocks(saliencies, kept, order)
     return jnp.where(kept, jnp.maximum(ranks, jnp.finfo(ranks.dtype).tiny), 0)
 

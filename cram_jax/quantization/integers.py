@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.axes import Axes, AxesLike, axes_value
-from cram_jax.input_blocks import blocked_axis, join_blocks, split_blocks
 from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
-from cram_jax.narrow_floats import Scale, round_scale
 from cram_jax.projector import safe_denominator
+from cram_jax.quantization.blocks import blocked_axis, join_blocks, split_blocks
+from cram_jax.quantization.floats import Scale, round_scale
 from cram_jax.validation import check_choice, check_flag, check_integer
 
 # Shares of the range that least squares tries: first these, then as many between the
-# neighbours of the best of them.
+# neighbours of the best one.
 _SHARES = np.geomspace(0.1, 1.0, 16)
 _REFINEMENTS = 3
 
@@ -42,13 +42,13 @@ def fake_quant(
 
     - Symmetric: ``zero`` is 0 and ``q`` from ``-(2**(bits - 1) - 1)`` to
       ``2**(bits - 1) - 1``. Otherwise ``q`` is from 0 to ``2**bits - 1``, from the
-      smallest to the largest weight (or 0), which suits weights that lean to a side.
-    - With ``full_range``, symmetric integers reach down to ``-2**(bits - 1)``: there
-      stands the weight of the largest magnitude, and the scale has the opposite sign.
-    - The range reaches to the largest weight, or, with ``clip="least_squares"``, to
-      where a search finds the least squared error of the rounded weights: more
-      accurate at 4 bits and below, but about forty passes over the weights: use it in
-      `compress`, not in every training step.
+      smallest to the largest weight (or 0), which suits skewed weights.
+    - With ``full_range``, symmetric integers reach down to ``-2**(bits - 1)``, which
+      the weight of the largest magnitude becomes; the scale has the opposite sign.
+    - The range extends to the largest weight, or, with ``clip="least_squares"``, to
+      where a search finds the least squared error of the rounded weights. That is more
+      accurate at 4 bits and below, but takes about forty passes over the weights: use
+      it in `compress`, not in every training step.
 
     The result stays in the leaf's dtype, and in its finite range. Gradients pass
     through as if nothing had been rounded. The masks are all True.
@@ -56,13 +56,13 @@ def fake_quant(
     Args:
       bits: width of the integers, 2 <= bits <= 16.
       symmetric: whether positive and negative weights get the same range.
-      per: "channel", a scale for each output of a layer, and for each row of a lookup
-        table; or "tensor", one for each layer. What is neither a matrix nor a table has
-        one. A layer is a leaf or a slice of stacked layers.
-      block: a scale for each of so many inputs of an output, of a lookup table for each
-        so many numbers of a row; the last block may be shorter. Blocks run along the
-        last input axis. None: as ``per`` says.
-      scale: "float32", or as what the scales are stored: "float16" or "bfloat16".
+      per: "channel", a scale for each output of a layer and each row of a lookup table;
+        or "tensor", one for each layer. Leaves that are neither matrices nor tables
+        have one scale. A layer is a leaf or a slice of stacked layers.
+      block: how many neighbouring inputs of an output, or numbers in a row of a lookup
+        table, share a scale; the last block may be shorter. Blocks run along the last
+        input axis. None: as ``per`` says.
+      scale: the dtype that scales are stored in: "float32", "float16" or "bfloat16".
       full_range: whether symmetric integers use their lowest value too.
       clip: "max" or "least_squares".
       where: which leaves, see `prunable`.
@@ -137,7 +137,7 @@ class FakeQuant(LeafProjector):
     axes: Any = None
 
     def obstacle(self, leaf: Leaf) -> str:
-        """That there is nothing for blocks to run along."""
+        """Says so if there is nothing for blocks to run along."""
         without = self.block is not None and blocked_axis(leaf.axes) is None
         return "it has no inputs to cut into blocks" if without else ""
 
@@ -162,7 +162,7 @@ class FakeQuant(LeafProjector):
             assert axis is not None
             split = split_blocks(wide, axis, self.block)
             rounded = join_blocks(self._rounded(split, (axis + 1,)), leaf, axis)
-        # The outermost level may lie outside of the dtype, if its range is used up.
+        # The outermost level may lie outside the dtype's range.
         limit = jnp.finfo(leaf.dtype).max.astype(wide.dtype)
         rounded = jnp.clip(rounded, -limit, limit).astype(leaf.dtype)
         return jax.lax.stop_gradient(rounded) + (leaf - jax.lax.stop_gradient(leaf))
@@ -229,10 +229,10 @@ def _grid(
         high = jnp.full_like(scale, highest)
         return _Grid(safe_denominator(scale), -high, high)
     steps = 2**bits - 1
-    # Each by itself: the difference of the two may be too large for the dtype.
+    # Separately, because their difference may be too large for the dtype.
     scale = round_scale(largest / steps - smallest / steps, stored)
     low = jnp.round(smallest / safe_denominator(scale))
-    # A scale that was rounded down may need one step more than there are.
+    # A scale that was rounded down may need one step more than there is.
     low = jnp.clip(low, -steps, 0)
     return _Grid(safe_denominator(scale), low, low + steps)
 
@@ -258,8 +258,8 @@ def _fit_least_squares(
 ) -> _Grid:
     """Tries shares of the range, then alternates between levels and their best scale.
 
-    The error has many small dips, so the search is a fine one. Neither half of an
-    alternation can make it larger, before the scale is rounded to what is stored.
+    The error has many local minima, so the search is a fine one. Neither half of an
+    alternation can increase it, before the scale is rounded for storage.
     """
     smallest, largest = _ends(leaf, over)
 
@@ -268,7 +268,7 @@ def _fit_least_squares(
         return jnp.sum((rounded - leaf) ** 2, over, keepdims=True)
 
     def search(shares: jax.Array, best: _Attempt) -> _Attempt:
-        """Tries shares, a first axis of them before the axes of a grid."""
+        """Tries shares, along a new first axis before those of a grid."""
 
         def attempt(index: int, best: _Attempt) -> _Attempt:
             share = shares[index]

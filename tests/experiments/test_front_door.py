@@ -1,0 +1,158 @@
+"""What people expect of a program: versions, files, hints, loggers."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import io
+import sys
+import types
+
+import pytest
+from flax import nnx
+from rich.console import Console
+
+from experiments.__main__ import main
+from experiments.claim import claim
+from experiments.errors import ConfigError, RunError
+from experiments.images.config import ImageConfig, ModelConfig
+from experiments.images.models import make_model
+from experiments.loggers import LOGGERS, check_loggers
+from experiments.metrics import Report, progress_bar
+from experiments.recipes import RECIPES
+from experiments.run_directory import load_config, save_config
+from experiments.verbs.train import parse_train
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    version = importlib.metadata.version("cram-jax")
+    assert capsys.readouterr().out == f"cram-jax {version}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("run.yaml", "recipe: digits\nepochs: 3\noptimizer: {rho: 0.2}\n"),
+        ("run.json", '{"recipe": "digits", "epochs": 3, "optimizer": {"rho": 0.2}}'),
+    ],
+)
+def test_a_file_changes_the_recipe_that_it_names(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    train = parse_train(["--config", str(tmp_path / name), "--seed", "4"])
+    base = RECIPES["digits"]
+    optimizer = dataclasses.replace(base.optimizer, rho=0.2)
+    expected = dataclasses.replace(base, epochs=3, seed=4, optimizer=optimizer)
+    assert train.configuration() == expected
+
+
+def test_a_file_that_holds_no_configuration_is_one_message(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    for text, message in (
+        ("epochs: many", "epochs must be"),
+        ("epoch: 3", "did you mean 'epochs'?"),
+        ("- 3", "it must hold fields, got list"),
+        ("a: [", "cannot read"),
+    ):
+        file.write_text(text)
+        assert main(["train", "--config", str(file)]) == 1
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_epochs_are_added_if_the_schedule_allows(schedule, config, tmp_path):
+    optimizer = dataclasses.replace(config.optimizer, schedule=schedule, warmup=0.0)
+    config = dataclasses.replace(config, optimizer=optimizer)
+    longer = dataclasses.replace(config, epochs=config.epochs + 3)
+    run = tmp_path / "run"
+    save_config(run, config)
+    allowed = schedule == "constant"
+    outcome = (
+        contextlib.nullcontext()
+        if allowed
+        else pytest.raises(RunError, match=r"scheduled for 2 epochs .*--init-from")
+    )
+    out = io.StringIO()
+    report = Report(progress_bar(Console(file=out)))
+    with outcome, contextlib.ExitStack() as stack:
+        claim(stack, run, longer, report, resume=True, overwrite=False)
+    assert load_config(run).epochs == (longer if allowed else config).epochs
+    assert ("5 epochs instead of 2" in out.getvalue()) == allowed
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_steps_are_lines_only_without_a_bar(terminal):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, color_system=None)
+    report = Report(progress_bar(console))
+    report.say("evaluated: accuracy 98.00 %")
+    report.say_off_terminal("step 3/20")
+    lines = ["evaluated: accuracy 98.00 %", *([] if terminal else ["step 3/20"])]
+    assert out.getvalue().splitlines() == lines
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_named(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=f"logger {name} needs its package: pip"):
+        check_loggers((name,))
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_gets_the_configuration_and_every_metric(
+    name, config, tmp_path, monkeypatch
+):
+    calls = []
+
+    def record(function):
+        def call(*values, **named):
+            calls.append((function, values, named))
+            return service
+
+        return call
+
+    names = {
+        "wandb": ["init", "log", "finish"],
+        "mlflow": ["start_run", "log_dict", "log_metrics", "end_run"],
+    }[name]
+    service = types.SimpleNamespace(**{each: record(each) for each in names})
+    monkeypatch.setitem(sys.modules, name, service)
+    logger = LOGGERS[name](tmp_path / "run7", config, 0)
+    logger.write(3, {"loss": 0.5})
+    logger.close()
+    assert [function for function, *_ in calls] == names
+    assert "run7" in repr(calls[0])
+    assert "'epochs': 2" in repr(calls)
+    assert calls[-2][1:] == (({"loss": 0.5},), {"step": 3})
+
+
+NETWORK = """
+from flax import nnx
+
+class Own(nnx.Module):
+    def __init__(self, channels, classes, rngs):
+        self.head = nnx.Linear(channels, classes, rngs=rngs)
+
+    def __call__(self, images, training):
+        return self.head(images.mean((1, 2)))
+"""
+
+
+def test_a_network_of_your_own_is_made_by_its_factory(tmp_path, monkeypatch):
+    (tmp_path / "my_network.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = ModelConfig(module="my_network:Own")
+    network = make_model(config, 3, 5, rngs=nnx.Rngs(0))
+    assert network.head.kernel.shape == (3, 5)
+
+
+def test_code_that_only_a_run_names_does_not_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_network.py").write_text("raise SystemError('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    save_config(
+        tmp_path / "run", ImageConfig(model=ModelConfig(module="my_network:Own"))
+    )
+    for verb in ("evaluate", "audit", "compress --target k90"):
+        assert main([*verb.split(), str(tmp_path / "run")]) == 1
+        assert "runs only if you name it" in capsys.readouterr().err
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 1
+    assert "--model.module my_network:Own" in capsys.readouterr().err
