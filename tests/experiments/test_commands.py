@@ -200,7 +200,12 @@ def test_a_tiny_demo_compares_the_methods(data_dir, tmp_path, capsys, monkeypatc
         digits.config.optimizer, train_targets=("k50", "k90")
     )
     model = ModelConfig(widths=(4,), blocks=(1,))
-    small = dataclasses.replace(digits.config, model=model, optimizer=optimizer)
+    small = dataclasses.replace(
+        digits.config,
+        model=model,
+        optimizer=optimizer,
+        eval_targets=("dense", "k90", "k95", "2:4"),
+    )
     monkeypatch.setattr(digits, "config", small)
     blocks = dataclasses.replace(
         digits.blocks,
