@@ -29,10 +29,12 @@ class Kind(Protocol):
     Attributes:
       SOURCES: what ``init_from`` may name, in words.
       WEIGHT_FILES: the endings of files of published weights that it may name.
+      LIBRARY: of PyTorch, in whose names `export` writes a model.
     """
 
     SOURCES: str
     WEIGHT_FILES: tuple[str, ...]
+    LIBRARY: str
 
     def prepare(
         self, config: Any, data_dir: Path | None = None, *, workers: int = 0
@@ -96,9 +98,9 @@ class Kind(Protocol):
         ...
 
     def export(
-        self, config: Any, params: Any, run: Path, out: Path, vocabulary: Path | None
+        self, config: Any, model: "Model", run: Path, out: Path, vocabulary: Path | None
     ) -> None:
-        """Writes a model in a common form, with the run's vocabulary or this one."""
+        """Writes a model as `LIBRARY` does, with the vocabulary of the run or this."""
         ...
 
     def deploy(

@@ -67,7 +67,7 @@ EXPECTED = (
 
 
 class LeafFilters(NamedTuple):
-    """Which leaves of a network targets are about; see ``where`` of the projectors.
+    """Which leaves of a network targets compress; see ``where`` of the projectors.
 
     Attributes:
       prunable: those that may be compressed at all; None: of two or more dimensions.
@@ -86,10 +86,10 @@ class Part(NamedTuple):
 
     Attributes:
       form: what it does.
-      share: of zeros; 0 if it does not say.
+      share: of zeros; 0 if there is none.
       numbers: inputs and outputs of a block, n and m, or bits.
-      bits: what is kept is rounded to on the way; None: it is not.
-      refitted: whether what is kept gets its best values.
+      bits: width that kept weights are rounded to while pruning; None: not rounded.
+      refitted: whether kept weights are refitted by least squares.
     """
 
     form: Form
@@ -132,11 +132,11 @@ def parse(target: str) -> tuple[Part, ...]:
 
 
 def check(target: str, *, training: bool = False) -> None:
-    """Raises unless a target has such a name.
+    """Raises unless the name of a target is valid.
 
     Args:
       target: its name.
-      training: whether to train for it; what needs a trained network cannot be.
+      training: whether to train for it, which targets of trained networks do not allow.
 
     Raises:
       ConfigError: see `parse`.
@@ -164,7 +164,7 @@ def projector(
 
     Args:
       target: its name, see `parse`.
-      masks_every: uses for which the masks of one projection serve.
+      masks_every: for how many uses the masks of one projection are kept.
       filters: the leaves; by default all of two or more dimensions.
       pruners: make the projectors that need a trained network and its data.
 
@@ -295,12 +295,12 @@ def label(target: str) -> str:
 
 
 def sparsity(target: str, scope: Scope = "global") -> float | None:
-    """The share of zeros if a target is nothing but sparsity, else None.
+    """The share of zeros if a target is only a sparsity, else None.
 
     Args:
       target: its name.
-      scope: which targets count beside dense: ``k90``, with "layer" ``u90``, with
-        "blocks" ``b90``, with "channels" ``c90``.
+      scope: which targets count, besides dense: ``k90``; with "layer" ``u90``; with
+        "blocks" ``b90``; with "channels" ``c90``.
     """
     part, *others = parse(target)
     if not others and part.form == "dense":

@@ -50,12 +50,22 @@ def compress(
 
     opened = OpenRun(config, data, task, params, batch_stats)
     store(out, run, opened, target, (compressed, statistics), after, data_dir)
-    say(str(cram_jax.sparsity_report(compressed, masks)))
+    say(_shown(cram_jax.sparsity_report(compressed, masks)))
     recalibrated = " with batch norm recalibrated" if has_statistics(statistics) else ""
     say(
-        f"\n{task.metric.capitalize()} {before:.2f} % dense, {after:.2f} % as "
-        f"{targets.label(target)}{recalibrated}. Stored in {out}"
+        f"\n{task.metric.capitalize()} {before:.2f} % dense, {after:.2f} % "
+        f"compressed to {targets.label(target)}{recalibrated}. Stored in {out}"
     )
+
+
+def _shown(report: cram_jax.SparsityReport) -> str:
+    """The report without biases and norms, most of the leaves of a large network."""
+    lines = str(report).splitlines()
+    shown = [line for line in lines if not line.endswith("fewer than 2 dimensions")]
+    if len(shown) < len(lines):
+        count = len(lines) - len(shown)
+        shown.append(f"not shown: {count} dense leaves of fewer than 2 dimensions")
+    return "\n".join(shown)
 
 
 def store(

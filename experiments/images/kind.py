@@ -9,20 +9,21 @@ from flax import nnx
 from cram_jax.paths import named_leaves
 from cram_jax.structure import Structure, group_masks
 from experiments.channels import parameter_shapes
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, cannot_write
 from experiments.images.config import ImageConfig, ModelConfig
 from experiments.images.data import Dataset, load
 from experiments.images.deployment import deploy, samples
-from experiments.images.models import read_layer_widths
+from experiments.images.models import IMAGENET_RESNETS, read_layer_widths
 from experiments.images.own import widths_left
 from experiments.images.task import classification, make_network
-from experiments.images.torchvision import load_torchvision
+from experiments.images.torchvision import load_torchvision, save_torchvision
 from experiments.task import Model, Task
 
 __all__ = ["deploy", "samples"]
 
 SOURCES = "a run's directory or a file of torchvision's weights"
 WEIGHT_FILES: tuple[str, ...] = (".safetensors", ".pth", ".pt")
+LIBRARY = "torchvision"
 
 
 def prepare(
@@ -95,8 +96,17 @@ def kept_sources(config: ImageConfig, run: Path) -> ImageConfig:
 
 
 def export(
-    config: ImageConfig, params: Any, run: Path, out: Path, vocabulary: Path | None
+    config: ImageConfig, model: Model, run: Path, out: Path, vocabulary: Path | None
 ) -> None:
-    """Only text models are exported this way."""
-    del params, out, vocabulary
-    raise ConfigError(f"{run} is a run on {config.kind}; export writes those on text")
+    """Writes a file of tensors that torchvision's network of the name takes."""
+    del run, vocabulary
+    named = ModelConfig(name=config.model.name, dtype=config.model.dtype)
+    if config.model != named or named.name not in IMAGENET_RESNETS:
+        names = ", ".join(IMAGENET_RESNETS)
+        raise ConfigError(
+            f"torchvision has {names} with all their channels, not {config.model.title}"
+        )
+    try:
+        save_torchvision(out, *model)
+    except OSError as error:
+        raise cannot_write(out, error) from error

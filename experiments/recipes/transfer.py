@@ -3,9 +3,9 @@
     python -m experiments train transfer_food101 --init-from MODEL --data-dir DIRECTORY
 
 MODEL is a compressed model, from ``compress runs/imagenet-cram_plus-seed0 --target
-k80``. Its masks stay as they are, its classification layer is drawn anew, and all kept
-weights train on. The twelve data sets are in `experiments.images.catalogue`. A dense
-model transfers in the same way.
+k80``. Its masks stay fixed, its classification layer is replaced by a new one, and all
+kept weights train on. The twelve data sets are in `experiments.images.catalogue`. A
+dense model transfers in the same way.
 
 From the paper: fixed masks and a new classification layer. Neither its text nor the
 authors' configurations gave us the rest. The data sets are those of Iofinova et al.
@@ -60,7 +60,7 @@ def _half(base: ImageConfig) -> ImageConfig:
 def _transfer(
     base: ImageConfig, name: str, classes: tuple[int, ...], learning_rate: float = 0.01
 ) -> ImageConfig:
-    """Training on under fixed masks, with a new head."""
+    """Further training under fixed masks, with a new head."""
     data = dataclasses.replace(base.data, classes=classes)
     return variant(
         dataclasses.replace(base, data=data, init_from="", new_head=True),

@@ -6,12 +6,12 @@
 
 CrAM+ trains one network for each form of zeros and seed, for four sparsities. Each is
 compressed in one shot to all sparsities, its batch norm recalibrated, and compiled for
-our engine in INT8. A result is stored as soon as it is there, and a program that was
-stopped goes on where it was; ``--table`` only prints what is there.
+our engine in INT8. Each result is stored at once, and a stopped program continues where
+it was; ``--table`` only prints the stored results.
 
-"By cost" divides the square of a weight, or the mean square of a block, by what it
-costs, its layer's multiply-adds a weight, and compares over all layers: what is kept of
-the weights' energy for a number of multiply-adds is then the most there can be.
+"By cost" divides the square of a weight, or the mean square of a block, by its cost,
+its layer's multiply-adds per weight, and compares over all layers: that keeps the most
+of the weights' energy for a number of multiply-adds.
 """
 
 import argparse
@@ -46,7 +46,7 @@ TRAINED = (0.5, 0.7, 0.8, 0.9)
 JUDGED = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)
 BATCH = 16
 Costs = dict[str, float]
-"""Multiply-adds of a weight, by the path of its leaf."""
+"""Multiply-adds per weight, by the path of its leaf."""
 
 
 Form = Callable[[float, Costs], cram_jax.Projector]
@@ -103,7 +103,7 @@ class Setting:
         self.costs = {name: count / sizes[name] for name, count in counted.items()}
 
     def train(self, form: Form, seed: int) -> tuple[Any, Any]:
-        """Trains with CrAM+ for a form of zeros; gives parameters and statistics."""
+        """Trains with CrAM+ for a form of zeros; returns parameters and statistics."""
         config, task = self.config, self.task
         steps, rule = total_steps(config, self.data), config.optimizer
         projector = cram_jax.one_of(*(form(share, self.costs) for share in TRAINED))

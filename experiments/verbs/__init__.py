@@ -1,8 +1,8 @@
-"""The verbs of the command line: what each may be told, one file each.
+"""The verbs of the command line and their options, one file each.
 
 A verb is a frozen dataclass whose fields are its options and whose docstrings are its
-help. `check` says what is wrong before jax is imported, which takes seconds; `execute`
-does the work, mostly by `experiments.commands`, and imports what needs jax.
+help. `check` reports errors before jax is imported, which takes seconds; `execute` does
+the work, mostly through `experiments.commands`, and imports what needs jax.
 """
 
 from collections.abc import Callable

@@ -35,10 +35,10 @@ class Compress:
     second_order: SecondOrder = field(default_factory=SecondOrder)
     """Settings of second-order targets such as o90."""
     layerwise: Layerwise = field(default_factory=Layerwise)
-    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
+    """Settings of targets that look at layer inputs: w90, g90, rk90 and so on."""
 
     def check(self) -> None:
-        """The target has a name that is known, and the run can be read."""
+        """The target has a known name, and the run can be read."""
         targets.check(self.target)
         check_named(self.run, load_config(self.run), self.module)
 

@@ -1,4 +1,4 @@
-"""``train``: a recipe, a configuration file, or a run that goes on."""
+"""``train``: a recipe, a configuration file, or a run to resume."""
 
 from dataclasses import dataclass
 from pathlib import Path

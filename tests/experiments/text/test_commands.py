@@ -114,7 +114,7 @@ def test_a_compressed_model_trains_on_under_its_masks(run, places, tmp_path, cap
     assert main(command.split()) == 0
     text = capsys.readouterr().out
     assert "bert/layer0/output/kernel" in text
-    assert "% as 60 % uniform. Stored in" in text
+    assert "% compressed to 60 % uniform. Stored in" in text
     facts = json.loads((compressed / "compression.json").read_text())
     assert facts["target"] == "u60"
     assert main(f"evaluate {compressed}".split()) == 0
@@ -137,6 +137,24 @@ def test_a_compressed_model_trains_on_under_its_masks(run, places, tmp_path, cap
         if one.ndim == 2:
             np.testing.assert_array_equal(one == 0, other == 0)
             assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "modules"),
+    [
+        ("--format litert", "text.tflite", ("litert_converter", "ai_edge_litert")),
+        ("--format coreml", "text.mlpackage", ("coremltools", "stablehlo_coreml")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_is_exported_to_engines(run, tmp_path, capsys, options, name, modules):
+    for module in modules:
+        pytest.importorskip(module, reason=f"needs the extra {options.split()[-1]}")
+    assert main(f"export {run} --out {tmp_path / name} {options}".split()) == 0
+    text = capsys.readouterr().out
+    assert "F1 " in text
+    assert ("F1 of the file" in text) == name.endswith("tflite")
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
 def test_a_model_is_exported_as_hugging_face_stores_it(run, tmp_path, capsys):
