@@ -1,4 +1,4 @@
-"""CPU devices, seeded property tests, and where larger reference data may lie."""
+"""CPU devices, seeded property tests, and the location of larger reference data."""
 
 import atexit
 import gc
@@ -51,7 +51,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--generated-networks",
         type=int,
-        default=150,
+        default=500,
         help="how many random networks structure/test_generated.py removes channels of",
     )
     parser.addoption(
@@ -76,7 +76,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session")
 def shared(request):
-    """The folder of larger reference data; skips where there is none."""
+    """The folder of larger reference data; skips if there is none."""
     folder = request.config.getoption("--shared")
     if folder is None:
         pytest.skip("needs --shared or $CRAM_JAX_SHARED, the larger reference data")

@@ -2,7 +2,7 @@
 
     python -m tests.mutants                         # all of them
     python -m tests.mutants selection sparsity      # those of some modules
-    python -m tests.mutants --results verdicts.txt  # goes on where it was stopped
+    python -m tests.mutants --results verdicts.txt  # continues where it was stopped
 
 Each mutant is made in a copy of the tree. A mutant that no test kills is printed as
 SURVIVED, and the exit status is the number of those. One survives, as all it changes
@@ -132,35 +132,51 @@ MUTANTS = {
         ["selection", "reparameterizations", "axes"],
         [
             Mutant("in_axes=axis, out_axes=axis", "in_axes=0, out_axes=0"),
-            Mutant("key(stack) < as_key(candidate)", "key(stack) <= as_key(candidate)"),
-            Mutant("signed or len(arrays) == 1", "len(arrays) == 1"),
+            Mutant("key < bar", "key <= bar"),
             Mutant("bits ^ jnp.iinfo(bits.dtype).max, bits", "bits, bits"),
             Mutant("jnp.where(array == 0, jnp.zeros_like(array), array)", "array"),
-            Mutant("(_places(layer, -place) < 0)", "(_places(layer, -place) <= 0)"),
-            Mutant("(_places(array, -end) < 0)", "(_places(array, -end) <= 0)"),
-            Mutant("(missing >= equal)", "(missing > equal)"),
-            Mutant("(missing < equal)", "(missing <= equal)"),
-            Mutant("& (cut_group == group)", ""),
-            Mutant("is_cut[np.concatenate(groups)]", "is_cut"),
-            Mutant("sizes - found.not_above[in_order]", "sizes - found.not_above"),
-            Mutant("jnp.where(is_cut, end, 0)", "end"),
-            Mutant("dtype=limit.dtype) <= limit", "dtype=limit.dtype) < limit"),
-            Mutant("bounds[fitting + 1]", "bounds[fitting]"),
-            Mutant("bounds[fitting], ", "bounds[0], "),
+            Mutant(
+                "is_tie & (places(array, -end) < 0)",
+                "is_tie & (places(array, -end) <= 0)",
+            ),
+            Mutant(
+                "(key == threshold) & (places(array, -end) < 0)",
+                "(key == threshold) & (places(array, -end) <= 0)",
+            ),
+            Mutant("is_kept = equal <= missing", "is_kept = equal < missing"),
+            Mutant("initial=0, where=is_kept", "initial=0, where=~is_kept"),
+            Mutant(
+                "np.arange(len(groups)) == jnp.asarray(group_of)[searched]",
+                "np.ones(len(groups), bool)",
+            ),
+            Mutant("jnp.asarray(place_of)[searched]", "searched"),
+            Mutant("jnp.where(is_searched, place, 0)", "place"),
+            Mutant("fits = totals <= limit", "fits = totals < limit"),
+            Mutant("initial=found.all_below, where=fits", "initial=0, where=fits"),
+            Mutant("jnp.minimum(found.not_above, not_above)", "found.not_above"),
+            Mutant("jnp.maximum(found.below, below)", "found.below"),
             Mutant("& jnp.iinfo(bits).max", ""),
             Mutant("jnp.clip(k, 0, total)", "k"),
-            Mutant("jnp.zeros([], bits), width - 1", "jnp.zeros([], bits), width - 2"),
+            Mutant('f"int{width}"), width - 1', 'f"int{width}"), width - 2'),
             Mutant("for array in arrays).bit_length()", "for array in arrays) // 2"),
             Mutant(
                 "jnp.minimum(steps << bits.astype(zero.dtype), room)",
                 "(steps << bits.astype(zero.dtype))",
             ),
             Mutant("jnp.maximum(bits - digit, 0)", "bits - digit"),
+            Mutant("jax.typeof(array), []", "array.shape, []"),
+        ],
+    ),
+    "counting": (
+        ["counting", "selection"],
+        [
+            Mutant("cuts[0].inner,", "range(cuts[0].array.ndim),"),
+            Mutant("jnp.sum(mask, dtype=dtype)", "jnp.sum(mask[..., 1:], dtype=dtype)"),
             Mutant(
-                "for axis in reversed(range(array.ndim))",
-                "for axis in range(array.ndim)",
+                "for axis in reversed(range(array.ndim)):\n        numbers",
+                "for axis in range(array.ndim):\n        numbers",
             ),
-            Mutant("(array.shape, explicit_sharding(array))", "array.shape"),
+            Mutant("start + jax.lax.iota", "jax.lax.iota"),
         ],
     ),
     "sparsity": (

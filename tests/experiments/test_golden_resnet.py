@@ -1,6 +1,6 @@
 """ResNet-20 of the authors' PyTorch code, step for step, in float64.
 
-Our model with converted weights, batch norm from the dense pass alone, masks, and
+Our model with converted weights, batch norm only from the dense pass, masks, and
 recalibration. The recordings are large: they are read from the shared folder.
 """
 
@@ -46,7 +46,7 @@ def convert(value):
     """From (out, in, h, w) and (out, in) to Flax's layout."""
     order = {4: (2, 3, 1, 0), 2: (1, 0)}.get(np.ndim(value))
     value = value if order is None else np.transpose(value, order)
-    # What float32 holds exactly was stored so; masks stay as they are.
+    # What float32 holds exactly was stored so; masks stay unchanged.
     return value if value.dtype == bool else np.asarray(value, np.float64)
 
 

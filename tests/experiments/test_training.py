@@ -290,7 +290,7 @@ def test_a_run_directory_is_not_overwritten(
     with pytest.raises(RunError, match="is not empty: choose another --run"):
         train(config, run, data, task, progress)
     changed = dataclasses.replace(config, seed=7)
-    with pytest.raises(RunError, match="started with another seed"):
+    with pytest.raises(RunError, match="started with a different seed"):
         train(changed, run, data, task, progress, resume=True)
     state = train(changed, run, data, task, progress, train_step=step, overwrite=True)
     assert int(state.step) == total_steps(config, data)

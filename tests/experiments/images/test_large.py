@@ -1,4 +1,4 @@
-"""Large images: cut and decoded by workers, whoever and however many they are."""
+"""Large images: decoded and cropped by any number and kind of workers."""
 
 import dataclasses
 import io
