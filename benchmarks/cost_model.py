@@ -5,8 +5,8 @@
 A training step takes the longer of its arithmetic and its communication, which overlap
 at best, and the shares below are of that. Counted, by the tests and by
 `benchmarks.scaling`: CrAM+ computes and exchanges what SGD does twice, and a global
-top_k copies the weights, reads the copy twelve times, reads the weights once more to
-write them and their masks, and exchanges a few integers in each of the twelve passes.
+top_k reads the weights twelve times, reads them once more to write them and their
+masks, and exchanges a few integers in each of the twelve passes.
 Taken from data sheets: the peak arithmetic, memory and link rates. Assumed: 40 % of the
 peak arithmetic, 80 % of the others, and 20 microseconds for an exchange of a few bytes.
 """
@@ -94,8 +94,7 @@ def gradient(machine: Machine, model: Model) -> float:
 
 def projection(machine: Machine, model: Model) -> float:
     """Seconds of a global top_k over float32 shards."""
-    copy = 2 * FLOAT
-    read = copy + PASSES * FLOAT + FLOAT + FLOAT + MASK
+    read = PASSES * FLOAT + FLOAT + FLOAT + MASK
     local = model.prunable / machine.chips * read / (RATES * machine.memory)
     return local + PASSES * LATENCY
 

@@ -145,7 +145,8 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
         ]
         print(f"{kind:26}", " | ".join(cells))
     for label, config in sizes.items():
-        print(label, getattr(config, "layer_widths", ""))
+        if widths := getattr(config, "layer_widths", ()):
+            print(f"widths, {label}: {' '.join(map(str, widths))}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

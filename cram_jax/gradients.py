@@ -113,7 +113,16 @@ def gradient_of(
     def gradient(
         params: Params, extra_args: Mapping[str, Any]
     ) -> tuple[jax.Array, Params]:
-        loss, gradients = value_and_gradient(params, **pick(extra_args))
+        arguments = pick(extra_args)
+
+        def at(params: Params) -> tuple[jax.Array, Params]:
+            return value_and_gradient(params, **arguments)
+
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+            # As a trace of its own. Flax asks every array for its sharding, and for a
+            # traced one jax goes through all that was traced before.
+            at = jax.jit(at, inline=True)
+        loss, gradients = at(params)
         if axis_name is not None:
             gradients = jax.lax.pmean(gradients, axis_name)
         return loss, gradients

@@ -6,7 +6,6 @@ few enough below it. Nothing is sorted or gathered; arrays may be sharded along 
 axes, and the devices exchange counts.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -15,20 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.reshaping import explicit_sharding, shards, split_axis
+from cram_jax.counting import count_true, places, unstack
 
 # Bits settled by one pass over the data, which counts for 2**3 - 1 candidates. Seven
 # counts and the candidates just fit the registers of a CPU.
 _DIGIT = 3
 
-# Parts into which an axis is cut, so that the devices that share it count separately.
-# Not more, because XLA on CPU sums longer axes as a tree.
-_PARTS = 32
+# Of the search for ties, which are rare: a smaller program matters more than passes.
+_DIGIT_OF_TIES = 2
 
 _INT32_ENTRIES = 2**31 - 1
 
-Predicate: TypeAlias = Callable[[jax.Array, jax.Array, int], jax.Array]
-"""Which entries of an array, the i-th of those searched, lie below a candidate."""
+Count: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+"""``(array, candidates) -> counts``: how many entries lie below each candidate."""
 
 
 def keep_largest(
@@ -44,8 +42,7 @@ def keep_largest(
 
     Works under ``jit`` (``k`` may be traced), ``vmap`` and control flow, and on arrays
     that are sharded with automatic or explicit axes. At most 11 passes over float32, 5
-    over bfloat16. Arrays of equal shape are first copied into one, which XLA compiles
-    several times faster than a loop for each.
+    over bfloat16. Arrays of equal shape share their compiled loops.
 
     Args:
       arrays: floating-point arrays of any shapes.
@@ -133,163 +130,158 @@ def _keep_largest(
 ) -> tuple[jax.Array, ...]:
     if not arrays:
         return ()
-    key = value_key if signed else magnitude_key
     total = sum(array.size for array in arrays)
     integer = jnp.int64 if total > _INT32_ENTRIES else jnp.int32
     k = jnp.clip(k, 0, total).astype(integer)
     dtype = jnp.result_type(*arrays)
     arrays = tuple(array.astype(dtype) for array in arrays)
-    groups = _group_alike(arrays)
-    stacks = [
-        _cut(_stack([arrays[i] for i in group], signed=signed)) for group in groups
-    ]
-    in_order = np.argsort(np.concatenate(groups))
-    sizes = np.array([array.size for array in arrays], integer)
 
     width = 8 * dtype.itemsize
-    bits = f"int{width}"
-
-    def as_key(candidate: jax.Array) -> jax.Array:
-        """Candidates start at 0, and the keys of values at the smallest integer."""
-        if not signed:
-            return candidate
-        smallest = jnp.iinfo(bits).min
-        return jax.lax.bitcast_convert_type(candidate, bits) ^ smallest
-
-    def is_smaller(stack: jax.Array, candidate: jax.Array, group: int) -> jax.Array:
-        del group
-        return key(stack) < as_key(candidate)
-
     if signed:
-        zero = jnp.zeros([], f"u{bits}")
+        zero = jnp.zeros([], f"uint{width}")
     else:
-        zero, width = jnp.zeros([], bits), width - 1
-    found = _radix_select(is_smaller, stacks, total - k, zero, width, _DIGIT)
-    threshold = as_key(found.value)
-    if signed:  # no key is less, and the bars below may not wrap around
-        threshold = jnp.maximum(threshold, -jnp.iinfo(bits).max)
-
-    # Of the entries that equal the threshold the first ones are kept, as many as are
-    # missing: all of some arrays, the first ones of one at most, none of the others.
-    # Had the search stopped early, all from the threshold on would count as equal, and
-    # none would be missing.
-    larger = sizes - found.not_above[in_order]
-    equal = found.not_above[in_order] - found.below[in_order]
-    before = jnp.cumsum(equal, dtype=integer) - equal
-    missing = k - jnp.sum(larger, dtype=integer) - before
-    is_cut = (missing > 0) & (missing < equal)
-
-    def end_of_ties() -> jax.Array:
-        """The position, in the cut array, before which ties are kept."""
-        cut = jnp.argmax(is_cut[np.concatenate(groups)])
-        group_of = np.concatenate([np.full(len(g), i) for i, g in enumerate(groups)])
-        index_of = np.concatenate([np.arange(len(group)) for group in groups])
-        cut_group, index = jnp.asarray(group_of)[cut], jnp.asarray(index_of)[cut]
-
-        def is_earlier_tie(layer: jax.Array, place: jax.Array, group: int) -> jax.Array:
-            tied = (key(layer) == threshold) & (cut_group == group)
-            return tied & (_places(layer, -place) < 0)
-
-        layers = [
-            _Cut(
-                array
-                if len(array) == 1
-                else jax.lax.dynamic_index_in_dim(array, index),
-                inner,
-            )
-            for array, inner in stacks
-        ]
-        number = jnp.sum(jnp.where(is_cut, missing, 0), dtype=integer)
-        length = max(array.size for array in arrays).bit_length()
-        zero = jnp.zeros([], integer)
-        # Ties are rare and of one array: a smaller program matters more than passes.
-        return _radix_select(is_earlier_tie, layers, number, zero, length, 1).value
-
-    end = jax.lax.cond(
-        jnp.any(is_cut), end_of_ties, lambda: jnp.zeros_like(missing, shape=())
+        zero, width = jnp.zeros([], f"int{width}"), width - 1
+    found = _radix_select(
+        partial(_count_smaller, signed=signed, dtype=integer),
+        arrays,
+        np.ones(len(arrays), bool),
+        limit=total - k,
+        zero=zero,
+        width=width,
+        digit=_DIGIT,
     )
-    bars = _unstack(threshold - (missing >= equal).astype(threshold.dtype))
-    ends = _unstack(jnp.where(is_cut, end, 0))
+    threshold = _as_key(found.value, signed=signed)
+    everywhere = jnp.iinfo(integer).max
+
+    def ends_of_ties() -> jax.Array:
+        """Before which place of each array the entries at the threshold are kept.
+
+        They are kept from the front, as many as are missing: all of the first arrays,
+        some of one, which is searched, and none of the others.
+        """
+        equal = found.not_above - found.below
+        up_to_here = np.tri(len(arrays), dtype=bool)
+        equal = jnp.sum(jnp.where(up_to_here, equal, 0), axis=1, dtype=integer)
+        missing = k - (total - found.all_below - equal[-1])
+        is_kept = equal <= missing
+        searched = jnp.sum(is_kept)
+        missing -= jnp.max(equal, initial=0, where=is_kept)
+        place = _place_of_tie(arrays, searched, threshold, missing, signed=signed)
+        is_searched = jnp.arange(len(arrays)) == searched
+        return jnp.where(is_kept, everywhere, jnp.where(is_searched, place, 0))
+
+    # A search that ended early found exactly k.
+    ends = jax.lax.cond(
+        found.all_below == total - k,
+        lambda: jnp.full_like(found.below, everywhere),
+        ends_of_ties,
+    )
     return tuple(
-        (key(array) > bar) | ((key(array) == threshold) & (_places(array, -end) < 0))
-        for array, bar, end in zip(arrays, bars, ends, strict=True)
+        _is_kept(array, threshold, end, signed=signed)
+        for array, end in zip(arrays, unstack(ends), strict=True)
     )
 
 
-def _group_alike(arrays: Sequence[jax.Array]) -> list[list[int]]:
-    """The indices of arrays of one shape and, if their types show it, one sharding."""
+def _place_of_tie(
+    arrays: Sequence[jax.Array],
+    searched: jax.Array,
+    threshold: jax.Array,
+    number: jax.Array,
+    *,
+    signed: bool,
+) -> jax.Array:
+    """The place in ``arrays[searched]`` that this number of ties come before.
+
+    Of each type of arrays one is read: the one to search, or another.
+    """
     groups: dict[Any, list[int]] = {}
     for index, array in enumerate(arrays):
-        kind = (array.shape, explicit_sharding(array))
-        groups.setdefault(kind, []).append(index)
-    return list(groups.values())
+        groups.setdefault(jax.typeof(array), []).append(index)
+    group_of, place_of = np.zeros((2, len(arrays)), int)
+    for index, group in enumerate(groups.values()):
+        group_of[group] = index
+        place_of[group] = range(len(group))
+    place = jnp.asarray(place_of)[searched]
+    return _radix_select(
+        partial(_count_ties, threshold=threshold, signed=signed),
+        [
+            jax.lax.switch(place, [lambda i=i: arrays[i] for i in group])
+            for group in groups.values()
+        ],
+        np.arange(len(groups)) == jnp.asarray(group_of)[searched],
+        limit=number,
+        zero=jnp.zeros_like(number, shape=()),
+        width=max(array.size for array in arrays).bit_length(),
+        digit=_DIGIT_OF_TIES,
+    ).value
 
 
-def _stack(arrays: Sequence[jax.Array], *, signed: bool) -> jax.Array:
-    stack = jnp.stack(arrays)  # of one array no copy
-    # XLA on CPU takes longer to compile a plain copy, and signs make no difference.
-    return stack if signed or len(arrays) == 1 else jnp.abs(stack)
+# What is done to one array is traced and lowered once for all of a shape.
 
 
-class _Cut(NamedTuple):
-    """Arrays stacked along a new first axis, whose other axes are cut in two.
-
-    Attributes:
-      array: (l, a, b) as (l, p, a / p, q, b / q), without the axes of size 1.
-      inner: the axes of ``a / p`` and ``b / q``. Sums over them are local as long as
-        the others hold the sharding.
-    """
-
-    array: jax.Array
-    inner: tuple[int, ...]
+@partial(jax.jit, static_argnames=("signed", "dtype"))
+def _count_smaller(
+    array: jax.Array, candidates: jax.Array, *, signed: bool, dtype: jnp.dtype
+) -> jax.Array:
+    key = _key(array, signed=signed)
+    masks = [key < bar for bar in _as_key(candidates, signed=signed)]
+    return count_true(masks, dtype)
 
 
-def _cut(stack: jax.Array) -> _Cut:
-    """Cuts each axis but the first."""
-    sharding = explicit_sharding(stack)
-    ranks: list[bool] = []  # of each axis after the first, whether it is an inner one
-    for axis in reversed(range(1, stack.ndim)):
-        size = stack.shape[axis]
-        number = _PARTS
-        if axis == stack.ndim - 1:  # the innermost loop should not be too short
-            number = max(8, min(number, 2 ** ((size // 32).bit_length() - 1)))
-        if sharding is not None:
-            number = math.lcm(number, shards(sharding, sharding.spec[axis]))
-        parts = math.gcd(size, number)
-        if 1 < parts < size:
-            stack = split_axis(stack, axis, size // parts)
-            ranks = [False, True, *ranks]
-        else:
-            ranks = [parts == 1, *ranks]
-    inner = tuple(axis for axis, is_inner in enumerate(ranks, 1) if is_inner)
-    return _Cut(stack, inner)
+@partial(jax.jit, static_argnames="signed")
+def _count_ties(
+    array: jax.Array, ends: jax.Array, *, threshold: jax.Array, signed: bool
+) -> jax.Array:
+    """Counts the entries before each end that equal the threshold."""
+    is_tie = _key(array, signed=signed) == threshold
+    masks = [is_tie & (places(array, -end) < 0) for end in ends]
+    return count_true(masks, ends.dtype)
 
 
-def _places(array: jax.Array, start: jax.Array) -> jax.Array:
-    """Numbers the entries of an array row by row, from ``start`` on.
+@partial(jax.jit, static_argnames="signed")
+def _is_kept(
+    array: jax.Array, threshold: jax.Array, end: jax.Array, *, signed: bool
+) -> jax.Array:
+    # XLA on CPU compiles equal computations once. A threshold that they share would be
+    # the first operand of some and the second of others.
+    threshold, end = jax.lax.optimization_barrier((threshold, end))
+    key = _key(array, signed=signed)
+    return (key > threshold) | ((key == threshold) & (places(array, -end) < 0))
 
-    Sums of one iota for each axis: they shard like the array. The start is added first,
-    or XLA would hoist the rest out of a loop over starts and store it.
-    """
-    places = jnp.zeros_like(array, start.dtype) + start
-    stride = 1
-    for axis in reversed(range(array.ndim)):
-        places += stride * jax.lax.broadcasted_iota(start.dtype, array.shape, axis)
-        stride *= array.shape[axis]
-    return places
+
+def _key(array: jax.Array, *, signed: bool) -> jax.Array:
+    return value_key(array) if signed else magnitude_key(array)
+
+
+def _as_key(candidates: jax.Array, *, signed: bool) -> jax.Array:
+    """Candidates start at 0, and the keys of values at the smallest integer."""
+    if not signed:
+        return candidates
+    bits = jnp.dtype(f"int{8 * candidates.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(candidates, bits) ^ jnp.iinfo(bits).min
 
 
 class _Found(NamedTuple):
-    """A value, and how many entries of each array lie below it and up to it."""
+    """A value, and how many entries lie below it and up to it.
+
+    Attributes:
+      value: a scalar.
+      all_below: of all arrays together.
+      below: of each array.
+      not_above: of each array.
+    """
 
     value: jax.Array
+    all_below: jax.Array
     below: jax.Array
     not_above: jax.Array
 
 
 def _radix_select(
-    predicate: Predicate,
-    stacks: Sequence[_Cut],
+    count: Count,
+    arrays: Sequence[jax.Array],
+    is_searched: jax.Array | np.ndarray,
+    *,
     limit: jax.Array,
     zero: jax.Array,
     width: int,
@@ -301,22 +293,22 @@ def _radix_select(
     up to a later value.
 
     Args:
-      predicate: which entries of a stack lie below a candidate; below ``zero`` none do.
-      stacks: what is searched.
+      count: how many entries of an array lie below each of some candidates; below
+        ``zero`` none do.
+      arrays: what may be searched.
+      is_searched: bool, shape (arrays,).
       limit: an integer scalar, at least 0.
       zero: of the dtype of the candidates.
       width: bits of the value.
       digit: bits settled by one pass, which counts for ``2**digit - 1`` candidates.
     """
-    arrays, inner = zip(*stacks, strict=True)
+    arrays = tuple(arrays)
     steps = jnp.arange(1, 2**digit, dtype=zero.dtype)
-    sizes = np.concatenate(
-        [np.full(len(array), array.size // max(len(array), 1)) for array in arrays]
-    )
+    sizes = np.array([array.size for array in arrays], limit.dtype)
 
     def cond(state: tuple[_Found, jax.Array]) -> jax.Array:
         found, bits = state
-        return (bits > 0) & (jnp.sum(found.below, dtype=limit.dtype) != limit)
+        return (bits > 0) & (found.all_below != limit)
 
     def body(state: tuple[_Found, jax.Array]) -> tuple[_Found, jax.Array]:
         found, bits = state
@@ -327,20 +319,23 @@ def _radix_select(
         candidates = found.value + jnp.minimum(steps << bits.astype(zero.dtype), room)
         # Tied to the step, or XLA would compute the keys before the loop and keep them.
         here, candidates = jax.lax.optimization_barrier((arrays, candidates))
-        by_array = [
-            _count_true(
-                [predicate(array, candidate, i) for candidate in candidates],
-                inner[i],
-                limit.dtype,
-            )
-            for i, array in enumerate(here)
-        ]
-        counts = jnp.concatenate(by_array, axis=1)
-        fitting = jnp.sum(jnp.sum(counts, axis=1, dtype=limit.dtype) <= limit)
+        # Apart from the totals, or XLA would count again for each of them.
+        counts = jax.lax.optimization_barrier(
+            jnp.stack([count(array, candidates) for array in here])
+        )
+        counts = jnp.where(is_searched[:, None], counts, 0)
+        totals = jnp.sum(counts, axis=0, dtype=limit.dtype)
+        fits = totals <= limit
         # The result lies between the last candidate that fits and the next one.
-        values = jnp.concatenate([found.value[None], candidates])
-        bounds = jnp.concatenate([found.below[None], counts, found.not_above[None]])
-        return _Found(values[fitting], bounds[fitting], bounds[fitting + 1]), bits
+        value = jnp.max(candidates, initial=found.value, where=fits)
+        below = jnp.max(jnp.where(fits, counts, 0), axis=1)
+        not_above = jnp.min(jnp.where(fits, sizes[:, None], counts), axis=1)
+        return _Found(
+            value,
+            jnp.max(totals, initial=found.all_below, where=fits),
+            jnp.maximum(found.below, below),
+            jnp.minimum(found.not_above, not_above),
+        ), bits
 
     # Under shard_map a loop has to start from values that vary as its results do.
     nothing = jnp.zeros_like(limit)
@@ -348,73 +343,9 @@ def _radix_select(
         nothing += jnp.zeros_like(array, limit.dtype, shape=())
     start = _Found(
         zero + nothing.astype(zero.dtype),
+        nothing,
         jnp.full(sizes.shape, nothing),
-        jnp.asarray(sizes, limit.dtype) + nothing,
+        jnp.asarray(sizes) + nothing,
     )
     found, _ = jax.lax.while_loop(cond, body, (start, jnp.array(width)))
     return found
-
-
-def _count_true(
-    masks: Sequence[jax.Array], inner: tuple[int, ...], dtype: jnp.dtype
-) -> jax.Array:
-    """Counts the true entries along all axes but the first.
-
-    Args:
-      masks: bool arrays of one shape, cut by `_cut`.
-      inner: their inner axes.
-      dtype: of the counts, an integer that can hold them.
-
-    Returns:
-      The counts, shape (masks, first axis).
-    """
-    return jax.lax.platform_dependent(
-        masks,
-        cpu=partial(_count_in_one_loop, inner=inner, dtype=dtype),
-        default=partial(_count_each, dtype=dtype),
-    )
-
-
-def _count_each(masks: Sequence[jax.Array], dtype: jnp.dtype) -> jax.Array:
-    return jnp.stack(
-        [jnp.sum(mask, axis=range(1, mask.ndim), dtype=dtype) for mask in masks]
-    )
-
-
-def _count_in_one_loop(
-    masks: Sequence[jax.Array], inner: tuple[int, ...], dtype: jnp.dtype
-) -> jax.Array:
-    """Counts in all masks at once, as XLA does on its own on GPU but not on CPU.
-
-    There it computes each sum as a tree, many times slower than a plain loop; a
-    reduction of many operands is one. It must not run over the axes that are sharded:
-    XLA would gather its results.
-    """
-    counts = jax.lax.reduce(
-        [mask.astype(dtype) for mask in masks],
-        [jnp.zeros([], dtype)] * len(masks),
-        lambda xs, ys: [x + y for x, y in zip(xs, ys, strict=True)],
-        inner,
-    )
-    return jnp.sum(jnp.stack(counts), axis=range(2, counts[0].ndim + 1), dtype=dtype)
-
-
-def _unstack(vector: jax.Array) -> Sequence[jax.Array]:
-    """The entries of a vector as scalars.
-
-    XLA on CPU compiles equal computations once. It would fuse an index into whatever
-    uses the entry, and no two would be equal: so one reduction makes all the scalars.
-    """
-    return jax.lax.platform_dependent(vector, cpu=_unstack_in_one_loop, default=tuple)
-
-
-def _unstack_in_one_loop(vector: jax.Array) -> tuple[jax.Array, ...]:
-    one_hot = jnp.where(jnp.eye(vector.size, dtype=bool), vector, 0)
-    return tuple(
-        jax.lax.reduce(
-            list(one_hot),
-            [jnp.zeros([], vector.dtype)] * vector.size,
-            lambda xs, ys: [x + y for x, y in zip(xs, ys, strict=True)],
-            [0],
-        )
-    )

@@ -1,6 +1,7 @@
 """CPU devices, seeded property tests, and the location of larger reference data."""
 
 import atexit
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -60,6 +61,12 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     jax.config.update("jax_num_cpu_devices", config.getoption("devices"))
+
+
+def pytest_collection_finish(session):
+    # What the modules hold stays, and tracing makes many objects that do not last.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_runtest_setup(item):

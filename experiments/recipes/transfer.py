@@ -22,6 +22,11 @@ Small ones, whose pruned networks come from a run on this machine:
       python -m experiments train digits_half --run runs/half
       python -m experiments compress runs/half --target rk80
       python -m experiments train transfer_digits --init-from runs/half/compressed/rk80
+
+Its learning rate is that of the digits, the best of 0.05, 0.1, 0.2 and 0.4 (83.3, 92.7,
+97.3 and 98.7 %) on 150 training images that were held out, one seed; 200 steps at 0.01
+leave it at 72.7 % of the test images. The two on CIFAR-10 keep 0.01, which was not
+tuned.
 """
 
 import dataclasses
@@ -52,7 +57,9 @@ def _half(base: ImageConfig) -> ImageConfig:
     return dataclasses.replace(base, name=f"{base.name.split('_')[0]}_half", data=data)
 
 
-def _transfer(base: ImageConfig, name: str, classes: tuple[int, ...]) -> ImageConfig:
+def _transfer(
+    base: ImageConfig, name: str, classes: tuple[int, ...], learning_rate: float = 0.01
+) -> ImageConfig:
     """Further training under fixed masks, with a new head."""
     data = dataclasses.replace(base.data, classes=classes)
     return variant(
@@ -60,7 +67,7 @@ def _transfer(base: ImageConfig, name: str, classes: tuple[int, ...]) -> ImageCo
         name,
         eval_targets=("dense",),
         rule="none",
-        learning_rate=0.01,
+        learning_rate=learning_rate,
         warmup=0.0,
         keep_pruned=True,
     )
@@ -79,5 +86,10 @@ configs = (
     _half(cifar10_small.config),
     _transfer(cifar10_small.config, "transfer_halves", SECOND),
     _half(digits.config),
-    _transfer(digits.config, "transfer_digits", SECOND),
+    _transfer(
+        digits.config,
+        "transfer_digits",
+        SECOND,
+        learning_rate=digits.config.optimizer.learning_rate,
+    ),
 )

@@ -2,6 +2,7 @@
 
     python -m experiments.studies.blocks --seeds 0 1 2
     python -m experiments.studies.blocks --recipe cifar10_small --epochs 8 --seeds 0
+    python -m experiments.studies.blocks --seeds 0 --held-out 300
 
 CrAM+ trains one network for each form of zeros and seed, for four sparsities. Each is
 compressed in one shot to all sparsities, its batch norm recalibrated, and compiled for
@@ -16,7 +17,7 @@ of the weights' energy for a number of multiply-adds.
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,34 +49,6 @@ Costs = dict[str, float]
 """Multiply-adds per weight, by the path of its leaf."""
 
 
-@dataclass(frozen=True, repr=False)
-class ByCost(cram_jax.Projector):
-    """Keeps what is large for its cost, over all layers together.
-
-    Attributes:
-      projector: chooses among the weights over the square root of their cost.
-      costs: by path, sorted; leaves that are not named stay unchanged.
-    """
-
-    projector: cram_jax.Projector
-    costs: tuple[tuple[str, float], ...]
-
-    def project(
-        self, params: Any, state: Any, key: Any
-    ) -> tuple[cram_jax.Projection, Any]:
-        """See `cram_jax.Projector`."""
-        costs = dict(self.costs)
-
-        def weigh(path: Any, leaf: jax.Array) -> jax.Array:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return leaf / np.float32(costs.get(name, 1.0)) ** 0.5
-
-        weighed = jax.tree.map_with_path(weigh, params)
-        (_, masks), state = self.projector.project(weighed, state, key)
-        kept = jax.tree.map(lambda x, mask: x * mask, params, masks)
-        return cram_jax.Projection(kept, masks), state
-
-
 Form = Callable[[float, Costs], cram_jax.Projector]
 
 
@@ -86,15 +59,17 @@ def _plain(scope: Any, block: tuple[int, int] | None) -> Form:
 
 
 def _by_cost(block: tuple[int, int] | None) -> Form:
-    def make(share: float, costs: Costs) -> cram_jax.Projector:
-        chosen = cram_jax.top_k(share, block=block, where=FILTERS.uniform)
-        return ByCost(chosen, tuple(sorted(costs.items())))
-
-    return make
+    return lambda share, costs: cram_jax.top_k(
+        share,
+        block=block,
+        scale={path: cost**-0.5 for path, cost in costs.items()},
+        where=FILTERS.uniform,
+    )
 
 
 FORMS: dict[str, Form] = {
     "single weights": _plain("global", None),
+    "single weights, each layer": _plain("layer", None),
     "single weights by cost": _by_cost(None),
     "blocks 4x1, each layer": _plain("layer", (4, 1)),
     "blocks 4x2, each layer": _plain("layer", (4, 2)),
@@ -202,8 +177,8 @@ class Setting:
         return network, 100 * kept / sum(self.counts.values())
 
 
-def table(folder: Path) -> str:
-    """The stored results: means over seeds, and accuracy at equal cost."""
+def table(folder: Path, reference: str) -> str:
+    """The stored results: means over seeds, and accuracy at the cost of one form."""
     stored: dict[str, list[list[dict[str, float]]]] = {}
     for path in sorted(folder.glob("*.json")):
         entry = json.loads(path.read_text())
@@ -222,7 +197,6 @@ def table(folder: Path) -> str:
             + [f"{a:.1f}, {m:.0f}, {t:.3f}" for a, m, t in zip(*cells, strict=True)]
         )
     lines += _markdown(header, rows)
-    reference = "blocks 4x2, each layer"
     if reference in stored:
         for key, words in (("ms", "CPU time"), ("multiply_adds", "multiply-adds")):
             lines += ["", f"accuracy at the {words} of {reference}", ""]
@@ -269,14 +243,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int)
+    parser.add_argument(
+        "--held-out", type=int, default=0, help="training images to judge on"
+    )
+    parser.add_argument(
+        "--reference", default="blocks 4x2, each layer", choices=list(FORMS)
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/blocks"))
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args(argv)
     config: Any = IMAGE_RECIPES[arguments.recipe]
     epochs = arguments.epochs or config.epochs
-    folder = arguments.out / f"{arguments.recipe}-{epochs}"
-    config = replace(config, epochs=epochs)
+    held_out = arguments.held_out
+    judged_on = f"-held-out-{held_out}" if held_out else ""
+    folder = arguments.out / f"{arguments.recipe}-{epochs}{judged_on}"
+    data = replace(config.data, validation=held_out)
+    config = replace(config, epochs=epochs, data=data)
     missing = [
         (seed, name, path)
         for seed in arguments.seeds
@@ -291,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             entry = {"form": name, "seed": seed, "rows": rows}
             write_text(path, json.dumps(entry, indent=1) + "\n")
             print(f"{name}, seed {seed}: {[row['int8'] for row in rows]}", flush=True)
-    print(table(folder))
+    print(table(folder, arguments.reference))
 
 
 def _slug(name: str) -> str:

@@ -50,8 +50,8 @@ def text_network(config: TextConfig, params: Any) -> Network:
 
     params = jax.device_put(params)
     nbytes = sum(4 * leaf.size for leaf in jax.tree.leaves(params))
-    graph = bert_graph(network.module(params))
-    return Network(graph, partial(forward, params), nbytes)
+    graph = partial(bert_graph, network.module(params))
+    return Network(partial(forward, params), nbytes, NAMES, "logits", graph)
 
 
 def samples(config: TextConfig, data: TextDataset) -> Samples:

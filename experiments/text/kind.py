@@ -1,13 +1,15 @@
 """What is particular to runs on text, see `experiments.kinds.Kind`."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax import nnx
 
+from cram_jax.structure import Structure
 from experiments.batches import Arrays
+from experiments.channels import parameter_shapes
 from experiments.datasets import default_data_dir
 from experiments.errors import ConfigError, DataError, VocabularyError, cannot_write
 from experiments.task import Model, Task
@@ -36,6 +38,7 @@ __all__ = ["check_weights", "deploy", "samples"]
 
 SOURCES = "a run's directory"
 WEIGHT_FILES: tuple[str, ...] = ()
+LIBRARY = "huggingface"
 VOCABULARY = "vocabulary"
 
 
@@ -94,10 +97,11 @@ def make_task(config: TextConfig, data: TextDataset) -> Task:
 
 
 def smaller_model(
-    config: TextConfig, shapes: Mapping[str, tuple[int, ...]]
+    config: TextConfig, data: TextDataset, structure: Structure, kept: Any
 ) -> BertModelConfig:
     """See `Kind`."""
-    model = config.model
+    del data
+    model, shapes = config.model, parameter_shapes(structure, kept)
     layers = [f"bert/layer{i}" for i in range(model.num_hidden_layers)]
     features = [shapes[f"{layer}/attention/query/kernel"][1] for layer in layers]
     return dataclasses.replace(
@@ -208,13 +212,13 @@ def kept_sources(config: TextConfig, run: Path) -> TextConfig:
 
 
 def export(
-    config: TextConfig, params: Any, run: Path, out: Path, vocabulary: Path | None
+    config: TextConfig, model: Model, run: Path, out: Path, vocabulary: Path | None
 ) -> None:
     """Writes a Hugging Face directory, with the vocabulary stored in the run."""
     source = vocabulary or run / VOCABULARY
     vocabulary_files(source)  # says what is missing before anything is written
     try:
-        save_bert(out, _family(config).network(config).module(params))
+        save_bert(out, _family(config).network(config).module(model[0]))
         copy_vocabulary(source, out)
     except OSError as error:
         raise cannot_write(out, error) from error

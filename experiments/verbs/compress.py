@@ -19,10 +19,11 @@ class Compress:
     run: tyro.conf.Positional[Path]
     """Directory of the run."""
     target: str
-    """k90 (90 % zeros), u90 (in every layer), b90 (in blocks of 4 inputs x 2 outputs;
-    b90@8x1 for others), c50 (50 % of the channels), 2:4, 4bit, several, such as
-    k90+4bit; o90 (second order: oBERT, WoodFisher), w90 or w2:4 (Wanda), g90, g2:4 or
-    g90@4bit (SparseGPT); rk90, rg2:4: what is kept refitted by least squares."""
+    """k90 (90 % zeros; k90@cost by what weights cost), u90 (in every layer), b90 (in
+    blocks of 4 inputs x 2 outputs; b90@8x1 for others), c50 (50 % of the channels),
+    2:4, 4bit, several, such as k90+4bit; o90 (second order: oBERT, WoodFisher), w90 or
+    w2:4 (Wanda), g90, g2:4 or g90@4bit (SparseGPT); rk90, rg2:4: what is kept refitted
+    by least squares."""
     out: Path | None = None
     """Directory of the compressed model; by default RUN/compressed/TARGET."""
     overwrite: bool = False

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from flax import traverse_util
 
 from experiments.batches import Examples
 from experiments.config import OptimizerConfig
@@ -130,6 +131,16 @@ def store_rows():
         builder.download_and_prepare()
 
     return store
+
+
+@pytest.fixture(scope="session")
+def recorded_model():
+    """A trained network of the digits, 90 % of its blocks zero, and its statistics."""
+    file = Path(__file__).parents[1] / "data" / "digits" / "b90.npz"
+    with np.load(file) as arrays:
+        leaves = {tuple(name.split("/")): arrays[name] for name in arrays.files}
+    parts = traverse_util.unflatten_dict(leaves)
+    return parts["0"], parts["1"]
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,9 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from cram_jax import engine
 from experiments import checkpoints
@@ -25,16 +23,6 @@ from experiments.run_directory import write_status
 
 pytest.importorskip("llvmlite")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-RECORDED = Path(__file__).parents[1] / "data" / "digits" / "b90.npz"
-
-
-@pytest.fixture(scope="module")
-def model():
-    """Parameters and statistics of the trained network, 90 % of its blocks zero."""
-    with np.load(RECORDED) as file:
-        leaves = {tuple(name.split("/")): file[name] for name in file.files}
-    parts = traverse_util.unflatten_dict(leaves)
-    return parts["0"], parts["1"]
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +31,10 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(model, data_dir, tmp_path_factory):
+def run(recorded_model, data_dir, tmp_path_factory):
     """The directory of a run with this model."""
     run = tmp_path_factory.mktemp("runs") / "trained"
-    checkpoints.save_model(run, digits.blocks, *model)
+    checkpoints.save_model(run, digits.blocks, *recorded_model)
     write_status(run, data_dir=str(data_dir))
     return run
 
@@ -64,9 +52,11 @@ def no_peers(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def test_int8_is_as_accurate_as_float32_on_the_whole_test_set(model, data_dir):
+def test_int8_is_as_accurate_as_float32_on_the_whole_test_set(recorded_model, data_dir):
     data = load(digits.blocks.data, data_dir)
-    network = image_network(digits.blocks.model, data.shape, data.classes, *model)
+    network = image_network(
+        digits.blocks.model, data.shape, data.classes, *recorded_model
+    )
     images = samples(digits.blocks, data)
     exact = images.score(lambda inputs: np.asarray(network.forward(*inputs)))
     assert exact == 98.0  # as recorded
