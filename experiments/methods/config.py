@@ -1,4 +1,4 @@
-"""What a configuration says of the methods that prune during training."""
+"""The configuration of methods that prune during training."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -28,7 +28,7 @@ SEVERAL_TARGETS = ("ste",)
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """How a method that prunes during training goes about it; each reads its own.
+    """Settings of methods that prune during training; each reads its own.
 
     Attributes:
       begin: share of the steps before pruning begins. Of gradual, dpf, acdc, platon,
@@ -41,7 +41,7 @@ class PruningConfig:
       strength: of the pull of sr_ste, admm, elsa and safe; of the penalty of
         soft_movement and l0.
       replaced: share of the kept weights that rigl and set replace at first.
-      score: where the learnt numbers of str, movement, soft_movement and l0 begin.
+      score: the initial learned numbers of str, movement, soft_movement and l0.
       score_rate: the learning rate of scores and gates, at its peak.
       radius: of the balls of sfw, in norms of the initial weights.
     """

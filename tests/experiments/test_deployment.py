@@ -9,10 +9,15 @@ import pytest
 from cram_jax import engine
 from experiments import checkpoints
 from experiments.__main__ import main
+from experiments.deployment.benchmark import Outcome, Row
+from experiments.deployment.engines import ENGINES
+from experiments.deployment.tables import console_table
+from experiments.deployment.timing import Spread
 from experiments.deployment.tradeoff import drawn_targets, pareto
 from experiments.images.data import load
 from experiments.images.deployment import image_network, samples
 from experiments.kinds import kind_of
+from experiments.metrics import make_console
 from experiments.recipes import digits
 from experiments.run_directory import write_status
 
@@ -84,6 +89,17 @@ def test_benchmark_stands_dense_int8_beside_ours(run, tmp_path, capsys):
         cpu = time["cpu_ms"]
         assert 0 < cpu["least"] <= cpu["median"] <= cpu["most"]
     assert "| cram | b90 |" in out.with_suffix(".md").read_text()
+
+
+def test_a_table_in_a_file_has_the_names_of_all_engines(capsys):
+    ms = Spread(1234.567, 1123.456, 1345.678)
+    times = {(16, 2): (ms, ms)}
+    rows = [Row(name, "dense", 10**8, 0.1, 99.0, times) for name in ENGINES]
+    outcome = Outcome("bert_base", "accuracy", {"dense": 99.0}, rows)
+    make_console().print(console_table(outcome, 16, 2))
+    text = capsys.readouterr().out
+    assert [name for name in ENGINES if f" {name} " not in text] == []
+    assert text.count("1234.567") == 2 * len(ENGINES)
 
 
 def test_tradeoff_draws_every_target(run, no_peers, capsys):
