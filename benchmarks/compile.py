@@ -4,8 +4,8 @@
     python -m benchmarks.compile --workloads 0 2 --repeats 3
 
 CPU seconds of tracing, lowering and compiling, each in a process of its own and without
-a compilation cache: other work on the machine changes them little. Target: CrAM+ at
-most half of SGD's more than optax.contrib.sam.
+a compilation cache. Other work on the machine can add half to them: measure on an idle
+one. Target: CrAM+ at most half of SGD's more than optax.contrib.sam.
 """
 
 import argparse

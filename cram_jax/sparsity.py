@@ -106,7 +106,7 @@ def top_k(
       >>> compress([kernel], top_k(2 / 3, block=(..., 1))).params
       [Array([[ 0.,  3.,  0.],
              [ 0., -1.,  0.]], dtype=float32)]
-      >>> compress(params, top_k(0.5, scale={"a": 1.0, "b": 2.0})).params
+      >>> compress(params, top_k(0.5, scale={"a": 1.0, "b": 4.0})).params
       {'a': Array([[0., 0.]], dtype=float32), 'b': Array([[2., 3.]], dtype=float32)}
 
     Reference: Peste et al., CrAM, ICLR 2023, arXiv 2207.14200.

@@ -68,6 +68,7 @@ def test_least_squares_is_as_good_as_a_fine_search(bits, symmetric, tails):
         best = references.least_squares_error(
             values, bits, symmetric, np.linspace(0.02, 1, 1000)
         )
+        assert len(np.unique(rounded[:, channel])) <= 2**bits - symmetric
         error = np.sum((np.asarray(rounded)[:, channel] - values) ** 2)
         without = np.sum((np.asarray(unclipped)[:, channel] - values) ** 2)
         assert error <= (1.05 if bits <= 4 else 1.1) * best

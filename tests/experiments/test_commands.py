@@ -159,7 +159,7 @@ def test_report_reads_what_evaluate_stored(run, data_dir, tmp_path, capsys):
         ("train digitz", "no recipe is called 'digitz'; did you mean digits"),
         ("train", "train needs a recipe, such as digits"),
         ("lottery", "lottery needs a recipe, such as digits"),
-        ("lottery digits --optimizer.rule acdc", "rule must be one of none, sam"),
+        ("lottery digits_acdc", "rule must be one of none, sam"),
         ("lottery digits --rounds 0", "rounds must be at least 1, got 0"),
         ("compress nowhere --target 90", "target '90' is unknown"),
         ("shrink nowhere --target c50+4bit", "target must remove channels only"),
