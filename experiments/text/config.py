@@ -164,6 +164,11 @@ class TextDataConfig:
         fits = self.name == "file" or not self.labels
         check(self, "labels", fits, f"left out for {self.name}")
 
+    @property
+    def asks_questions(self) -> bool:
+        """Whether the answers are parts of a context, instead of labels."""
+        return self.name == "squad"
+
 
 @dataclass(frozen=True)
 class BertModelConfig(BertConfig):
@@ -246,7 +251,7 @@ class TextConfig(RunConfig):
                     f"JSONL file with --{flag}"
                 )
             if file is not None and not Path(file).exists():
-                form = "; it should be SQuAD v1.1 JSON" * (self.data.name == "squad")
+                form = "; it should be SQuAD v1.1 JSON" * self.data.asks_questions
                 raise DataError(f"{file} is missing{form}")
         if self.weights == "" and self.init_from is None:
             raise ConfigError(

@@ -38,7 +38,7 @@ def text_network(config: TextConfig, params: Any) -> Network:
     """A BERT with the head of its task."""
     model = dataclasses.replace(config.model, dtype="float32")
     exact = dataclasses.replace(config, model=model)
-    asks = config.data.name == "squad"
+    asks = config.data.asks_questions
     make = (question_answering if asks else classification).make_network
     network = make(exact)
 

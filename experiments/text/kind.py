@@ -57,18 +57,14 @@ class _Family(NamedTuple):
 
 
 def _family(config: TextConfig) -> _Family:
-    """The only place that depends on the name of a task."""
-    match config.data.name:
-        case "squad":
-            return _Family(
-                read_questions,
-                question_answering.make_network,
-                question_answering.question_answering,
-            )
-        case "file":
-            read = labelled_files
-        case _:
-            read = read_glue_task
+    """How the text of a configuration is read and evaluated."""
+    if config.data.asks_questions:
+        return _Family(
+            read_questions,
+            question_answering.make_network,
+            question_answering.question_answering,
+        )
+    read = labelled_files if config.data.name == "file" else read_glue_task
     return _Family(
         read, classification.make_network, classification.text_classification
     )
