@@ -146,8 +146,8 @@ class Setting:
             rows.append(
                 {
                     "sparsity": share,
-                    "float32": score(lambda x, n=network: np.asarray(n.forward(*x))),
-                    "int8": score(lambda x, f=fast: f(*x)),
+                    "float32": score(partial(_forward, network)),
+                    "int8": score(partial(_call, fast)),
                     "multiply_adds": kept,
                 }
             )
@@ -175,6 +175,14 @@ class Setting:
             self.config, self.data, params, statistics
         )
         return network, 100 * kept / sum(self.counts.values())
+
+
+def _forward(network: Network, inputs: Sequence[Any]) -> Any:
+    return np.asarray(network.forward(*inputs))
+
+
+def _call(fast: engine.Engine, inputs: Sequence[Any]) -> Any:
+    return fast(*inputs)
 
 
 def table(folder: Path, reference: str) -> str:
