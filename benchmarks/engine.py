@@ -1,12 +1,12 @@
-"""The engine beside ONNX Runtime and OpenVINO, in one process, in turn.
+"""The engine against ONNX Runtime and OpenVINO, in one process, in turn.
 
     python -m benchmarks.engine
     python -m benchmarks.engine --networks bert6 resnet20 --rounds 3 --threads 1
 
 Random weights; blocks of 4 inputs x 2 outputs of smallest norm are removed from every
 layer but the first convolution. The others get the same pruned weights; they compute
-the zeros. CPU time counts, of all threads, since the machine may be shared; the wall
-time stands beside it. INT8 of all is calibrated with the one input that is timed.
+the zeros. The CPU time of all threads counts, since the machine may be shared; wall
+time is printed, too. All INT8 engines are calibrated with the input that is timed.
 Targets, one thread, 90 %, over the best dense INT8: BERT 6x384 3, BERT-base 4,
 ResNet-50 2.6, ResNet-20 6; at batch 16 BERT 6x384 2.5; two threads at least 1.5 times
 one on BERT. For the last two, the second on an idle machine:

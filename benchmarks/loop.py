@@ -1,11 +1,11 @@
-"""How much of the training loop is the step: images in memory, augmented.
+"""How much of the training loop the step takes: images in memory, augmented.
 
     python -m benchmarks.loop
 
-Prints milliseconds a step of the compiled step alone, called back to back on one batch,
-and of the whole loop of `experiments.training.train`: order and gathering of the
-batches, metrics, progress. Both are the difference of a longer and a shorter run, so
-that compilation and the last checkpoint drop out.
+Prints milliseconds per step of the compiled step by itself, called back to back on one
+batch, and of the whole loop of `experiments.training.train`: order and gathering of the
+batches, metrics, progress. Both are differences of a longer and a shorter run, so that
+compilation and the last checkpoint drop out.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from experiments.training import train
 
 
 def images(count: int) -> Dataset:
-    """Noise in the shape of CIFAR-10."""
+    """Noise with the shape of CIFAR-10."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (count, 32, 32, 3), np.uint8)
     labels = generator.integers(0, 10, count, np.int32)
@@ -41,7 +41,7 @@ def images(count: int) -> Dataset:
 def step_alone(
     config: ImageConfig, data: Dataset, task: Task, step: TrainStep, count: int
 ) -> float:
-    """Seconds of so many steps on one batch."""
+    """Seconds for a number of steps on one batch."""
     state = init_state(config, data, task)
     batch = next(data.train.training_batches(config.data.batch_size, 0, 0, 1))
     begin = time.perf_counter()
@@ -54,7 +54,7 @@ def step_alone(
 def loop(
     config: ImageConfig, data: Dataset, task: Task, step: TrainStep, epochs: int
 ) -> float:
-    """Seconds of a run of so many epochs, but for its evaluation."""
+    """Seconds for a run of some epochs, without its evaluation."""
     config = dataclasses.replace(config, epochs=epochs)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -66,7 +66,7 @@ def loop(
 
 
 def main() -> None:
-    """Prints a line a configuration."""
+    """Prints one line per configuration."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=3, help="of the longer run")

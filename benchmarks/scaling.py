@@ -3,7 +3,7 @@
     python -m benchmarks.scaling
 
 The devices are parts of one CPU, so nothing gets faster here. What counts is that the
-masks are identical, that losses agree but for rounding, and the bytes that devices
+masks are identical, that losses agree up to rounding, and how many bytes devices
 exchange in a step: of SGD, of CrAM+, and at most of the projection. Parameters are
 copied along one axis ("data") or cut along it ("fsdp").
 """

@@ -4,11 +4,11 @@
     python -m benchmarks.second_order --sizes 0.2 --gradients 64
 
 The model is a stack of square layers on random images, so that gradients are cheap and
-what is timed is the pruner. Beside it a magnitude projection, and the gradients alone.
-Peak memory is what XLA's analysis of the compiled pass says: arguments, outputs and
-temporaries. One recomputation; the pruner's default of several takes as many times as
-long, in the same memory. 25 million parameters need some 8 GB, and on
-two CPU cores the better part of an hour.
+the pruner is what is timed; a magnitude projection and the gradients by themselves are
+printed for comparison. Peak memory is what XLA's analysis of the compiled pass says:
+arguments, outputs and temporaries. One recomputation; the pruner's default of several
+takes as many times as long, in the same memory. 25 million parameters need about 8 GB,
+and on two CPU cores most of an hour.
 """
 
 import argparse

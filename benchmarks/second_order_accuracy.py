@@ -3,7 +3,7 @@
     python -m benchmarks.second_order_accuracy
 
 Trained on 1,200 images with plain Adam, pruned on 1,024 of them, tested on the other
-597: no compression-aware training, no fine-tuning. Each row is one seed. Takes some
+597: no compression-aware training, no fine-tuning. Each row is one seed. Takes a few
 minutes.
 """
 

@@ -1,11 +1,11 @@
-"""The k largest of many magnitudes: ours beside what else there is.
+"""The k largest of many magnitudes: ours against the alternatives.
 
     python -m benchmarks.selection
     python -m benchmarks.selection --sizes 1 --dtype bfloat16
 
 Every contender does the whole job, from the array to the mask of the kept entries; the
-last line of a size is one plain pass over the data, as a yardstick. torch takes part
-where it is installed.
+last line of a size is one plain pass over the data, as a yardstick. torch takes part if
+it is installed.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SLOW = ("jnp.sort", "jax.lax.top_k")
 
 
 def contenders(array: jax.Array, k: int) -> dict[str, Callable[[], Any]]:
-    """From names to functions that give a mask, or None where a peer is missing."""
+    """From names to functions that give a mask, or None if a peer is missing."""
     threshold = jnp.sort(jnp.abs(array.ravel()[:100_000]))[
         -max(1, 100_000 * k // array.size)
     ]

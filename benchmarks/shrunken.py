@@ -3,10 +3,10 @@
     python -m benchmarks.shrunken
     python -m benchmarks.shrunken --networks bert6 --rounds 5
 
-Random weights. From a BERT half of the heads and hidden units of every layer are
-removed; from a ResNet the half of all channels that `channels` removes, once as it
-finds them and once in multiples of 8. CPU time counts, of all threads, since the
-machine may be shared. Target: half of a BERT at least 1.8 times faster everywhere.
+Random weights. A BERT loses half of the heads and hidden units of every layer, a ResNet
+the half of all channels that `channels` chooses, once freely and once in multiples of
+8. The CPU time of all threads counts, since the machine may be shared. Target: half of
+a BERT at least 1.8 times faster everywhere.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def berts(config: BertConfig) -> dict[str, BertConfig]:
 
 
 def resnets(name: str, side: int) -> dict[str, ModelConfig]:
-    """A ResNet, and the same with half of its channels, as they fall and in eights."""
+    """A ResNet, and the same with half of its channels, freely and in eights."""
     config = ModelConfig(name=name)
     graph, state = nnx.split(make_model(config, 3, 10, nnx.Rngs(0)))
 
@@ -145,7 +145,8 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
         ]
         print(f"{kind:26}", " | ".join(cells))
     for label, config in sizes.items():
-        print(label, getattr(config, "layer_widths", ""))
+        if widths := getattr(config, "layer_widths", ()):
+            print(f"widths, {label}: {' '.join(map(str, widths))}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A training step of each update rule beside one of SGD: time, memory, compilation.
+"""A training step of each update rule against one of SGD: time, memory, compilation.
 
     python -m benchmarks.step
     python -m benchmarks.step --workloads 0 --repeats 3

@@ -39,7 +39,7 @@ def _cores() -> list[int]:
 def interleaved(
     functions: Mapping[str, Callable[[], Any]], repeats: int
 ) -> dict[str, np.ndarray]:
-    """Times functions in turn, so that a slow moment of the machine hits them all.
+    """Times functions in turn, so that a slow moment of the machine affects all.
 
     Args:
       functions: by name; each returns what has to be ready when its time stops.

@@ -1,12 +1,12 @@
-"""CrAM+ in PyTorch, as the paper states it, beside ours: the step and the projection.
+"""CrAM+ in PyTorch, as the paper states it, against ours: step and projection.
 
     pip install torch            # then
     python -m benchmarks.torch_step
 
 PyTorch's projection concatenates all magnitudes, asks torch.topk for the k largest and
 compares with the smallest of them. The two frameworks' convolutions differ in speed, so
-what compares is each one's CrAM+ step in its own SGD steps. Target: our projection of
-85 million weights at least 4 times faster.
+compare each one's CrAM+ step with its own SGD step. Target: our projection of 85
+million weights at least 4 times faster.
 """
 
 import argparse

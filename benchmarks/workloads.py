@@ -15,7 +15,7 @@ from experiments.text.config import BASE, SMALL, BertConfig
 
 
 class Workload(NamedTuple):
-    """A loss and what it takes.
+    """A loss and its arguments.
 
     Attributes:
       loss_fn: ``(params, **inputs) -> (loss, aux)``.

@@ -9,7 +9,13 @@ import numpy as np
 import optax
 
 from cram_jax.keys import check_key, key_data, split_key_data
-from cram_jax.projector import Params, Projector, check_projector, check_structure
+from cram_jax.projector import (
+    Params,
+    Projector,
+    apply_masks,
+    check_projector,
+    check_structure,
+)
 from cram_jax.validation import check_flag, check_integer
 
 
@@ -23,6 +29,7 @@ class PulledState(NamedTuple):
       target: the compressed parameters :math:`z`, like the parameters; ``()`` if they
         are computed at every step without a dual variable.
       dual: the dual variable :math:`v`, like the parameters; ``()`` without one.
+      squares: running mean :math:`s` of the squared updates; ``()`` if it is not kept.
     """
 
     count: jax.Array  # type: ignore[assignment]  # optax's name, over tuple.count
@@ -30,6 +37,7 @@ class PulledState(NamedTuple):
     projector_state: Any
     target: Params
     dual: Params
+    squares: Params
 
 
 def pulled(
@@ -38,6 +46,7 @@ def pulled(
     *,
     every: int = 1,
     dual: bool = False,
+    importance: float | None = None,
     key: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds a term to the updates that pulls parameters towards their compression.
@@ -61,7 +70,16 @@ def pulled(
     - SAFE: the same behind ``sam(loss_fn, 0.1)``;
     - the decay of SR-STE, :math:`\lambda (1 - M) \odot \theta`:
       ``pulled(n_m(2, 4), 2e-4)``;
-    - proximal quantisation: ``pulled(fake_quant(4), ...)``.
+    - proximal quantisation: ``pulled(fake_quant(4), ...)``;
+    - ELSA: ADMM with ``importance=0.999`` and Adam behind it.
+
+    With ``importance``, a decay :math:`\beta`, the target keeps of :math:`\theta + v`
+    what the projector keeps of :math:`\sqrt{s} (\theta + v)`, with
+
+    .. math:: s \leftarrow \beta s + (1 - \beta) u^2
+
+    after every update. That is Adam's second moment if Adam comes next and has this
+    decay: the loss of removing a weight is estimated by :math:`s \theta^2`.
 
     Only leaves that the projector may change are pulled, see `Projector.changes`.
 
@@ -70,6 +88,9 @@ def pulled(
       strength: :math:`\lambda`, at least 0, or a schedule of the step count.
       every: steps between renewals of :math:`z` and :math:`v`.
       dual: whether there is a dual variable, as in the method of multipliers.
+      importance: the decay of the mean of squared updates that weights are compared
+        by, 0 <= importance < 1; None: by their magnitude. Only with ``every`` above 1
+        or ``dual``, and a projector that does nothing but set weights to zero.
       key: seed or PRNG key, for projectors that draw.
 
     Returns:
@@ -78,8 +99,9 @@ def pulled(
 
     Raises:
       TypeError: an argument is of a wrong type.
-      ValueError: ``strength`` is negative or not finite, or ``every`` below 1; at
-        ``update``, ``params`` is None, or ``updates`` has a different structure.
+      ValueError: ``strength`` is negative or not finite, ``every`` below 1, or
+        ``importance`` out of range or without a stored target; at ``update``,
+        ``params`` is None, or ``updates`` has a different structure.
 
     Example:
       >>> params = [jnp.array([[1.0, -4.0]])]
@@ -90,7 +112,8 @@ def pulled(
 
     References:
       Lee et al., SAFE, ICML 2025, algorithm 1, arXiv 2506.06866; Zhou et al., SR-STE,
-      ICLR 2021, equation 6, arXiv 2102.04010.
+      ICLR 2021, equation 6, arXiv 2102.04010; Lee et al., ELSA, ICLR 2026, arXiv
+      2510.01650.
     """
     check_projector("projector", projector)
     check_integer("every", every, 1)
@@ -98,6 +121,14 @@ def pulled(
     check_key(key)
     _check_strength(strength)
     stores = every > 1 or dual
+    if importance is not None:
+        if not 0 <= importance < 1:
+            raise ValueError(f"importance must be from 0 to below 1, got {importance}")
+        if not stores:
+            raise ValueError(
+                f"importance needs a stored target: every above 1 or dual=True, got "
+                f"every={every} and dual={dual}"
+            )
 
     def init(params: Params) -> PulledState:
         state, draw = split_key_data(key_data(key), key)
@@ -117,14 +148,20 @@ def pulled(
             projector_state,
             target,
             jax.tree.map(jnp.zeros_like, params) if dual else (),
+            () if importance is None else jax.tree.map(jnp.zeros_like, params),
         )
 
     def project(
         params: Params, state: PulledState, draw: jax.Array
     ) -> tuple[Params, Any]:
-        (target, _), projector_state = projector.project(
-            params, state.projector_state, draw
+        compared = params
+        if importance is not None:
+            compared = jax.tree.map(_weighed, params, state.squares)
+        (target, masks), projector_state = projector.project(
+            compared, state.projector_state, draw
         )
+        if importance is not None:
+            target = apply_masks(masks, params)
         return target, projector_state
 
     def renew(
@@ -174,18 +211,29 @@ def pulled(
             strict=True,
         )
         structure: Any = jax.tree.structure(updates)
-        return structure.unflatten(
+        pulled_updates = structure.unflatten(
             (u + force * o).astype(u.dtype) if is_changed else u
             for u, o, is_changed in leaves
-        ), PulledState(
+        )
+        squares: Params = ()
+        if importance is not None:
+            squares = optax.tree.update_moment(
+                pulled_updates, state.squares, importance, 2
+            )
+        return pulled_updates, PulledState(
             optax.safe_increment(state.count),
             key_after,
             projector_state,
             target if stores else (),
             rest,
+            squares,
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _weighed(param: jax.Array, square: jax.Array) -> jax.Array:
+    return (param * jnp.sqrt(square)).astype(param.dtype)
 
 
 def _check_strength(strength: Any) -> None:

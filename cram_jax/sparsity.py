@@ -21,6 +21,7 @@ from cram_jax.blocks import (
 from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
 from cram_jax.projector import apply_masks
 from cram_jax.reshaping import join_axes, split_axis
+from cram_jax.scaling import Scale, scale_of, scale_value, scaled
 from cram_jax.selection import (
     keep_largest,
     keep_largest_of_layers,
@@ -37,6 +38,7 @@ def top_k(
     scope: Literal["global", "layer"] = "global",
     block: Block | None = None,
     pad: bool = False,
+    scale: Scale | None = None,
     where: Where | None = None,
     axes: AxesLike | None = None,
 ) -> "TopK":
@@ -64,6 +66,12 @@ def top_k(
     blocks at the edge are smaller. Lookup tables stay dense, too. `sparsity_report`
     lists such leaves.
 
+    With ``scale``, magnitudes are multiplied by a number for each leaf before they are
+    compared over all leaves. For weights that cost :math:`c` each, such as
+    multiply-adds, :math:`c^{-1/2}` keeps the most of the sum of squares for what is
+    spent: the ratio of :math:`w^2` to :math:`c` decides. A common factor changes
+    nothing.
+
     The product is exact: 29 % of 100 is 29. The sparsity is read as the decimal that it
     prints as; a traced one, which can change from step to step without recompilation,
     is read to seven decimals (15 if it is float64).
@@ -73,6 +81,9 @@ def top_k(
       scope: "global" or "layer".
       block: shape of the blocks; by default single weights.
       pad: whether blocks may be incomplete.
+      scale: ``(path, leaf) -> number``, or a tree of numbers like the parameters, or a
+        dictionary of numbers by path, as `cram_jax.structure.multiply_adds` returns it.
+        Every leaf to prune needs one. Only for the scope "global".
       where: which leaves, see `prunable`.
       axes: what is known of the axes, see `axes_of`.
 
@@ -81,8 +92,9 @@ def top_k(
       equals only itself.
 
     Raises:
-      ValueError: the sparsity is out of range, the scope unknown, or the block of a
-        wrong form; at ``init``, if ``where`` chooses no leaf or the block divides none.
+      ValueError: the sparsity is out of range, the scope unknown, the block of a wrong
+        form, or a scale not positive; at ``init``, if ``where`` chooses no leaf, the
+        block divides none, or a leaf to prune has no scale.
       TypeError: the sparsity is not a number, or ``pad`` not a bool; at ``init``, if a
         leaf to prune is not of a floating dtype.
 
@@ -94,17 +106,25 @@ def top_k(
       >>> compress([kernel], top_k(2 / 3, block=(..., 1))).params
       [Array([[ 0.,  3.,  0.],
              [ 0., -1.,  0.]], dtype=float32)]
+      >>> compress(params, top_k(0.5, scale={"a": 1.0, "b": 4.0})).params
+      {'a': Array([[0., 0.]], dtype=float32), 'b': Array([[2., 3.]], dtype=float32)}
 
     Reference: Peste et al., CrAM, ICLR 2023, arXiv 2207.14200.
     """
     check_sparsity(sparsity)
     check_choice("scope", scope, ("global", "layer"))
     check_flag("pad", pad)
+    if scale is not None and scope != "global":
+        raise ValueError(
+            f"scale decides between leaves: scope must be 'global' with it, got "
+            f"{scope!r}"
+        )
     return TopK(
         sparsity_value(sparsity),
         scope=scope,
         block=None if block is None else block_value(block),
         pad=bool(pad),
+        scale=scale_value(scale),
         where=where_value(where),
         axes=axes_value(axes),
     )
@@ -119,6 +139,7 @@ class TopK(LeafProjector):
     scope: Literal["global", "layer"] = "global"
     block: Block | None = None
     pad: bool = False
+    scale: Any = None
     where: Any = None
     axes: Any = None
 
@@ -145,6 +166,11 @@ class TopK(LeafProjector):
             leaf.value if own is None else block_scores(leaf.value, own)
             for leaf, own in zip(leaves, sides, strict=True)
         ]
+        if self.scale is not None:
+            scores = [
+                scaled(score, scale_of(self.scale, leaf.path, leaf.value))
+                for score, leaf in zip(scores, leaves, strict=True)
+            ]
         if self.scope == "global":
             kept = kept_count(sum(map(jnp.size, scores)), self.sparsity)
             masks = list(keep_largest(scores, kept))

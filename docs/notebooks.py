@@ -1,4 +1,7 @@
-"""Notebooks as pages: their cells and stored outputs as Markdown, nothing is run."""
+"""Notebooks as pages: their cells and stored outputs as Markdown, nothing is run.
+
+Outputs are texts and pictures; a picture is a part of the page.
+"""
 
 import json
 
@@ -23,5 +26,11 @@ def _markdown(cell: dict) -> str:
         return text
     blocks = [f"```python\n{text}\n```"]
     for output in cell["outputs"]:
-        blocks.append(f"```text\n{''.join(output['text'])}\n```")
+        if "text" in output:
+            blocks.append(f"```text\n{''.join(output['text'])}\n```")
+        else:
+            picture = output["data"]["image/png"].strip()
+            blocks.append(
+                f"![Drawn by the cell above](data:image/png;base64,{picture})"
+            )
     return "\n\n".join(blocks)

@@ -16,9 +16,8 @@ import tyro
 
 from experiments.errors import Stopped, UserError
 from experiments.late_reads import late_reads_ignored
-from experiments.verbs import VERBS, Verb
+from experiments.verbs import PARSERS, VERBS, Verb
 from experiments.verbs.common import PROGRAM
-from experiments.verbs.train import parse_train
 
 
 class Terminated(KeyboardInterrupt):
@@ -38,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt as interrupt:
-        goes_on = bool({"evaluate", "compare"} & set(arguments[:1]))
+        goes_on = arguments[:1] in (["evaluate"], ["compare"], ["lottery"])
         after = "run the same command to continue" if goes_on else "nothing was saved"
         print(f"stopped; {after}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
@@ -52,14 +51,15 @@ def _run(arguments: list[str]) -> None:
     if arguments[:1] == ["--version"]:
         print(f"cram-jax {importlib.metadata.version('cram-jax')}")
         return
-    verb = (
-        parse_train(arguments[1:]) if arguments[:1] == ["train"] else _parse(arguments)
-    )
+    verb = parse(arguments)
     verb.check()
     verb.execute()
 
 
-def _parse(arguments: list[str]) -> Verb:
+def parse(arguments: list[str]) -> Verb:
+    """The verb that a command line names, with its options."""
+    if arguments and arguments[0] in PARSERS:
+        return PARSERS[arguments[0]](arguments[1:])
     verbs: Any = Union[  # noqa: UP007, of a number that is not written here
         tuple(
             Annotated[verb, tyro.conf.subcommand(name)] for name, verb in VERBS.items()

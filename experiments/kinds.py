@@ -5,7 +5,6 @@ provide. A folder is imported when a run of its kind is opened: jax, its network
 its data take seconds.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -14,6 +13,7 @@ from experiments.images.config import ImageConfig
 from experiments.text.config import TextConfig
 
 if TYPE_CHECKING:
+    from cram_jax.structure import Structure
     from experiments.deployment.network import Network, Samples
     from experiments.task import Model, Task
 
@@ -29,10 +29,12 @@ class Kind(Protocol):
     Attributes:
       SOURCES: what ``init_from`` may name, in words.
       WEIGHT_FILES: the endings of files of published weights that it may name.
+      LIBRARY: of PyTorch, in whose names `export` writes a model.
     """
 
     SOURCES: str
     WEIGHT_FILES: tuple[str, ...]
+    LIBRARY: str
 
     def prepare(
         self, config: Any, data_dir: Path | None = None, *, workers: int = 0
@@ -58,15 +60,16 @@ class Kind(Protocol):
         """The task of a configuration, for data that have been read."""
         ...
 
-    def smaller_model(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """The model configuration of a network whose parameters became smaller.
+    def smaller_model(
+        self, config: Any, data: Any, structure: "Structure", kept: Any
+    ) -> Any:
+        """The model configuration of a network that has lost channels.
 
         Args:
           config: the run before.
-          shapes: of the parameters, by path.
-
-        Raises:
-          ConfigError: no configuration describes it.
+          data: its data.
+          structure: of its parameters and batch statistics.
+          kept: the groups that stay.
         """
         ...
 
@@ -95,9 +98,9 @@ class Kind(Protocol):
         ...
 
     def export(
-        self, config: Any, params: Any, run: Path, out: Path, vocabulary: Path | None
+        self, config: Any, model: "Model", run: Path, out: Path, vocabulary: Path | None
     ) -> None:
-        """Writes a model in a common form, with the run's vocabulary or this one."""
+        """Writes a model as `LIBRARY` does, with the vocabulary of the run or this."""
         ...
 
     def deploy(

@@ -106,7 +106,7 @@ def make_console(*, quiet: bool = False) -> Console:
 
     Without a terminal it is wide enough for our tables.
     """
-    width = None if sys.stdout.isatty() else 100
+    width = None if sys.stdout.isatty() else 120
     return Console(width=width, quiet=quiet, markup=False, highlight=False)
 
 

@@ -12,7 +12,7 @@ from cram_jax import Projector
 from experiments import targets
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigError
-from experiments.methods.build import front_rule, wrapped
+from experiments.methods.build import Inner, Setting, front_rule, wrapped
 from experiments.targets import LeafFilters
 
 
@@ -37,8 +37,8 @@ def make_optimizer(
       The chain; its ``update`` takes the arguments of ``loss_fn`` by name, and if there
       are plain steps, a new ``dropout_key`` at every step.
     """
-    filters = filters or LeafFilters()
-    rule = _update_rule(config, loss_fn, steps, seed, filters)
+    setting = Setting(config, loss_fn, steps, seed, filters or LeafFilters())
+    rule = _update_rule(setting)
     if config.plain_steps:
         rule = _at_some_steps(rule, 1 - config.plain_steps)
 
@@ -51,13 +51,12 @@ def make_optimizer(
         frozen = _matching(config.frozen)
         base = optax.partition({True: optax.set_to_zero(), False: plain}, frozen)
         freeze, members = [optax.masked(optax.set_to_zero(), frozen)], [base]
-    schedule = learning_rate(config, steps)
-    whole = wrapped(config, loss_fn, base, plain, schedule, steps, seed, filters)
-    # Before the rule too: a frozen leaf takes no part in the ascent.
-    chain = [*freeze, rule, *(members if whole is None else [whole, *freeze])]
-    if config.keep_pruned:
-        chain.append(cram_jax.keep_pruned(where=filters.prunable))
-    return optax.with_extra_args_support(optax.chain(*chain))
+    whole = wrapped(setting, Inner(base, plain, learning_rate(config, steps)))
+    hold = [cram_jax.keep_pruned(where=setting.filters.prunable)] * config.keep_pruned
+    # Before the rule too: what is frozen or pruned takes no part in the ascent.
+    before, after = [*hold, *freeze], [*(freeze if whole else []), *hold]
+    members = members if whole is None else [whole]
+    return optax.with_extra_args_support(optax.chain(*before, rule, *members, *after))
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -120,13 +119,8 @@ def _matching(pattern: str) -> Callable[[Any], Any]:
     return mask
 
 
-def _update_rule(
-    config: OptimizerConfig,
-    loss_fn: Callable[..., Any],
-    steps: int,
-    seed: int,
-    filters: LeafFilters,
-) -> optax.GradientTransformation:
+def _update_rule(setting: Setting) -> optax.GradientTransformation:
+    config, loss_fn, _, seed, filters = setting
     options: dict[str, Any] = {
         "sparse_gradients": config.sparse_gradients,
         "normalize": config.normalize,
@@ -150,7 +144,7 @@ def _update_rule(
             projector = _projector(config, filters)
             return cram_jax.cram_plus(loss_fn, projector, 0.0, **options)
     projector = _projector(config, filters)
-    made = front_rule(config, loss_fn, projector, steps, seed, filters)
+    made = front_rule(setting._replace(loss_fn=loss_fn), projector)
     return optax.identity() if made is None else made  # it wraps the optimiser
 
 

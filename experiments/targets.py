@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # jax takes seconds to import, and names need none of it
 Form = Literal[
     "dense",
     "global",
+    "by cost",
     "layer",
     "channels",
     "second order",
@@ -34,6 +35,7 @@ GROUP = r"(\d{1,4}):(\d{1,4})"
 FORMS: dict[Form, str] = {
     "dense": "dense",
     "global": f"k{NUMBER}",
+    "by cost": f"k{NUMBER}@cost",
     "layer": f"u{NUMBER}",
     "channels": f"c{NUMBER}",
     "second order": f"o{NUMBER}",
@@ -54,22 +56,24 @@ BLOCK = (4, 2)
 """Inputs and outputs of a block, the shape that the engine computes fastest."""
 
 EXPECTED = (
-    "expected dense, k90 (90 % zeros), u90 (in every layer), b90 (in blocks of 4 "
-    "inputs x 2 outputs; b90@8x1 for others), c50 (50 % of the channels), 2:4 (n of "
-    "m), 4bit (4bit@32 in blocks of 32 inputs), nested4 (leading bits of 8), mxfp4, "
-    "nvfp4, or several joined by +, such as k90+4bit; or, of trained networks, o90 "
-    "(second order), w90 or w2:4 (Wanda), g90, g2:4 or g90@4bit (SparseGPT), and with "
+    "expected dense, k90 (90 % zeros; k90@cost by what weights cost), u90 (in every "
+    "layer), b90 (in blocks of 4 inputs x 2 outputs; b90@8x1 for others), c50 (50 % of "
+    "the channels), 2:4 (n of m), 4bit (4bit@32 in blocks of 32 inputs), nested4 "
+    "(leading bits of 8), mxfp4, nvfp4, or several joined by +, such as k90+4bit; or, "
+    "of trained networks, o90 (second order), w90 or w2:4 (Wanda), g90, g2:4 or "
+    "g90@4bit (SparseGPT), and with "
     "r before, as rk90, what is kept refitted"
 )
 
 
 class LeafFilters(NamedTuple):
-    """Which leaves of a network targets are about; see ``where`` of the projectors.
+    """Which leaves of a network targets compress; see ``where`` of the projectors.
 
     Attributes:
       prunable: those that may be compressed at all; None: of two or more dimensions.
       uniform: those of them that are pruned layer by layer.
-      channels: the channels that can be removed as a whole; None: unknown.
+      channels: which channels can be removed as a whole, and what a weight costs;
+        None: unknown.
     """
 
     prunable: "Where | None" = None
@@ -82,10 +86,10 @@ class Part(NamedTuple):
 
     Attributes:
       form: what it does.
-      share: of zeros; 0 if it does not say.
+      share: of zeros; 0 if there is none.
       numbers: inputs and outputs of a block, n and m, or bits.
-      bits: what is kept is rounded to on the way; None: it is not.
-      refitted: whether what is kept gets its best values.
+      bits: width that kept weights are rounded to while pruning; None: not rounded.
+      refitted: whether kept weights are refitted by least squares.
     """
 
     form: Form
@@ -105,6 +109,7 @@ def parse(target: str) -> tuple[Part, ...]:
 
     Args:
       target: ``dense``; ``k90`` (90 % of the weights are zero, global magnitude);
+        ``k90@cost`` (the same, of weights over the root of their multiply-adds);
         ``u90`` (90 % of every layer; image networks keep the first and the last dense);
         ``b90`` (90 % of the blocks of every layer, blocks of 4 inputs and 2 outputs, or
         of another shape as in ``b90@8x1``); ``c50`` (50 % of the channels of all layers
@@ -127,11 +132,11 @@ def parse(target: str) -> tuple[Part, ...]:
 
 
 def check(target: str, *, training: bool = False) -> None:
-    """Raises unless a target has such a name.
+    """Raises unless the name of a target is valid.
 
     Args:
       target: its name.
-      training: whether to train for it; what needs a trained network cannot be.
+      training: whether to train for it, which targets of trained networks do not allow.
 
     Raises:
       ConfigError: see `parse`.
@@ -159,7 +164,7 @@ def projector(
 
     Args:
       target: its name, see `parse`.
-      masks_every: uses for which the masks of one projection serve.
+      masks_every: for how many uses the masks of one projection are kept.
       filters: the leaves; by default all of two or more dimensions.
       pruners: make the projectors that need a trained network and its data.
 
@@ -209,6 +214,9 @@ def _without_data(part: Part, filters: LeafFilters) -> "Projector":
             return cram_jax.nvfp4(where=where)
         case "global":
             return cram_jax.top_k(part.share, where=where)
+        case "by cost":
+            scale = _known(coupled, "what a weight costs").scale
+            return cram_jax.top_k(part.share, scale=scale, where=where)
         case "layer":
             return cram_jax.top_k(part.share, scope="layer", where=uniform)
         case "blocks":
@@ -216,16 +224,18 @@ def _without_data(part: Part, filters: LeafFilters) -> "Projector":
                 part.share, scope="layer", block=part.numbers, where=uniform
             )
         case "channels":
-            if coupled is None:
-                raise ConfigError(
-                    "channels are to be removed, and which of them belong together is "
-                    "not known of this network"
-                )
-            return coupled.projector(part.share)
+            known = _known(coupled, "which channels belong together")
+            return known.projector(part.share)
         case "n of m":
             return cram_jax.n_m(*part.numbers, where=where)
         case _:
             return cram_jax.identity()
+
+
+def _known(coupled: "CoupledChannels | None", what: str) -> "CoupledChannels":
+    if coupled is None:
+        raise ConfigError(f"{what} is not known of this network")
+    return coupled
 
 
 def _with_data(part: Part, filters: LeafFilters, pruners: "Pruners") -> "Projector":
@@ -256,6 +266,8 @@ def label(target: str) -> str:
         match part.form:
             case "global":
                 word = percent
+            case "by cost":
+                word = f"{percent} by cost"
             case "layer":
                 word = f"{percent} uniform"
             case "channels":
@@ -283,12 +295,12 @@ def label(target: str) -> str:
 
 
 def sparsity(target: str, scope: Scope = "global") -> float | None:
-    """The share of zeros if a target is nothing but sparsity, else None.
+    """The share of zeros if a target is only a sparsity, else None.
 
     Args:
       target: its name.
-      scope: which targets count beside dense: ``k90``, with "layer" ``u90``, with
-        "blocks" ``b90``, with "channels" ``c90``.
+      scope: which targets count, besides dense: ``k90``; with "layer" ``u90``; with
+        "blocks" ``b90``; with "channels" ``c90``.
     """
     part, *others = parse(target)
     if not others and part.form == "dense":

@@ -1,6 +1,7 @@
-"""CPU devices, seeded property tests, and where larger reference data may lie."""
+"""CPU devices, seeded property tests, and the location of larger reference data."""
 
 import atexit
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -62,6 +63,12 @@ def pytest_configure(config):
     jax.config.update("jax_num_cpu_devices", config.getoption("devices"))
 
 
+def pytest_collection_finish(session):
+    # What the modules hold stays, and tracing makes many objects that do not last.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("several_devices") and jax.device_count() < 8:
         pytest.skip("needs --devices 8")
@@ -69,7 +76,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session")
 def shared(request):
-    """The folder of larger reference data; skips where there is none."""
+    """The folder of larger reference data; skips if there is none."""
     folder = request.config.getoption("--shared")
     if folder is None:
         pytest.skip("needs --shared or $CRAM_JAX_SHARED, the larger reference data")

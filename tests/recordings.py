@@ -1,4 +1,4 @@
-"""What both comparisons with the authors' recorded runs need."""
+"""Shared by both comparisons with the authors' recorded runs."""
 
 import jax
 import jax.numpy as jnp

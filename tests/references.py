@@ -1,4 +1,4 @@
-"""What the library computes, again: float64 NumPy, naive on purpose."""
+"""The library's computations once more: float64 NumPy, naive on purpose."""
 
 import numpy as np
 

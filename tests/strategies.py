@@ -35,7 +35,11 @@ LAYOUTS = (
 )
 
 
-def trees():
+# For large programs: one wide and one narrow.
+FEW_LAYOUTS = (LAYOUTS[2], LAYOUTS[4])
+
+
+def trees(layouts=LAYOUTS):
     """Parameter trees with one to three kernels of one dtype, and a bias."""
 
     def build(layout):
@@ -47,7 +51,7 @@ def trees():
             }
         )
 
-    return st.sampled_from(LAYOUTS).flatmap(build)
+    return st.sampled_from(layouts).flatmap(build)
 
 
 def sparsities():

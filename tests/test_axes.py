@@ -246,41 +246,32 @@ PROJECTORS = (
 )
 
 
+@functools.partial(jax.jit, static_argnames="projectors")
+def each_of(projectors, kernel):
+    """What each projector makes of the kernel."""
+    return [compress([kernel], projector).params[0] for projector in projectors]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_projector_does_the_same_in_every_layout(layout):
     axes, arrange = LAYOUTS[layout]
     kernel = jax.random.normal(KEY, (8, 8))
-
-    @jax.jit
-    def both(kernel):
-        pairs = []
-        for projector in PROJECTORS:
-            told = dataclasses.replace(projector, axes=lambda path, leaf: axes)
-            ours = compress([arrange(kernel)], told).params[0]
-            pairs.append((ours, arrange(compress([kernel], projector).params[0])))
-        return pairs
-
-    for ours, expected in both(kernel):
-        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    told = (dataclasses.replace(p, axes=lambda path, leaf: axes) for p in PROJECTORS)
+    found, plain = each_of((*told,), arrange(kernel)), each_of(PROJECTORS, kernel)
+    for ours, expected in zip(found, plain, strict=True):
+        np.testing.assert_allclose(ours, arrange(expected), rtol=1e-5)
 
 
 def test_stacked_layers_are_compressed_as_one_by_one():
     rng = np.random.default_rng(1)
     spread = np.array([1, 0.02, 0.3, 0.1])[:, None, None]
     layers = jnp.asarray(rng.normal(size=(4, 8, 6)) * spread, jnp.float32)
-
-    @jax.jit
-    def both(layers):
-        pairs = []
-        for projector in (*PROJECTORS, fake_quant(3, clip="least_squares")):
-            told = dataclasses.replace(projector, axes=stacked(""))
-            one = functools.partial(compress, projector=projector)
-            each = jnp.stack([one([layer]).params[0] for layer in layers])
-            pairs.append((compress([layers], told).params[0], each))
-        return pairs
-
-    for ours, expected in both(layers):
-        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    projectors = (*PROJECTORS, fake_quant(3, clip="least_squares"))
+    told = (dataclasses.replace(p, axes=stacked("")) for p in projectors)
+    found = each_of((*told,), layers)
+    one_by_one = zip(*(each_of(projectors, layer) for layer in layers), strict=True)
+    for ours, expected in zip(found, one_by_one, strict=True):
+        np.testing.assert_allclose(ours, jnp.stack(expected), rtol=1e-5)
 
 
 def test_attention_is_grouped_along_inputs_and_scaled_by_output():

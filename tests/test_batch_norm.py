@@ -227,33 +227,34 @@ def test_a_pass_may_donate_its_statistics_and_return_its_own_buffers():
     np.testing.assert_array_equal(stats["mean"], np.ones(5))
 
 
-@pytest.mark.parametrize("steps", [0, 3, 500, 5000])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_haikus_bias_corrected_averages_are_recalibrated(steps, dtype):
+def test_haikus_bias_corrected_averages_are_recalibrated(dtype):
     def network(batch, train):
         return hk.BatchNorm(True, True, 0.99)(batch, is_training=train)
 
     model = hk.transform_with_state(network)
-    params, state = model.init(jax.random.key(0), BATCHES[0], True)
-    state = jax.tree.map(
-        lambda leaf: leaf + steps if leaf.dtype == jnp.int32 else leaf + 7, state
-    )
+    params, start = model.init(jax.random.key(0), BATCHES[0], True)
     batches = [jnp.asarray(batch, dtype) for batch in BATCHES]
     apply = jax.jit(lambda state, batch: model.apply(params, state, None, batch, True))
-    found = recalibrate(lambda *args: apply(*args)[1], state, batches)
     mean, variance = float64_statistics(batches)
     # Haiku computes the statistics of a batch in its dtype.
     rtol = tolerance(0.99) + (1e-5 if dtype == "float32" else 0.03)
-    for name, expected in (("mean", mean), ("var", variance)):
-        average = found[f"batch_norm/~/{name}_ema"]
-        for entry in ("average", "hidden"):
-            np.testing.assert_allclose(
-                np.float64(average[entry][0]), expected, rtol=rtol
-            )
-    output, _ = model.apply(params, found, None, BATCHES[0], False)
-    expected = (np.float64(BATCHES[0]) - mean) / np.sqrt(variance + 1e-5)
-    if dtype == "float32":
-        np.testing.assert_allclose(output, expected, atol=1e-4)
+    for steps in (0, 3, 500, 5000):
+        state = jax.tree.map(
+            lambda leaf, n=steps: leaf + n if leaf.dtype == jnp.int32 else leaf + 7,
+            start,
+        )
+        found = recalibrate(lambda *args: apply(*args)[1], state, batches)
+        for name, expected in (("mean", mean), ("var", variance)):
+            average = found[f"batch_norm/~/{name}_ema"]
+            for entry in ("average", "hidden"):
+                np.testing.assert_allclose(
+                    np.float64(average[entry][0]), expected, rtol=rtol
+                )
+        output, _ = model.apply(params, found, None, BATCHES[0], False)
+        expected = (np.float64(BATCHES[0]) - mean) / np.sqrt(variance + 1e-5)
+        if dtype == "float32":
+            np.testing.assert_allclose(output, expected, atol=1e-4)
 
 
 class EquinoxNet(eqx.Module):

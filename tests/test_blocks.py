@@ -17,16 +17,22 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 BLOCKS = ((1, 1), (1, 4), (4, 1), (2, 2), (None, 2), (..., 1), (..., 4), (None, None))
 
-
-@pytest.mark.parametrize("block", BLOCKS)
-@given(
-    data=st.data(),
-    sparsity=strategies.sparsities(),
-    dtype=st.sampled_from(["float32", "bfloat16"]),
-    scope=st.sampled_from(["global", "layer"]),
+# Not their product with BLOCKS, because each compiles: two blocks have each of them.
+KINDS = (
+    ("float32", "global"),
+    ("bfloat16", "layer"),
+    ("float32", "layer"),
+    ("bfloat16", "global"),
 )
-def test_blocks_agree_with_float64(block, data, sparsity, dtype, scope):
-    shapes = ((4, 4), (8, 12), (3, 3, 4, 8))
+
+
+@pytest.mark.parametrize(
+    ("block", "dtype", "scope"),
+    [(block, *KINDS[i % len(KINDS)]) for i, block in enumerate(BLOCKS)],
+)
+@given(data=st.data(), sparsity=strategies.sparsities())
+def test_blocks_agree_with_float64(block, dtype, scope, data, sparsity):
+    shapes = ((8, 12), (3, 3, 4, 8))
     leaves = [data.draw(strategies.arrays(shape, dtype)) for shape in shapes]
     values, masks = compress(leaves, top_k(sparsity, scope=scope, block=block))
     scores = [references.block_rms(leaf, block) for leaf in leaves]
@@ -106,7 +112,10 @@ def test_a_removed_head_changes_nothing_but_its_own_output():
 
     x = jax.random.normal(jax.random.key(0), (2, 5, 16))
     np.testing.assert_allclose(
-        nnx.merge(graph, pruned)(x), without(2)(x), rtol=1e-4, atol=1e-5
+        nnx.jit(lambda model: model(x))(nnx.merge(graph, pruned)),
+        nnx.jit(lambda model: model(x))(without(2)),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 

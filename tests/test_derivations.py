@@ -1,5 +1,7 @@
 """Every update rule against float64 NumPy with gradients by hand, within 1e-10."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,8 +227,15 @@ def train(rule, follow, steps=STEPS):
         )
 
 
-@pytest.mark.parametrize("projector", PROJECTORS)
-@pytest.mark.parametrize("rule", RULES)
+def cases():
+    """Every projector under CrAM+, every rule with masks and values; by night all."""
+    for rule, projector in itertools.product(RULES, PROJECTORS):
+        is_usual = rule == "CrAM+" or projector in ("2:4", "50 % and 4 bit")
+        marks = [] if is_usual else [pytest.mark.nightly]
+        yield pytest.param(rule, projector, marks=marks)
+
+
+@pytest.mark.parametrize(("rule", "projector"), [*cases()])
 def test_twelve_steps_follow_the_derivation(rule, projector):
     make, derive = RULES[rule]
     ours, compress = PROJECTORS[projector]

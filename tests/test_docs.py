@@ -40,7 +40,7 @@ def reference():
         if found := re.fullmatch(r"\.\. currentmodule:: (\S+)", line):
             module = found[1]
         elif found := re.match(
-            r"\.\. auto(?:function|class|data|exception):: (\w+)", line
+            r"\.\. (?:auto)?(?:function|class|data|exception):: (\w+)", line
         ):
             names.setdefault(module, []).append(found[1])
     return names

@@ -77,6 +77,44 @@ def test_with_a_dual_variable_it_is_safe_and_admm(rho):
     )
 
 
+def elsa_by_hand(steps, every):
+    """z keeps the largest v z^2 with Adam's v, after steps K - 1, 2K - 1, ..."""
+    x = {name: value.copy() for name, value in START.items()}
+    m, v = ({name: np.zeros_like(x[name]) for name in x} for _ in range(2))
+    z, u = x["kernel"] * references.keep_largest([x["kernel"]], 3)[0], np.zeros((4, 3))
+    way, by_magnitude = [], 0
+    for step in range(steps):
+        grads = gradient(x)
+        grads["kernel"] = grads["kernel"] + PENALTY * (x["kernel"] - z + u)
+        for name in x:
+            m[name] = 0.9 * m[name] + 0.1 * grads[name]
+            v[name] = 0.95 * v[name] + 0.05 * grads[name] ** 2
+            unbiased = v[name] / (1 - 0.95 ** (step + 1))
+            mean = m[name] / (1 - 0.9 ** (step + 1))
+            x[name] = x[name] - RATE * mean / (np.sqrt(unbiased) + 1e-8)
+        if (step + 1) % every == 0:
+            shifted = x["kernel"] + u
+            mask = references.keep_largest([v["kernel"] * shifted**2], 3)[0]
+            by_magnitude += (mask == references.keep_largest([shifted], 3)[0]).all()
+            z = shifted * mask
+            u = u + x["kernel"] - z
+        way.append({name: value.copy() for name, value in x.items()})
+    assert by_magnitude < steps // every  # or it would show nothing
+    return way
+
+
+def test_with_importance_and_adam_it_is_elsa():
+    steps, every = 17, 4
+    with jax.enable_x64(True):
+        optimizer = optax.chain(
+            pulled(top_k(0.75), PENALTY, every=every, dual=True, importance=0.95),
+            optax.adam(RATE, b2=0.95),
+        )
+        way, state = train(optimizer, steps)
+    chex.assert_trees_all_close(way, elsa_by_hand(steps, every), rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(state[0].squares, state[1][0].nu, rtol=1e-12)
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_only_leaves_that_the_projector_may_change_are_pulled(every):
     optimizer = pulled(top_k(0.75), 0.5, every=every, dual=True)
@@ -163,6 +201,10 @@ def test_what_it_cannot_do_is_said_early():
         pulled(top_k(0.9), "strong")
     with pytest.raises(ValueError, match="strength must be one finite number"):
         pulled(top_k(0.9), -0.1)
+    with pytest.raises(ValueError, match="importance must be from 0 to below 1"):
+        pulled(top_k(0.5), 0.1, dual=True, importance=1.0)
+    with pytest.raises(ValueError, match="importance needs a stored target: every"):
+        pulled(top_k(0.5), 0.1, importance=0.9)
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         pulled(top_k(0.9), 0.1, every=0)
     with pytest.raises(TypeError, match="dual must be True or False, got None"):

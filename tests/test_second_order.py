@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import references
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -59,14 +57,15 @@ def blocks_of(size, block_size):
     return [slice(i, min(i + block_size, size)) for i in range(0, size, block_size)]
 
 
-@given(
-    st.integers(1, 6),
-    st.integers(1, 5),
-    st.integers(1, 20),
-    st.sampled_from([0.0, 0.3, 0.5, 0.8]),
-    st.sampled_from(["global", "layer"]),
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "block_size", "sparsity", "scope"),
+    [
+        (1, 1, 1, 0.0, "layer"),
+        (4, 5, 6, 0.5, "global"),
+        (6, 3, 20, 0.8, "layer"),
+        (3, 4, 5, 0.3, "global"),
+    ],
 )
-@settings(max_examples=8)  # each compiles
 def test_a_quadratic_reaches_its_constrained_minimum(
     inputs, outputs, block_size, sparsity, scope
 ):
@@ -123,8 +122,7 @@ def test_the_weights_with_the_smallest_saliencies_go():
         assert set(order[:6]) == set(np.flatnonzero(flat(masks["w"]) == 0))
 
 
-@pytest.mark.parametrize("scope", ["global", "layer"])
-@pytest.mark.parametrize("recomputations", [1, 3])
+@pytest.mark.parametrize(("scope", "recomputations"), [("global", 3), ("layer", 1)])
 def test_exactly_k_are_kept_of_equal_ones_and_they_are_the_first(scope, recomputations):
     params = {"a": jnp.ones((5, 3)), "b": jnp.ones((2, 3))}
     examples = {"x": jax.tree.map(lambda p: jnp.zeros((4, *p.shape)), params)}
@@ -174,21 +172,40 @@ def test_pruned_weights_of_masks_are_zeroed_and_count():
     np.testing.assert_array_equal(result.params["w"], [[3.0, 0.0, 0.0, 2.0]])
 
 
-@pytest.mark.parametrize("micro_batch", [1, 7, 100])
-def test_order_and_micro_batches_change_nothing(micro_batch):
+def test_gradients_are_those_without_the_weights_that_masks_prune():
+    weights, *x = jax.random.normal(jax.random.key(0), (5, 6, 2))
+    masks = {"w": jnp.array([[True, False]] * 6)}
+
+    def prune(weights):
+        return prune_at_once(
+            lambda params, x: jnp.mean(jnp.sum(params["w"] * x, (1, 2)) ** 2),
+            {"w": weights},
+            {"x": jnp.stack(x)},
+            0.75,
+            damping=1.0,
+            recomputations=1,
+            masks=masks,
+        )
+
+    zeroed = prune(jnp.where(masks["w"], weights, 0))
+    jax.tree.map(np.testing.assert_array_equal, prune(weights), zeroed)
+
+
+def test_order_and_micro_batches_change_nothing():
     with jax.enable_x64(True):
         params = small_params()
         examples = examples_for(params, 30)
         prune = partial(prune_at_once, linear, params, sparsity=0.6, block_size=6)
         expected = prune(examples)
         shuffled = jax.tree.map(lambda x: x[::-1], examples)
-        result = prune(shuffled, micro_batch=micro_batch)
-        jax.tree.map(np.testing.assert_array_equal, result.masks, expected.masks)
-        jax.tree.map(
-            partial(np.testing.assert_allclose, **TOLERANCE),
-            result.params,
-            expected.params,
-        )
+        for micro_batch in (1, 7, 100):
+            result = prune(shuffled, micro_batch=micro_batch)
+            jax.tree.map(np.testing.assert_array_equal, result.masks, expected.masks)
+            jax.tree.map(
+                partial(np.testing.assert_allclose, **TOLERANCE),
+                result.params,
+                expected.params,
+            )
 
 
 def test_gradients_averaged_over_examples():
@@ -228,7 +245,7 @@ def test_only_the_chosen_leaves_change():
 
 @pytest.mark.parametrize(
     ("dtype", "x64"),
-    [("float32", False), ("float32", True), ("bfloat16", False), ("float16", True)],
+    [("float32", True), ("bfloat16", False), ("float16", True)],
 )
 def test_dtypes_stay_and_statistics_are_single_precision(dtype, x64):
     with jax.enable_x64(x64):
@@ -244,9 +261,9 @@ def test_dtypes_stay_and_statistics_are_single_precision(dtype, x64):
         prune = partial(prune_at_once, sparsity=0.5, damping=0.01, recomputations=1)
         pruned, masks = prune(loss_fn, params, examples)
         expected = prune(linear, wide, examples)
-        # The gradients are rounded to the dtype, the statistics are not: a few units
-        # in the last place.
-        tolerance = 4 * float(jnp.finfo(dtype).eps)
+        # The gradients are rounded to the dtype, the statistics are not: about a unit
+        # in the last place, and twice as much if they were.
+        tolerance = float(jnp.finfo(dtype).eps)
         for name, leaf in pruned.items():
             assert (leaf.dtype, masks[name].dtype) == (jnp.dtype(dtype), bool)
             np.testing.assert_array_equal(leaf == 0, ~masks[name])
@@ -254,7 +271,7 @@ def test_dtypes_stay_and_statistics_are_single_precision(dtype, x64):
             np.testing.assert_allclose(
                 leaf.astype("float32"),
                 expected.params[name],
-                atol=4 * tolerance,
+                atol=tolerance,
                 rtol=0,
             )
 

@@ -90,10 +90,17 @@ def test_the_count_is_exact(size, sparsity, kept):
     assert kept_count(size, sparsity) == kept
 
 
-@given(st.integers(1, 2 * 10**9), st.integers(0, 10**7 - 1))
+traced_count = jax.jit(kept_count, static_argnums=0)
+
+
+# Few sizes, because each compiles.
+@given(
+    st.sampled_from([1, 999, 25_557_032, 1_234_567_891, 2 * 10**9]),
+    st.integers(0, 10**7 - 1),
+)
 def test_a_traced_sparsity_counts_like_its_decimal(size, tens_of_millions):
     sparsity = Fraction(tens_of_millions, 10**7)
-    traced = jax.jit(lambda s: kept_count(size, s))(jnp.float32(float(sparsity)))
+    traced = traced_count(size, jnp.float32(float(sparsity)))
     # Seven decimals survive float32, so not one entry may be lost.
     assert int(traced) == size - int(sparsity * size)
 
@@ -125,6 +132,82 @@ def test_top_k_prunes_only_where_told():
         masks = compress(params, top_k(0.75, where=where)).masks
         assert masks["a"].all()
         assert int(masks["b"].sum() + masks["c"].sum()) == 2
+
+
+@given(
+    strategies.trees(),
+    strategies.sparsities(),
+    st.tuples(*[st.sampled_from([0.25, 1.0, 2.0, 64.0])] * 3),
+)
+def test_a_scale_multiplies_the_magnitudes_of_its_leaf(params, sparsity, factors):
+    """Powers of two, so that no product is rounded."""
+    scale = {f"layers/{i}": factor for i, factor in enumerate(factors)}
+    projection = compress(params, top_k(sparsity, scale=scale))
+    assert_masks_match(params, projection)
+    leaves = kernels(params)
+    products = [
+        np.asarray(leaf, np.float64) * factor
+        for leaf, factor in zip(leaves, factors, strict=False)
+    ]
+    k = kept_count(sum(leaf.size for leaf in leaves), sparsity)
+    for mask, expected in zip(
+        kernels(projection.masks), references.keep_largest(products, k), strict=True
+    ):
+        np.testing.assert_array_equal(mask, expected)
+
+
+def test_a_scale_multiplies_the_norms_of_blocks():
+    params = {
+        name: np.random.default_rng(i).normal(size=(4, 6)).astype(np.float32)
+        for i, name in enumerate("ab")
+    }
+    options = {"block": (2, 3), "scale": lambda path, leaf: {"a": 3.0, "b": 0.7}[path]}
+    masks = compress(params, top_k(0.5, **options)).masks
+    norms = [
+        factor * references.block_rms(params[name], (2, 3))
+        for name, factor in (("a", 3.0), ("b", 0.7))
+    ]
+    expected = references.keep_largest(norms, 4)
+    for mask, kept in zip(masks.values(), expected, strict=True):
+        np.testing.assert_array_equal(mask, kept.repeat(2, 0).repeat(3, 1))
+
+
+def test_by_the_root_of_its_cost_most_energy_is_kept_for_what_is_spent():
+    """No other choice has more squares for at most as many multiply-adds."""
+    weights = np.random.default_rng(0).normal(size=(2, 5, 1)).astype(np.float32)
+    costs = {"a": 64, "b": 4}
+    scale = {name: cost**-0.5 for name, cost in costs.items()}
+    params = dict(zip(costs, weights, strict=True))
+    masks = compress(params, top_k(0.6, scale=scale)).masks
+    each = np.repeat([64, 4], 5)
+    kept = np.concatenate([np.ravel(mask) for mask in masks.values()])
+    squares = weights.ravel().astype(np.float64) ** 2
+    every = (np.arange(2**10)[:, None] >> np.arange(10) & 1).astype(bool)
+    affordable = every @ each <= kept @ each
+    assert (every @ squares)[affordable].max() == pytest.approx(kept @ squares)
+
+
+def test_scales_are_values():
+    projector = top_k(0.5, scale={"b": np.float32(2), "a": 1})
+    assert projector == top_k(0.5, scale={"a": 1.0, "b": 2.0})
+    assert hash(projector) == hash(top_k(0.5, scale={"a": 1.0, "b": 2.0}))
+    assert repr(projector) == "top_k(0.5, scale={'a': 1.0, 'b': 2.0})"
+    assert top_k(0.5) == top_k(0.5, scale=None)
+
+
+def test_scales_that_make_no_sense_are_refused():
+    for number in (0.0, -1.0, float("inf"), float("nan"), True):
+        with pytest.raises(ValueError, match="scale must be positive and finite, got"):
+            top_k(0.5, scale={"a": number})
+    with pytest.raises(TypeError, match="scale must be a tree of positive numbers"):
+        top_k(0.5, scale={"a": "much"})
+    with pytest.raises(ValueError, match="scope must be 'global' with it, got 'layer'"):
+        top_k(0.5, scope="layer", scale={"a": 1.0})
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
+    with pytest.raises(ValueError, match="every leaf that is pruned, among them 'b'"):
+        top_k(0.5, scale={"a": 1.0}).init(params)
+    with pytest.raises(ValueError, match="positive and finite, got -1 for 'a'"):
+        top_k(0.5, scale=lambda path, leaf: -1).init(params)
 
 
 @functools.partial(jax.jit, static_argnames=("n", "m"))

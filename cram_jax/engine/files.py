@@ -110,7 +110,8 @@ def save_model(model: Model, path: Path, bits: int) -> None:
         "ranges": {name: [r.scale, int(r.zero)] for name, r in model.ranges.items()},
     }
     metadata = {"format": FORMAT, "version": VERSION, "plan": json.dumps(plan)}
-    path.write_bytes(safetensors.encode(arrays, metadata))
+    with safetensors.replacing(path) as beside:
+        beside.write_bytes(safetensors.encode(arrays, metadata))
 
 
 def _encode_operation(

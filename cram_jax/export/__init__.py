@@ -4,10 +4,10 @@ The core does not import it. What a format needs beyond jax and NumPy is an extr
 own, imported when the format is used: ``pip install 'cram_jax[onnx]'``.
 """
 
-from cram_jax.export.coreml import coreml_sparse_weights, to_coreml
+from cram_jax.export.coreml import coreml_weights, to_coreml
 from cram_jax.export.litert import run_litert, to_litert
 from cram_jax.export.onnx_files import n_m_layers, onnx_inputs, run_onnx, to_onnx
-from cram_jax.export.onnx_function import function_to_onnx
+from cram_jax.export.onnx_function import function_to_onnx, run_onnx_function
 from cram_jax.export.packed import PackedFile, Saved, load_packed, save_packed
 from cram_jax.export.parity import ParityError, check_parity
 
@@ -16,13 +16,14 @@ __all__ = [
     "ParityError",
     "Saved",
     "check_parity",
-    "coreml_sparse_weights",
+    "coreml_weights",
     "function_to_onnx",
     "load_packed",
     "n_m_layers",
     "onnx_inputs",
     "run_litert",
     "run_onnx",
+    "run_onnx_function",
     "save_packed",
     "to_coreml",
     "to_litert",

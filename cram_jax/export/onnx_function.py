@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from cram_jax.export.extras import require
-from cram_jax.export.parity import check_parity
+from cram_jax.export.parity import ParityError, check_parity
 from cram_jax.safetensors import replacing
 
 OPSET = 18
@@ -44,11 +44,11 @@ def function_to_onnx(
       The largest difference on the examples, as a share of the largest output.
 
     Raises:
-      ParityError: the file computes something else; it is not kept.
+      ParityError: the file computes something else, or cannot be run; it is not kept.
       ImportError: jax2onnx or ONNX Runtime is not installed.
     """
     convert = require("jax2onnx", "jax2onnx").to_onnx
-    runtime = require("onnxruntime", "jax2onnx")
+    require("onnxruntime", "jax2onnx")
     arrays = [np.asarray(x) for x in examples]
     model = convert(
         function,
@@ -59,10 +59,45 @@ def function_to_onnx(
     )
     with replacing(path) as beside:
         beside.write_bytes(model.SerializeToString(deterministic=True))
-        session = runtime.InferenceSession(
-            os.fspath(beside), providers=["CPUExecutionProvider"]
-        )
-        names = [entry.name for entry in session.get_inputs()]
-        got = tuple(session.run(None, dict(zip(names, arrays, strict=True))))
-        expected = tuple(jax.tree.leaves(jax.jit(function)(*arrays)))
+        try:
+            got = run_onnx_function(beside)(*arrays)
+        except Exception as error:  # ONNX Runtime's have no class of their own
+            reason = str(error).strip().split("\n")[0]
+            raise ParityError(
+                f"ONNX Runtime cannot run what jax2onnx wrote: {reason}"
+            ) from error
+        leaves = jax.tree.leaves(jax.jit(function)(*arrays))
+        expected = leaves[0] if len(leaves) == 1 else tuple(leaves)
         return check_parity(got, expected, tolerance, "what jax2onnx wrote")
+
+
+def run_onnx_function(
+    path: str | os.PathLike[str], *, threads: int = 1
+) -> Callable[..., Any]:
+    """A file of `function_to_onnx` in ONNX Runtime, called as the function is.
+
+    Args:
+      path: of the file.
+      threads: how many work on a call.
+
+    Returns:
+      A function of arrays, which returns an array, or a tuple of them if the file has
+      several outputs.
+
+    Raises:
+      ImportError: ONNX Runtime is not installed.
+    """
+    runtime = require("onnxruntime", "jax2onnx")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = runtime.InferenceSession(
+        os.fspath(path), options, providers=["CPUExecutionProvider"]
+    )
+    names = [entry.name for entry in session.get_inputs()]
+
+    def call(*inputs: Any) -> Any:
+        arrays = [np.asarray(x) for x in inputs]
+        results = session.run(None, dict(zip(names, arrays, strict=True)))
+        return results[0] if len(results) == 1 else tuple(results)
+
+    return call

@@ -1,5 +1,6 @@
 """What a traced model says about its parameters, as a readable value."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,6 +13,9 @@ from cram_jax.paths import named_leaves
 from cram_jax.structure.costs import Costs
 from cram_jax.structure.interpret import Analysis
 from cram_jax.structure.labels import Ids, Role
+
+MODEL_INPUT, MODEL_OUTPUT = "a model input", "a model output"
+"""Why channels are frozen that the model shares with what is around it."""
 
 
 class Member(NamedTuple):
@@ -167,6 +171,25 @@ class Structure:
         }
 
     @property
+    def frozen_channels(self) -> tuple[int, int]:
+        """How many inner channels may not be removed, and how many there are.
+
+        Inner channels are the outputs of all kernels and lookup tables, except for
+        those that the model shares with what is around it, as its own inputs or
+        outputs.
+        """
+        outside = {MODEL_INPUT, MODEL_OUTPUT}
+        fixed = total = 0
+        for leaf in self.leaves:
+            for axis, role in enumerate(leaf.roles):
+                reasons = leaf.frozen[axis]
+                is_inner = not reasons or not outside.issuperset(reasons)
+                if role == "output" and is_inner:
+                    total += leaf.shape[axis]
+                    fixed += _fixed(leaf.groups[axis])
+        return fixed, total
+
+    @property
     def axes(self) -> "TracedAxes":
         """What the axes do, for the ``axes=`` of any projector of these parameters."""
         return TracedAxes(tuple((leaf.path, Axes(*leaf.roles)) for leaf in self.leaves))
@@ -248,10 +271,16 @@ class Structure:
         by_reasons: dict[tuple[str, ...], list[str]] = {}
         for name, reasons in self.frozen.items():
             by_reasons.setdefault(reasons, []).append(name)
-        return ["frozen"] * bool(by_reasons) + [
+        headline = "frozen, {} of {} inner channels".format(*self.frozen_channels)
+        return [headline] * bool(by_reasons) + [
             f"  {'; '.join(reasons)}: {', '.join(names)}"
             for reasons, names in by_reasons.items()
         ]
+
+
+def _fixed(parts: Sequence[Ids]) -> int:
+    """How many positions of an axis none of its groups removes."""
+    return math.prod(int((groups < 0).sum()) for groups in parts)
 
 
 def _of_layers(family: Family) -> str:

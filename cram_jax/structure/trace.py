@@ -13,6 +13,8 @@ from cram_jax.structure.interpret import Analysis, Input, analyse
 from cram_jax.structure.labels import Ids, Role, Source
 from cram_jax.structure.stacks import with_layers
 from cram_jax.structure.structure import (
+    MODEL_INPUT,
+    MODEL_OUTPUT,
     Family,
     Leaf,
     Member,
@@ -73,7 +75,7 @@ def trace_structure(
         c  16 input x 3 output
       families
         0: 16 groups of a[1], b[0], c[0]
-      frozen
+      frozen, 0 of 16 inner channels
         a model input: a[0]
         a model output: c[1]
     """
@@ -119,10 +121,10 @@ def read_program(
         Input(Source.WEIGHT, zero=bool(jnp.issubdtype(leaf.dtype, jnp.inexact)))
         for leaf in jax.tree.leaves(variables)
     ]
-    specs += [Input(Source.ACTIVATION, zero=False, frozen="a model input")] * len(
+    specs += [Input(Source.ACTIVATION, zero=False, frozen=MODEL_INPUT)] * len(
         jax.tree.leaves(inputs)
     )
-    frozen = ["a model output" if f else None for f in _chosen(result, outputs)]
+    frozen = [MODEL_OUTPUT if f else None for f in _chosen(result, outputs)]
     return analyse(program, specs, frozen), jax.tree.structure(result)
 
 

@@ -25,8 +25,8 @@ from experiments.results import (
     new_results,
     save_results,
 )
+from experiments.resumable_evaluation import resumable
 from experiments.run_directory import load_config
-from experiments.unfinished import resumable
 
 
 def evaluate(

@@ -16,7 +16,7 @@ from experiments.metrics import make_console
 from experiments.open_run import open_run
 from experiments.pruning_options import PrunerOptions
 from experiments.run_directory import load_config
-from experiments.verbs.export import Export
+from experiments.verbs.export import LIBRARIES, Export
 
 
 class Compressed(NamedTuple):
@@ -36,14 +36,14 @@ class Compressed(NamedTuple):
 def export(options: Export) -> None:
     """Carries out the verb."""
     say = partial(make_console().print, soft_wrap=True)
-    if options.format == "huggingface":
-        _export_huggingface(options, say)
+    if options.format in LIBRARIES:
+        _export_to_library(options, say)
         return
     found = _compress(options, say)
     model, width = found.model, options.width
-    rounds = width in (4, 8) and not _is_rounded(options.target, width)
-    tolerance = options.tolerance or (0.25 if rounds or model.calibrated else 1e-4)
+    tolerance = options.tolerance or (0.25 if _rounds(options, model) else 1e-4)
     inputs = model.samples.inputs(EXAMPLES)
+    say(f"writing {options.out} and comparing it with JAX ...")
     expected = model.network.forward(*inputs)
     try:
         with replacing(options.out) as beside:
@@ -100,27 +100,43 @@ def _compress(options: Export, say: Callable[..., Any]) -> Compressed:
         if options.format == "onnx" and options.width == 8
         else [],
         "2:4" in options.target.split("+"),
+        options.in_blocks,
     )
     return Compressed(model, before, after)
 
 
-def _export_huggingface(options: Export, say: Callable[..., Any]) -> None:
+def _export_to_library(options: Export, say: Callable[..., Any]) -> None:
+    """Tensors by the names of a library of PyTorch."""
     run, out = options.run, options.out
     config = load_config(run)
+    library = kind_of(config).LIBRARY
+    if options.format != library:
+        raise ConfigError(
+            f"format must be {library} or one of an engine for a run on {config.kind}, "
+            f"got {options.format}"
+        )
     if out.exists() and out.resolve() == run.resolve():
         raise ConfigError(f"out must be a directory of its own, got {out}, the run's")
     if options.target == "dense":
-        params, _ = checkpoints.read_model(run)
+        params, batch_stats = checkpoints.read_model(run)
     else:
         found = _compress(options, say)
-        params = found.model.params
+        params, batch_stats = found.model.params, found.model.batch_stats
         say(
             f"{found.model.samples.metric.capitalize()} {found.before:.2f} % dense, "
             f"{found.after:.2f} % compressed to {targets.label(options.target)}"
         )
-    kind_of(config).export(config, params, run, out, options.vocabulary)
-    names = sorted(path.name for path in out.iterdir())
-    say(f"{out}: {', '.join(names)}")
+    kind_of(config).export(config, (params, batch_stats), run, out, options.vocabulary)
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    say(f"{out}: {', '.join(names) or f'{_size(out) / 1e6:.3f} MB'}")
+
+
+def _rounds(options: Export, model: Model) -> bool:
+    """Whether the file rounds weights or, as it runs, activations."""
+    if options.width not in (4, 8):
+        return False
+    is_done = _is_rounded(options.target, options.width)
+    return not is_done or bool(model.calibration) or options.format == "litert"
 
 
 def _is_rounded(target: str, width: int) -> bool:

@@ -54,13 +54,13 @@ def shrink_run(
 
     structure = _structure(task)
     kept = kept_groups(structure.part(lambda variables: variables[0]), masks)
-    small_config = shrunken(config, structure, kept, target)
+    small_config = shrunken(config, data, structure, kept, target)
     small_task = kind_of(config).make_task(small_config, data)
     check_network(config, task, small_task, kept)
     small, small_statistics = shrink(structure, (masked, statistics), kept)
     result = small_task.evaluate(small, small_statistics, data.evaluation)
 
-    stored = shrunken(load_config(run), structure, kept, target)
+    stored = shrunken(load_config(run), data, structure, kept, target)
     checkpoints.save_model(out, stored, small, small_statistics)
     kind_of(config).keep_sources(config, out)
     facts = {
@@ -89,28 +89,21 @@ def shrink_run(
 
 
 def shrunken(
-    config: RunConfig, structure: Structure, kept: Any, target: str
+    config: RunConfig, data: Any, structure: Structure, kept: Any, target: str
 ) -> RunConfig:
-    """The configuration of the smaller network, whose widths are read off its arrays.
+    """The configuration of the smaller network.
 
     Args:
       config: of the dense network.
+      data: its data.
       structure: of its parameters and batch statistics.
       kept: the groups that stay.
       target: what it was shrunk to.
 
     Returns:
       The same run with the smaller network, under its own name, evaluated dense.
-
-    Raises:
-      ConfigError: no configuration describes such a network.
     """
-    shapes = {
-        path.removeprefix("0/"): shape
-        for path, shape in small_shapes(structure, kept).items()
-        if path.startswith("0/")  # the parameters; 1 are the batch statistics
-    }
-    model = kind_of(config).smaller_model(config, shapes)
+    model = kind_of(config).smaller_model(config, data, structure, kept)
     name = f"{config.name}-{target}"
     return dataclasses.replace(config, name=name, model=model, eval_targets=("dense",))
 

@@ -102,9 +102,12 @@ def run_benchmark(
             place = Path(folder) / str(len(deployments))
             place.mkdir()
             deployments[target] = _deploy(subject, target, conduct, calibration, place)
-        pairs = _pairs(conduct, is_text=len(calibration[0]) > 1)
-        loaded = _load(list(pairs), deployments, conduct, say)
+        pairs = list(_pairs(conduct, is_text=len(calibration[0]) > 1))
+        say(f"{subject.name}: compiling {len(pairs)} pairs of engine and target ...")
+        loaded = _load(pairs, deployments, conduct, say)
         times = _times(loaded, conduct, subject, say)
+        if conduct.judge:
+            say(f"{subject.name}: evaluating each of them ...")
         return _judge(subject, conduct, deployments, loaded, times)
 
 

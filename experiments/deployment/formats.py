@@ -29,6 +29,7 @@ class Model(NamedTuple):
       samples: the examples of its run.
       calibration: batches for INT8 activations; none if they stay in floats.
       is_2_4: whether the target asks for 2:4.
+      in_blocks: whether it rounds in blocks of 32 inputs.
     """
 
     params: Any
@@ -38,27 +39,43 @@ class Model(NamedTuple):
     samples: Samples
     calibration: list[Inputs]
     is_2_4: bool
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether activations are rounded."""
-        return bool(self.calibration)
+    in_blocks: bool
 
 
 def write_packed(model: Model, path: Path, bits: int) -> Call:
-    """Masks and kept values; they are read back and run by our engine."""
+    """Masks and kept values; they are read back and run by our engine, or by JAX."""
     tree = {"params": model.params, "batch_stats": model.batch_stats}
     values: Any = {32: "same", 16: "float16", 8: "int8", 4: "int4"}[bits]
     export.save_packed(tree, path, values=values)
     again = export.load_packed(path, like=tree)
-    graph = model.deploy(again["params"], again["batch_stats"]).graph
+    network = model.deploy(again["params"], again["batch_stats"])
+    if network.make_graph is None:
+        return lambda *inputs: np.asarray(network.forward(*inputs))
     from cram_jax import engine
 
-    return engine.compile(graph)
+    return engine.compile(network.graph)
 
 
 def write_onnx(model: Model, path: Path, bits: int) -> Call:
-    """An ONNX file, run by ONNX Runtime; 2:4 is checked in it."""
+    """An ONNX file, run by ONNX Runtime; 2:4 is checked in it.
+
+    A network of the user's own is converted by jax2onnx, for one batch size.
+    """
+    if model.network.make_graph is None:
+        if bits != 32:
+            raise ConfigError(
+                f"bits must be 32 for {model.network.title}, a network of your own, "
+                f"which jax2onnx converts, got {bits}; with a graph of cram_jax.engine "
+                f"cram_jax.export.to_onnx writes fewer"
+            )
+        export.function_to_onnx(
+            model.network.forward,
+            model.samples.inputs(EXAMPLES),
+            path,
+            input_names=model.network.inputs,
+            output_names=[model.network.output],
+        )
+        return _in_batches(export.run_onnx_function(path))
     graph = model.network.graph
     batches = model.calibration or None
     export.to_onnx(graph, path, bits=bits, calibration=batches)
@@ -71,18 +88,41 @@ def write_onnx(model: Model, path: Path, bits: int) -> Call:
 
 def write_litert(model: Model, path: Path, bits: int) -> Call:
     """A LiteRT file for one batch size, run by the LiteRT interpreter."""
-    examples = model.samples.inputs(EXAMPLES)
-    weights: Any = {32: "float32", 8: "int8", 4: "int4"}[bits]
-    names = [node.name for node in model.network.graph.inputs]
     export.to_litert(
         model.network.forward,
-        examples,
+        model.samples.inputs(EXAMPLES),
         path,
-        weights=weights,
-        input_names=names,
-        output_names=list(model.network.graph.outputs),
+        weights=_weights(model, bits),
+        input_names=model.network.inputs,
+        output_names=[model.network.output],
     )
-    run = export.run_litert(path)
+    return _in_batches(export.run_litert(path))
+
+
+def write_coreml(model: Model, path: Path, bits: int) -> None:
+    """A Core ML package for one example; only a Mac can run it."""
+    examples = model.samples.inputs(1)
+    weights = _weights(model, bits)
+    export.to_coreml(model.network.forward, examples, path, weights=weights)
+
+
+WRITERS: dict[str, Callable[[Model, Path, int], Call | None]] = {
+    "packed": write_packed,
+    "onnx": write_onnx,
+    "litert": write_litert,
+    "coreml": write_coreml,
+}
+"""Each writes a file and returns a function that runs it, or None if none can here."""
+
+
+def _weights(model: Model, bits: int) -> Any:
+    """The word for weights of so many bits."""
+    integers = "int4 in blocks" if model.in_blocks else "int4"
+    return {32: "float32", 16: "float16", 8: "int8", 4: integers}[bits]
+
+
+def _in_batches(run: Call) -> Call:
+    """What takes `EXAMPLES` at a time, for any number of them."""
 
     def padded(*inputs: np.ndarray) -> np.ndarray:
         size = len(inputs[0])
@@ -95,18 +135,3 @@ def write_litert(model: Model, path: Path, bits: int) -> Call:
             for start in range(0, len(inputs[0]), EXAMPLES)
         ]
     )
-
-
-def write_coreml(model: Model, path: Path, bits: int) -> None:
-    """A Core ML package for one example; only a Mac can run it."""
-    del bits
-    export.to_coreml(model.network.forward, model.samples.inputs(1), path)
-
-
-WRITERS: dict[str, Callable[[Model, Path, int], Call | None]] = {
-    "packed": write_packed,
-    "onnx": write_onnx,
-    "litert": write_litert,
-    "coreml": write_coreml,
-}
-"""Each writes a file and returns a function that runs it, or None if none can here."""

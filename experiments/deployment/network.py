@@ -1,12 +1,15 @@
 """A network and its examples, in the form that engines take."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from cram_jax.engine import Graph
 from experiments.batches import Batch, Source
+from experiments.errors import ConfigError
 
 Inputs: TypeAlias = tuple[np.ndarray, ...]
 """One array for each input of a graph, with a leading batch axis."""
@@ -14,18 +17,39 @@ Run: TypeAlias = Callable[[Inputs], np.ndarray[Any, Any]]
 """From inputs to the network's output."""
 
 
-class Network(NamedTuple):
+@dataclass(frozen=True)
+class Network:
     """A network with its weights.
 
     Attributes:
-      graph: what engines compile.
-      forward: the same network in JAX, float32, compiled.
+      forward: the network in JAX, float32, compiled.
       nbytes: of its parameters and statistics in float32.
+      inputs: names of its inputs.
+      output: name of its output.
+      make_graph: makes its graph; None: it is not one of ours.
+      title: what it is called in an error.
     """
 
-    graph: Graph
     forward: Callable[..., Any]
     nbytes: int
+    inputs: tuple[str, ...]
+    output: str
+    make_graph: Callable[[], Graph] | None
+    title: str = "this"
+
+    @cached_property
+    def graph(self) -> Graph:
+        """What engines compile.
+
+        Raises:
+          ConfigError: the network is not one of ours, so that its graph is not known.
+        """
+        if self.make_graph is None:
+            raise ConfigError(
+                f"{self.title} is a network of your own: build its graph with "
+                f"cram_jax.engine, see docs/guide/engine.md"
+            )
+        return self.make_graph()
 
 
 class Samples(NamedTuple):

@@ -24,7 +24,10 @@ def console_table(outcome: Outcome, batch: int, threads: int) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     header, rows = _cells(outcome, batch, threads)
     for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index > 1 else "left")
+        numbers = index > 1
+        table.add_column(
+            name, justify="right" if numbers else "left", no_wrap=not numbers
+        )
     for row in rows:
         table.add_row(*row)
     return table

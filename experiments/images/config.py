@@ -77,7 +77,10 @@ class ModelConfig:
       widths: channels of each stage of resnet.
       blocks: blocks of each stage of resnet.
       layer_widths: outputs of each convolution except shortcuts, in the order of the
-        network, if they differ from those of ``name``, as after ``shrink``.
+        network, if they differ from those of ``name``, as after ``shrink``. Of a
+        network of your own, how many channels are left of each family, in the order of
+        `cram_jax.structure.trace_structure`; its initial weights are the first ones of
+        a dense network.
       patch: side of the squares of pixels that become channels before the first layer;
         2 makes a network about four times faster, and a little less accurate. Only for
         the ResNets for small images.
@@ -104,8 +107,6 @@ class ModelConfig:
         check(self, "patch", self.patch >= 1, "at least 1")
         dotted = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*|", self.module)
         check(self, "module", dotted, "like package:factory")
-        fits = not (self.module and self.layer_widths)
-        check(self, "layer_widths", fits, "left out for a module of your own")
         if self.name != "resnet":
             for field_name in ("widths", "blocks"):
                 default = getattr(type(self), field_name)

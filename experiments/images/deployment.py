@@ -17,7 +17,6 @@ from experiments.deployment.network import (
     make_samples,
 )
 from experiments.engine_graphs import image_graph
-from experiments.errors import ConfigError
 from experiments.images.config import ImageConfig, ModelConfig
 from experiments.images.data import Dataset
 from experiments.images.models import make_model
@@ -39,11 +38,7 @@ def image_network(
     params: Any,
     batch_stats: Any,
 ) -> Network:
-    """A classifier of images of a shape.
-
-    Raises:
-      ConfigError: the network is not one of ours, so its graph is unknown.
-    """
+    """A classifier of images of a shape."""
     exact = dataclasses.replace(config, dtype="float32")
 
     def make() -> nnx.Module:
@@ -51,11 +46,7 @@ def image_network(
 
     definition = nnx.graphdef(nnx.eval_shape(make))
     model: Any = nnx.merge(definition, params, batch_stats, copy=True)
-    if not isinstance(model, ResNet | VGG):
-        raise ConfigError(
-            f"{config.title} is a network of your own: build its graph with "
-            f"cram_jax.engine, see docs/guide/engine.md"
-        )
+    ours = isinstance(model, ResNet | VGG)
 
     @jax.jit
     def forward(state: Any, images: jax.Array) -> jax.Array:
@@ -63,7 +54,14 @@ def image_network(
 
     state = jax.device_put((params, batch_stats))
     nbytes = sum(4 * leaf.size for leaf in jax.tree.leaves(state))
-    return Network(image_graph(model, shape[:2]), partial(forward, state), nbytes)
+    return Network(
+        partial(forward, state),
+        nbytes,
+        ("images",),
+        "logits",
+        partial(image_graph, model, shape[:2]) if ours else None,
+        config.title,
+    )
 
 
 def samples(config: ImageConfig, data: Dataset) -> Samples:

@@ -1,25 +1,29 @@
 """What is particular to runs on images, see `experiments.kinds.Kind`."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
-from experiments.errors import ConfigError
+from cram_jax.paths import named_leaves
+from cram_jax.structure import Structure, group_masks
+from experiments.channels import parameter_shapes
+from experiments.errors import ConfigError, cannot_write
 from experiments.images.config import ImageConfig, ModelConfig
 from experiments.images.data import Dataset, load
 from experiments.images.deployment import deploy, samples
-from experiments.images.models import read_layer_widths
+from experiments.images.models import IMAGENET_RESNETS, read_layer_widths
+from experiments.images.own import widths_left
 from experiments.images.task import classification, make_network
-from experiments.images.torchvision import load_torchvision
+from experiments.images.torchvision import load_torchvision, save_torchvision
 from experiments.task import Model, Task
 
 __all__ = ["deploy", "samples"]
 
 SOURCES = "a run's directory or a file of torchvision's weights"
 WEIGHT_FILES: tuple[str, ...] = (".safetensors", ".pth", ".pt")
+LIBRARY = "torchvision"
 
 
 def prepare(
@@ -36,15 +40,17 @@ def make_task(config: ImageConfig, data: Dataset) -> Task:
 
 
 def smaller_model(
-    config: ImageConfig, shapes: Mapping[str, tuple[int, ...]]
+    config: ImageConfig, data: Dataset, structure: Structure, kept: Any
 ) -> ModelConfig:
     """See `Kind`."""
     if config.model.module:
-        raise ConfigError(
-            f"{config.model.module} is a network of your own, and only its factory "
-            f"knows the widths: shrink its arrays with cram_jax.structure"
-        )
-    return dataclasses.replace(config.model, layer_widths=read_layer_widths(shapes))
+        masks = named_leaves(group_masks(structure, kept))
+        dense = nnx.eval_shape(lambda: make_network(config, data, 0))
+        by_path = {path.partition("/")[2]: mask for path, mask in masks}
+        widths = widths_left(dense, data.shape, by_path)
+    else:
+        widths = read_layer_widths(parameter_shapes(structure, kept))
+    return dataclasses.replace(config.model, layer_widths=widths)
 
 
 def network(
@@ -90,8 +96,17 @@ def kept_sources(config: ImageConfig, run: Path) -> ImageConfig:
 
 
 def export(
-    config: ImageConfig, params: Any, run: Path, out: Path, vocabulary: Path | None
+    config: ImageConfig, model: Model, run: Path, out: Path, vocabulary: Path | None
 ) -> None:
-    """Only text models are exported this way."""
-    del params, out, vocabulary
-    raise ConfigError(f"{run} is a run on {config.kind}; export writes those on text")
+    """Writes a file of tensors that torchvision's network of the name takes."""
+    del run, vocabulary
+    named = ModelConfig(name=config.model.name, dtype=config.model.dtype)
+    if config.model != named or named.name not in IMAGENET_RESNETS:
+        names = ", ".join(IMAGENET_RESNETS)
+        raise ConfigError(
+            f"torchvision has {names} with all their channels, not {config.model.title}"
+        )
+    try:
+        save_torchvision(out, *model)
+    except OSError as error:
+        raise cannot_write(out, error) from error

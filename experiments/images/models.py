@@ -1,6 +1,5 @@
 """Flax NNX models, by name."""
 
-import importlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,6 +11,7 @@ from flax import nnx
 from experiments.errors import ConfigError
 from experiments.images.config import ModelConfig
 from experiments.images.layers import torch_linear, torch_uniform
+from experiments.images.own import own_model
 from experiments.images.resnet import BasicBlock, Bottleneck, ResNet
 from experiments.images.vgg import VGG
 
@@ -49,7 +49,7 @@ def make_model(
       ``training=``, it returns float32 logits (batch, classes).
     """
     if config.module:
-        return _own_model(config.module, channels, classes, rngs)
+        return own_model(config.module, channels, classes, rngs)
     dtype = jnp.dtype(config.dtype)
     widths = config.layer_widths or None
     if config.name == "vgg16_bn_cifar":
@@ -76,29 +76,6 @@ def make_model(
     return build(
         IMAGENET_WIDTHS, blocks, block=block, imagenet_stem=True, head=torch_linear
     )
-
-
-def _own_model(name: str, channels: int, classes: int, rngs: nnx.Rngs) -> nnx.Module:
-    """Calls a factory of the user's.
-
-    Raises:
-      ConfigError: it cannot be imported, or does not return an NNX module.
-    """
-    package, _, factory = name.partition(":")
-    try:
-        make = getattr(importlib.import_module(package), factory)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"model.module={name} cannot be imported: {error}") from error
-    try:
-        model = make(channels=channels, classes=classes, rngs=rngs)
-    except TypeError as error:
-        raise ConfigError(
-            f"model.module={name} must take channels=, classes= and rngs=: {error}"
-        ) from error
-    if not isinstance(model, nnx.Module):
-        kind = type(model).__name__
-        raise ConfigError(f"model.module={name} must make an nnx.Module, got {kind}")
-    return model
 
 
 def read_layer_widths(shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from experiments.images.augment import augment
 from experiments.images.config import ImageConfig
 from experiments.images.data import Dataset
 from experiments.images.models import check_images, make_model
+from experiments.images.own import narrowed
 from experiments.targets import LeafFilters
 from experiments.task import Task
 
@@ -118,9 +119,12 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
 
 def make_network(config: ImageConfig, data: Dataset, seed: int) -> nnx.Module:
     """The network of a run, for the images and classes of its data."""
-    return make_model(
+    model = make_model(
         config.model,
         channels=data.shape[-1],
         classes=data.classes,
         rngs=nnx.Rngs(jax.random.key(seed)),
     )
+    if config.model.module and config.model.layer_widths:
+        return narrowed(model, data.shape, config.model.layer_widths)
+    return model

@@ -1,6 +1,6 @@
-"""Weights of torchvision's ResNets, from its files to our trees."""
+"""Weights of torchvision's ResNets, from its files to our trees and back."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cram_jax.safetensors import Writer
 from experiments.errors import ConfigError, WeightsError
 from experiments.images.config import ModelConfig
 from experiments.images.layers import torch_linear
@@ -18,6 +19,8 @@ from experiments.images.resnet import ResNet
 from experiments.stored_config import read_fields
 from experiments.weight_files import read_tensors
 
+# From (height, width, in, out) and (in, out) to PyTorch's layout, by rank.
+ORDERS = {4: (3, 2, 0, 1), 2: (1, 0)}
 LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -104,8 +107,7 @@ def from_state_dict(
 
     def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         key = torch_name(path)
-        # From (out, in, height, width) and (out, in) to Flax's layout.
-        order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(leaf.shape), (0,))
+        order = ORDERS.get(len(leaf.shape), (0,))
         shape, wanted = tensors[key].shape, tuple(leaf.shape[axis] for axis in order)
         if shape != wanted:
             raise WeightsError(
@@ -116,6 +118,36 @@ def from_state_dict(
 
     params, batch_stats = jax.tree.map_with_path(place, trees)
     return params, batch_stats
+
+
+def save_torchvision(path: str | Path, params: Any, batch_stats: Any) -> None:
+    """Writes a ResNet as torchvision's ``load_state_dict`` takes it.
+
+    In PyTorch: ``resnet50().load_state_dict(safetensors.torch.load_file(path))``.
+
+    Args:
+      path: of the file, ``.safetensors``.
+      params: of resnet18, resnet34 or resnet50, as trained or as compressed.
+      batch_stats: its batch statistics.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    with Writer(path) as file:
+        file.metadata = {"format": "pt"}
+        for name, tensor in state_dict(params, batch_stats):
+            file.add(name, tensor)
+
+
+def state_dict(params: Any, batch_stats: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Torchvision's names and tensors of our trees, what `from_state_dict` undoes."""
+    for path, leaf in jax.tree.leaves_with_path((params, batch_stats)):
+        name, array = torch_name(path), np.asarray(leaf, np.float32)
+        yield name, array.transpose(ORDERS.get(array.ndim, (0,)))
+        module, _, own = name.rpartition(".")
+        if own == "running_var":
+            # Torchvision counts batches; nothing reads it when momentum is a number.
+            yield f"{module}.num_batches_tracked", np.zeros((), np.int64)
 
 
 def torch_name(path: tuple[Any, ...]) -> str:

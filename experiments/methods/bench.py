@@ -1,4 +1,4 @@
-"""The methods that `compare` sets side by side, and what is tuned of each."""
+"""The methods that `compare` sets side by side, and the knob that is tuned for each."""
 
 import dataclasses
 import re
@@ -135,7 +135,7 @@ MAIN: tuple[str, ...] = (
 
 
 def trained_targets(entry: Entry, names: tuple[str, ...]) -> tuple[str | None, ...]:
-    """What a network is trained for, one after the other; None: for all targets."""
+    """What networks are trained for, in order; None: for all targets."""
     if not entry.forms:
         return (None,)
     return tuple(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import optax
 
@@ -20,27 +20,55 @@ Sparsifier = tuple[Callable[[Any], Projector], float]
 """From a share of zeros to a projector, and the share that a target wants."""
 
 
+class Setting(NamedTuple):
+    """What every method of a run is made from.
+
+    Attributes:
+      config: of the optimiser.
+      loss_fn: ``loss_fn(params, ..., batch) -> (loss, auxiliary data)``.
+      steps: of the whole run.
+      seed: for rules that draw.
+      filters: which leaves the targets are about.
+    """
+
+    config: OptimizerConfig
+    loss_fn: Callable[..., Any]
+    steps: int
+    seed: int
+    filters: LeafFilters
+
+    def step(self, share: float) -> int:
+        """The step after a share of the run."""
+        return round(share * self.steps)
+
+
+class Inner(NamedTuple):
+    """The optimiser that a method wraps.
+
+    Attributes:
+      parameters: that of the parameters, with its weight decay.
+      others: the same for other trees, where nothing is frozen.
+      schedule: its learning rate.
+    """
+
+    parameters: optax.GradientTransformation
+    others: optax.GradientTransformation
+    schedule: optax.Schedule
+
+
 def front_rule(
-    config: OptimizerConfig,
-    loss_fn: Callable[..., Any],
-    projector: Projector,
-    steps: int,
-    seed: int,
-    filters: LeafFilters,
+    setting: Setting, projector: Projector
 ) -> optax.GradientTransformation | None:
     """The rule that makes the gradient, before weight decay and the optimiser.
 
     Args:
-      config: of the optimiser.
-      loss_fn: ``loss_fn(params, ..., batch) -> (loss, auxiliary data)``.
+      setting: the run.
       projector: of the targets.
-      steps: of the whole run.
-      seed: for the targets drawn.
-      filters: which leaves the targets are about.
 
     Returns:
       The rule; None if the method is not of this form.
     """
+    config, loss_fn, steps, seed, filters = setting
     own = config.pruning
     options: dict[str, Any] = {"has_aux": True, "key": seed}
     match config.rule:
@@ -52,8 +80,8 @@ def front_rule(
                 loss_fn,
                 make,
                 share,
-                begin=_step(own.begin, steps),
-                end=_step(own.end, steps),
+                begin=setting.step(own.begin),
+                end=setting.step(own.end),
                 every=own.every,
                 **options,
             )
@@ -61,6 +89,8 @@ def front_rule(
             return estimators.sr_ste(loss_fn, projector, own.strength, **options)
         case "admm":
             return multipliers.admm(projector, own.strength, steps, every=own.every)
+        case "elsa":
+            return multipliers.elsa(projector, own.strength, every=own.every)
         case "safe":
             return multipliers.safe(
                 loss_fn,
@@ -74,44 +104,34 @@ def front_rule(
     return None
 
 
-def wrapped(
-    config: OptimizerConfig,
-    loss_fn: Callable[..., Any],
-    base: optax.GradientTransformation,
-    plain: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    steps: int,
-    seed: int,
-    filters: LeafFilters,
-) -> optax.GradientTransformation | None:
+def wrapped(setting: Setting, inner: Inner) -> optax.GradientTransformation | None:
     """The optimiser as a method wraps or replaces it.
 
     Args:
-      config: of the optimiser.
-      loss_fn: as in `front_rule`.
-      base: the optimiser of the parameters, with its weight decay.
-      plain: the same for other trees, where nothing is frozen.
-      schedule: its learning rate.
-      steps: of the whole run.
-      seed: for rules that draw.
-      filters: which leaves the targets are about.
+      setting: the run.
+      inner: the optimiser.
 
     Returns:
       The optimiser; None if the method is not of this form.
     """
+    config, _, steps, seed, filters = setting
     own = config.pruning
-    begin, end = _step(own.begin, steps), _step(own.end, steps)
+    begin, end = setting.step(own.begin), setting.step(own.end)
     # At least once after the end, so that the last sparsity is reached.
     every = min(own.every, max(steps - end, 1))
     match config.rule:
         case "gradual":
             make, share = sparsifier(config, filters)
-            return masks.gradual(base, make, share, begin=begin, end=end, every=every)
+            return masks.gradual(
+                inner.parameters, make, share, begin=begin, end=end, every=every
+            )
         case "acdc":
             make, share = sparsifier(config, filters)
             # Whole phases, so that masks change where the wave does.
             begin, end = (step // every * every for step in (begin, end))
-            return masks.ac_dc(base, make, share, begin=begin, end=end, phase=every)
+            return masks.ac_dc(
+                inner.parameters, make, share, begin=begin, end=end, phase=every
+            )
         case "rigl" | "set":
             scope, share = _share(config)
             rule = dynamic.rigl(
@@ -121,7 +141,7 @@ def wrapped(
                 densities="erk" if scope == "global" else "uniform",
                 where=filters.prunable if scope == "global" else filters.uniform,
             )
-            return cram_jax.pruned(base, rule, every=own.every, key=seed)
+            return cram_jax.pruned(inner.parameters, rule, every=own.every, key=seed)
         case "platon":
             _, share = _share(config)
             rule = platon(
@@ -130,42 +150,32 @@ def wrapped(
                 final=end,
                 where=filters.prunable,
             )
-            return cram_jax.pruned(base, rule, hold=False)
+            return cram_jax.pruned(inner.parameters, rule, hold=False)
         case "sfw":
             return frank_wolfe(
-                schedule,
+                inner.schedule,
                 density=1 - _share(config)[1],
                 radius=own.radius,
                 momentum=config.momentum,
                 where=filters.prunable,
             )
         case "str" | "movement" | "soft_movement" | "l0":
-            return _learned(
-                config, loss_fn, base, plain, schedule, steps, seed, filters
-            )
+            return _learned(setting, inner)
     return None
 
 
-def _learned(
-    config: OptimizerConfig,
-    loss_fn: Callable[..., Any],
-    base: optax.GradientTransformation,
-    plain: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    steps: int,
-    seed: int,
-    filters: LeafFilters,
-) -> optax.GradientTransformation:
+def _learned(setting: Setting, inner: Inner) -> optax.GradientTransformation:
+    config = setting.config
     own = config.pruning
-    begin, end = _step(own.begin, steps), _step(own.end, steps)
+    begin, end = setting.step(own.begin), setting.step(own.end)
     each = "weight"
     scale = own.score_rate / config.learning_rate
     scores: optax.GradientTransformation = optax.adam(
-        lambda count: scale * schedule(count)
+        lambda count: scale * inner.schedule(count)
     )
     match config.rule:
         case "str":
-            method, each, scores = learned.soft_thresholds(), "leaf", plain
+            method, each, scores = learned.soft_thresholds(), "leaf", inner.others
         case "movement":
             kept = _cubic(1.0, 1 - _share(config)[1], begin, end)
             method = learned.movement(kept)
@@ -174,15 +184,18 @@ def _learned(
         case _:
             method = learned.l0(own.strength)
     return learned.train_beside(
-        base,
-        loss_fn,
+        inner.parameters,
+        setting.loss_fn,
         method,
         partial(
-            cram_jax.scores_like, value=own.score, each=each, where=filters.prunable
+            cram_jax.scores_like,
+            value=own.score,
+            each=each,
+            where=setting.filters.prunable,
         ),
         scores,
-        steps=steps,
-        seed=seed,
+        steps=setting.steps,
+        seed=setting.seed,
     )
 
 
@@ -237,7 +250,3 @@ def _share(config: OptimizerConfig) -> tuple[str, float]:
 
 def _cubic(first: float, last: float, begin: int, end: int) -> optax.Schedule:
     return optax.polynomial_schedule(first, last, 3, max(end - begin, 1), begin)
-
-
-def _step(share: float, steps: int) -> int:
-    return round(share * steps)

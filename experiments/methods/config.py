@@ -1,4 +1,4 @@
-"""What a configuration says of the methods that prune during training."""
+"""The configuration of methods that prune during training."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +13,7 @@ Method = Literal[
     "set",
     "platon",
     "admm",
+    "elsa",
     "safe",
     "str",
     "movement",
@@ -27,20 +28,20 @@ SEVERAL_TARGETS = ("ste",)
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """How a method that prunes during training goes about it; each reads its own.
+    """Settings of methods that prune during training; each reads its own.
 
     Attributes:
       begin: share of the steps before pruning begins. Of gradual, dpf, acdc, platon,
         movement, soft_movement.
       end: share of the steps after which the sparsity stays. Of the same, and of rigl
         and set, whose masks then stay.
-      every: steps between renewals of masks, or of what admm and safe pull towards;
-        the length of a phase of acdc; the window of platon. Of gradual and acdc at
-        most the steps that are left after ``end``.
-      strength: of the pull of sr_ste, admm and safe; of the penalty of soft_movement
-        and l0.
+      every: steps between renewals of masks, or of what admm, elsa and safe pull
+        towards; the length of a phase of acdc; the window of platon. Of gradual and
+        acdc at most the steps that are left after ``end``.
+      strength: of the pull of sr_ste, admm, elsa and safe; of the penalty of
+        soft_movement and l0.
       replaced: share of the kept weights that rigl and set replace at first.
-      score: where the learnt numbers of str, movement, soft_movement and l0 begin.
+      score: the initial learned numbers of str, movement, soft_movement and l0.
       score_rate: the learning rate of scores and gates, at its peak.
       radius: of the balls of sfw, in norms of the initial weights.
     """

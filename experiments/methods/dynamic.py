@@ -24,10 +24,10 @@ def rigl(
 
     In a layer with :math:`a` kept weights and :math:`d = \lfloor \alpha_t a \rfloor`,
     the :math:`a - d` largest :math:`|w|` stay, and of all others the :math:`d` with the
-    largest :math:`|\nabla L|` are kept from now on; of SET, random ones. They begin at
-    zero (a weight that was dropped this very time keeps its value).
+    largest :math:`|\nabla L|` are kept from now on; of SET, random ones. They start at
+    zero (a weight that is dropped in the same renewal keeps its value).
 
-    The masks begin at random: start from the parameters under them. The gradient has to
+    The masks start at random: apply them to the parameters first. The gradient has to
     be the dense one at the sparse weights, as `cram_jax.pruned` gets it. The authors
     take no gradient step when they renew; here the step comes first.
 

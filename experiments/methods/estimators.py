@@ -1,6 +1,6 @@
 """The gradient at the pruned weights, with one evaluation: straight-through methods.
 
-They train dense weights and are judged pruned. Where there is batch norm, recalibrate:
+They train dense weights and are evaluated pruned. If there is batch norm, recalibrate:
 the statistics that the training loop keeps are those of the dense pass.
 """
 

@@ -39,8 +39,8 @@ def frank_wolfe(
         \theta \leftarrow \theta + \gamma (v - \theta), \qquad
         \gamma = \min(1, \eta \|m\| / \|\theta - v\|)
 
-    for each leaf. It takes the place of SGD; weight decay has none, as the ball bounds
-    the weights. History: below CrAM and gradual pruning in CrAM's own table.
+    for each leaf. It replaces SGD, without weight decay, because the ball bounds the
+    weights. Its results are below CrAM and gradual pruning in CrAM's own table.
 
     Args:
       learning_rate: :math:`\eta`, or a schedule.

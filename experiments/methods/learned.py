@@ -1,4 +1,4 @@
-"""Training what says which weights stay: STR, movement pruning, L0.
+"""Learning which weights to keep: STR, movement pruning, L0.
 
 The extra parameters live in the optimiser's state, so that the loop's parameters are
 the model's. At the last step the parameters become what the function makes of them.
@@ -17,7 +17,7 @@ Scores = dict[str, jax.Array]
 
 
 class Learned(NamedTuple):
-    """A method whose extra parameters are trained beside the model's.
+    """A method with extra parameters that are trained along with the model's.
 
     Attributes:
       apply: ``(params, scores, count, key) -> params``, inside the loss.
@@ -53,8 +53,8 @@ class LearnedState(NamedTuple):
 def soft_thresholds() -> Learned:
     """STR: soft thresholds, whose growth is the weight decay of the scores.
 
-    Train the scores by the model's own optimiser. The sparsity follows from where they
-    begin and from the decay; it is not set.
+    Train the scores with the model's own optimiser. The sparsity cannot be set: it
+    follows from the initial scores and the decay.
 
     Example:
       >>> params = {"kernel": jnp.array([[2.0, 0.25]])}
@@ -121,7 +121,7 @@ def soft_movement(threshold: optax.Schedule, strength: float) -> Learned:
 def l0(strength: float) -> Learned:
     """L0 regularisation with hard concrete gates, one a weight.
 
-    History: its unstructured form is beaten by magnitude pruning.
+    Its unstructured form does worse than magnitude pruning.
 
     Args:
       strength: of the penalty on the expected share of open gates.

@@ -16,8 +16,8 @@ def lottery_tickets(
 ) -> Iterator[Projection]:
     r"""Trains, prunes a fifth of what is left, rewinds, and again.
 
-    Level :math:`i` has a sparsity of :math:`1 - 0.8^i`. A level costs a whole training;
-    the recipe wants no part of a library.
+    Level :math:`i` has a sparsity of :math:`1 - 0.8^i`. Each level costs a whole
+    training.
 
     Args:
       early: the parameters to rewind to, of step 0 or soon after.
@@ -29,8 +29,7 @@ def lottery_tickets(
       **options: of `cram_jax.top_k`, such as ``where``.
 
     Yields:
-      Of each level the trained parameters and the masks that they were trained under,
-      the dense ones first.
+      For each level, the trained parameters and their masks, the dense ones first.
 
     Example:
       >>> early = [jnp.array([[1.0, 2.0, 3.0, 4.0]])]

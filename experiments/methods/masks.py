@@ -23,7 +23,7 @@ def gradual(
 
     .. math:: s(t) = s_f - s_f (1 - (t - t_0) / (t_1 - t_0))^3
 
-    The baseline of every paper. Pruned weights get no gradient and stay away.
+    The baseline of every paper. Pruned weights get no gradient and stay pruned.
 
     Args:
       inner: the optimiser.

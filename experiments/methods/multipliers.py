@@ -30,8 +30,7 @@ def admm(
         z \leftarrow C(\theta + v), \quad v \leftarrow v + \theta - z
         \quad \text{every 32 steps}
 
-    With Adam behind it, it is ELSA without its weighted projection. At the end compress
-    with the same projector.
+    At the end compress with the same projector.
 
     Args:
       projector: :math:`C`.
@@ -44,10 +43,36 @@ def admm(
       ...     admm(cram_jax.top_k(0.9), 1e-3, 1000), optax.sgd(0.1)
       ... )
 
-    References: Zhang et al., A systematic DNN weight pruning framework, ECCV 2018,
-      arXiv 1804.03294; Lee et al., ELSA, ICLR 2026, arXiv 2510.01650.
+    Reference: Zhang et al., A systematic DNN weight pruning framework, ECCV 2018,
+      arXiv 1804.03294.
     """
     return pulled(projector, rising(strength, steps), every=every, dual=True)
+
+
+def elsa(
+    projector: Projector, strength: float, *, every: int = 32, decay: float = 0.999
+) -> optax.GradientTransformationExtraArgs:
+    r"""ELSA: `admm` whose projection asks what a weight is worth to the loss.
+
+    .. math:: z \leftarrow C_s(\theta + v)
+
+    keeps the entries with the largest :math:`s (\theta + v)^2`, where :math:`s` is the
+    second moment of Adam, which comes next. The strength is constant.
+
+    Args:
+      projector: :math:`C`; the authors prune every layer to the same share.
+      strength: :math:`\lambda`; 0.01 in the authors' code.
+      every: steps between renewals.
+      decay: of the second moment, that of Adam.
+
+    Example:
+      >>> optimizer = optax.chain(
+      ...     elsa(cram_jax.top_k(0.9, scope="layer"), 0.01), optax.adam(2e-4)
+      ... )
+
+    Reference: Lee et al., ELSA, ICLR 2026, arXiv 2510.01650.
+    """
+    return pulled(projector, strength, every=every, dual=True, importance=decay)
 
 
 def safe(

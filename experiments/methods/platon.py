@@ -10,7 +10,7 @@ from cram_jax import MaskRule, Step, Where, keep_largest, prunable
 
 
 class PlatonState(NamedTuple):
-    """What PLATON remembers, each like the parameters.
+    """State of PLATON, each entry like the parameters.
 
     Attributes:
       window: mean of the sensitivity in this window.

@@ -1,4 +1,4 @@
-"""The runs we publish, one subject a file."""
+"""The runs we publish, one file per subject."""
 
 from experiments.config import RunConfig
 from experiments.images.config import ImageConfig

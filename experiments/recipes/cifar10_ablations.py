@@ -2,7 +2,7 @@
 
     python -m experiments train cifar10_multi_dense_gradients --data-dir DIRECTORY
 
-Beside `cifar10_multi`, with its sparsities and the rest of its numbers:
+In addition to `cifar10_multi`, with its sparsities and other settings:
 
 - `cifar10_k50`, `cifar10_k70`, `cifar10_k90`: trained for one sparsity.
 - `cifar10_multi_cram`: equation 2, without the dense gradient of equation 4.
@@ -11,7 +11,7 @@ Beside `cifar10_multi`, with its sparsities and the rest of its numbers:
 - `cifar10_multi_normalized`: the ascent along the gradient divided by its norm (A.1).
 - `cifar10_multi_topk`: no ascent, rho 0.
 
-The paper gives no further numbers for these runs than for table 17.
+The paper gives no settings for these runs beyond those of table 17.
 """
 
 from experiments.config import variant

@@ -15,8 +15,9 @@
 - `cifar10_small_sam`.
 
 A small ResNet (79,338 parameters): squares of 2x2 pixels become channels, so that a
-step is about four times faster; eight epochs take about ten minutes. The numbers of
-`cifar10` otherwise, but for a tenth of the steps as warm-up, and rho 0.1 for SAM.
+step is about four times faster; eight epochs take about ten minutes. Otherwise the
+settings are those of `cifar10`, except for a tenth of the steps as warm-up, and rho 0.1
+for SAM.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@
   best of 0.05, 0.1 and 0.2 on the images that were held out, one seed each.
 
 The network is small on purpose (19,706 parameters): a larger one survives pruning
-without help.
+without CrAM.
 
 How the numbers were chosen, on 300 images held out of the training images
 (``--data.validation 300``), three seeds each, about 50 settings:
@@ -31,8 +31,8 @@ How the numbers were chosen, on 300 images held out of the training images
 
 The rule for the shared learning rate was changed after one look at test results, from
 the mean over sparsities to dense accuracy, and the change made SGD's row weaker (it had
-been 91.3 % at 90 % with a learning rate of 0.8). SGD* is in the table for that reason:
-it is stronger than either.
+been 91.3 % at 90 % with a learning rate of 0.8). That is why SGD* is in the table: it
+is stronger than either.
 """
 
 import dataclasses

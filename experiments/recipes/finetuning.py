@@ -4,13 +4,13 @@
     python -m experiments train imagenet_finetune --init-from FILE --data-dir DIRECTORY
 
 RUN is the directory of a run with SGD, such as ``runs/cifar10_sgd-sgd-seed0``; FILE
-holds torchvision's weights of ResNet-50 (``.pth`` or ``.safetensors``). Beside each, a
-baseline of SGD (``_sgd``), equally long, from the same weights. ``imagenet_finetune``
-also takes ``--model.name resnet18`` or ``resnet34``.
+holds torchvision's weights of ResNet-50 (``.pth`` or ``.safetensors``). Each has a
+baseline with SGD (``_sgd``), equally long and from the same weights.
+``imagenet_finetune`` also takes ``--model.name resnet18`` or ``resnet34``.
 
 From the paper: ten epochs, and the methods. Neither its text nor the authors'
-configurations gave us the learning rate: it is a tenth of that of training, without
-warm-up, our choice. The rest is that of the run that trains.
+configurations give the learning rate: our choice is a tenth of that of training,
+without warm-up. The rest is as in training.
 """
 
 import dataclasses

@@ -9,8 +9,8 @@
 - `own_texts`: the recipe `sst2_small` on CSV or JSONL files with the columns ``text``
   and ``label``. BERT is a directory as Hugging Face stores it.
 
-The numbers are those of `cifar10_small` and `sst2_small`, with smaller batches and more
-epochs of images, since own data sets tend to be small.
+The settings are those of `cifar10_small` and `sst2_small`; images have smaller batches
+and more epochs, since data sets of your own tend to be small.
 """
 
 import dataclasses

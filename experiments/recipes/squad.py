@@ -10,8 +10,8 @@ official JSON, by default tensorflow-datasets' ``squad`` is read.
 - `squad`: CrAM+-Multi for 50, 60, 70 and 80 %.
 - `squad_k50`, `squad_k60`, `squad_k70`, `squad_k80`: CrAM+ for one sparsity.
 - `squad_adam`, for twice as many epochs, and `squad_sam`.
-- `squad_sparse_finetune`, with ``--init-from`` a compressed model: the weights that are
-  left train on, with Adam, for at most two epochs and while they get better.
+- `squad_sparse_finetune`, with ``--init-from`` a compressed model: the remaining
+  weights train on with Adam, for at most two epochs and as long as they improve.
 
 From the paper, as far as its text was at hand: the methods; batches of 16, rows of 384
 tokens with a stride of 128, frozen embeddings, label smoothing, one sparsity for every
@@ -66,7 +66,7 @@ def baselines(config: TextConfig) -> tuple[TextConfig, ...]:
 
 
 def sparse_finetune(config: TextConfig) -> TextConfig:
-    """Trains what is left of a compressed model, judged four times an epoch."""
+    """Trains the remaining weights of a compressed model."""
     return variant(
         dataclasses.replace(
             config, init_from="", weights=None, evaluate_every=0.25, patience=3

@@ -15,12 +15,12 @@ nreimers/MiniLM-L6-H384-uncased, as Hugging Face stores it.
 - `squad_small_sam`.
 - `squad_small_sparse_finetune`, see `squad`.
 
-The numbers of `squad`, but for what is our choice: 3,000 questions and rows of 128
-tokens with a stride of 32, some two rows a question; 400 questions to judge by; and
-learning rate 3e-4, with a tenth of the steps as warm-up, for so few steps; 1e-4 for
-what trains on after pruning. On one core of an AMD EPYC a run takes an hour and a half;
-what came of it is in docs/guide/language.md. With a third of the questions and of the
-learning rate, half an hour, no method survives pruning by magnitude.
+The settings of `squad`, except for our choices: 3,000 questions and rows of 128 tokens
+with a stride of 32, about two rows per question; 400 questions for evaluation; a
+learning rate of 3e-4 for so few steps, with a tenth of them as warm-up, and 1e-4 for
+fine-tuning after pruning. On one core of an AMD EPYC a run takes an hour and a half;
+the results are in docs/guide/results.md. With a third of the questions and of the
+learning rate, in half an hour, no method survives pruning by magnitude.
 
 Second-order pruning with its usual 1,024 gradients is slow on such a machine: add
 ``--second-order.gradients 128 --second-order.recomputations 2``.

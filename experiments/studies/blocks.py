@@ -2,21 +2,22 @@
 
     python -m experiments.studies.blocks --seeds 0 1 2
     python -m experiments.studies.blocks --recipe cifar10_small --epochs 8 --seeds 0
+    python -m experiments.studies.blocks --seeds 0 --held-out 300
 
 CrAM+ trains one network for each form of zeros and seed, for four sparsities. Each is
 compressed in one shot to all sparsities, its batch norm recalibrated, and compiled for
-our engine in INT8. A result is stored as soon as it is there, and a program that was
-stopped goes on where it was; ``--table`` only prints what is there.
+our engine in INT8. Each result is stored at once, and a stopped program continues where
+it was; ``--table`` only prints the stored results.
 
-"By cost" divides the square of a weight, or the mean square of a block, by what it
-costs, its layer's multiply-adds a weight, and compares over all layers: what is kept of
-the weights' energy for a number of multiply-adds is then the most there can be.
+"By cost" divides the square of a weight, or the mean square of a block, by its cost,
+its layer's multiply-adds per weight, and compares over all layers: that keeps the most
+of the weights' energy for a number of multiply-adds.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,35 +46,7 @@ TRAINED = (0.5, 0.7, 0.8, 0.9)
 JUDGED = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)
 BATCH = 16
 Costs = dict[str, float]
-"""Multiply-adds of a weight, by the path of its leaf."""
-
-
-@dataclass(frozen=True, repr=False)
-class ByCost(cram_jax.Projector):
-    """Keeps what is large for its cost, over all layers together.
-
-    Attributes:
-      projector: chooses among the weights over the square root of their cost.
-      costs: by path, sorted; leaves that are not named stay as they are.
-    """
-
-    projector: cram_jax.Projector
-    costs: tuple[tuple[str, float], ...]
-
-    def project(
-        self, params: Any, state: Any, key: Any
-    ) -> tuple[cram_jax.Projection, Any]:
-        """See `cram_jax.Projector`."""
-        costs = dict(self.costs)
-
-        def weigh(path: Any, leaf: jax.Array) -> jax.Array:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return leaf / np.float32(costs.get(name, 1.0)) ** 0.5
-
-        weighed = jax.tree.map_with_path(weigh, params)
-        (_, masks), state = self.projector.project(weighed, state, key)
-        kept = jax.tree.map(lambda x, mask: x * mask, params, masks)
-        return cram_jax.Projection(kept, masks), state
+"""Multiply-adds per weight, by the path of its leaf."""
 
 
 Form = Callable[[float, Costs], cram_jax.Projector]
@@ -86,15 +59,17 @@ def _plain(scope: Any, block: tuple[int, int] | None) -> Form:
 
 
 def _by_cost(block: tuple[int, int] | None) -> Form:
-    def make(share: float, costs: Costs) -> cram_jax.Projector:
-        chosen = cram_jax.top_k(share, block=block, where=FILTERS.uniform)
-        return ByCost(chosen, tuple(sorted(costs.items())))
-
-    return make
+    return lambda share, costs: cram_jax.top_k(
+        share,
+        block=block,
+        scale={path: cost**-0.5 for path, cost in costs.items()},
+        where=FILTERS.uniform,
+    )
 
 
 FORMS: dict[str, Form] = {
     "single weights": _plain("global", None),
+    "single weights, each layer": _plain("layer", None),
     "single weights by cost": _by_cost(None),
     "blocks 4x1, each layer": _plain("layer", (4, 1)),
     "blocks 4x2, each layer": _plain("layer", (4, 2)),
@@ -128,7 +103,7 @@ class Setting:
         self.costs = {name: count / sizes[name] for name, count in counted.items()}
 
     def train(self, form: Form, seed: int) -> tuple[Any, Any]:
-        """Trains with CrAM+ for a form of zeros; gives parameters and statistics."""
+        """Trains with CrAM+ for a form of zeros; returns parameters and statistics."""
         config, task = self.config, self.task
         steps, rule = total_steps(config, self.data), config.optimizer
         projector = cram_jax.one_of(*(form(share, self.costs) for share in TRAINED))
@@ -171,8 +146,8 @@ class Setting:
             rows.append(
                 {
                     "sparsity": share,
-                    "float32": score(lambda x, n=network: np.asarray(n.forward(*x))),
-                    "int8": score(lambda x, f=fast: f(*x)),
+                    "float32": score(partial(_forward, network)),
+                    "int8": score(partial(_call, fast)),
                     "multiply_adds": kept,
                 }
             )
@@ -202,8 +177,16 @@ class Setting:
         return network, 100 * kept / sum(self.counts.values())
 
 
-def table(folder: Path) -> str:
-    """The stored results: means over seeds, and accuracy at equal cost."""
+def _forward(network: Network, inputs: Sequence[Any]) -> Any:
+    return np.asarray(network.forward(*inputs))
+
+
+def _call(fast: engine.Engine, inputs: Sequence[Any]) -> Any:
+    return fast(*inputs)
+
+
+def table(folder: Path, reference: str) -> str:
+    """The stored results: means over seeds, and accuracy at the cost of one form."""
     stored: dict[str, list[list[dict[str, float]]]] = {}
     for path in sorted(folder.glob("*.json")):
         entry = json.loads(path.read_text())
@@ -222,7 +205,6 @@ def table(folder: Path) -> str:
             + [f"{a:.1f}, {m:.0f}, {t:.3f}" for a, m, t in zip(*cells, strict=True)]
         )
     lines += _markdown(header, rows)
-    reference = "blocks 4x2, each layer"
     if reference in stored:
         for key, words in (("ms", "CPU time"), ("multiply_adds", "multiply-adds")):
             lines += ["", f"accuracy at the {words} of {reference}", ""]
@@ -269,14 +251,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int)
+    parser.add_argument(
+        "--held-out", type=int, default=0, help="training images to judge on"
+    )
+    parser.add_argument(
+        "--reference", default="blocks 4x2, each layer", choices=list(FORMS)
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/blocks"))
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args(argv)
     config: Any = IMAGE_RECIPES[arguments.recipe]
     epochs = arguments.epochs or config.epochs
-    folder = arguments.out / f"{arguments.recipe}-{epochs}"
-    config = replace(config, epochs=epochs)
+    held_out = arguments.held_out
+    judged_on = f"-held-out-{held_out}" if held_out else ""
+    folder = arguments.out / f"{arguments.recipe}-{epochs}{judged_on}"
+    data = replace(config.data, validation=held_out)
+    config = replace(config, epochs=epochs, data=data)
     missing = [
         (seed, name, path)
         for seed in arguments.seeds
@@ -291,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             entry = {"form": name, "seed": seed, "rows": rows}
             write_text(path, json.dumps(entry, indent=1) + "\n")
             print(f"{name}, seed {seed}: {[row['int8'] for row in rows]}", flush=True)
-    print(table(folder))
+    print(table(folder, arguments.reference))
 
 
 def _slug(name: str) -> str:

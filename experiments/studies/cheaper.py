@@ -2,8 +2,8 @@
 
     python -m experiments.studies.cheaper --seeds 0 1 2
 
-Full CrAM+ costs two gradient evaluations a step. The candidates spend less on the
-compressed one: they compute it on a part of the batch, at some of the steps, or late.
+Full CrAM+ costs two gradient evaluations per step. The candidates spend less on the
+compressed one: they compute it on part of the batch, at some of the steps, or late.
 """
 
 import argparse
@@ -34,12 +34,12 @@ class Candidate(NamedTuple):
     Attributes:
       dense: share of the batch for the dense gradient, its first images.
       compressed: share for the compressed one, its last images.
-      subsample: on every so-manieth image of those.
-      every: at every so-manieth step.
+      subsample: on every n-th image of those.
+      every: at every n-th step.
       start: from this share of the steps on.
       weight: of the compressed gradient in the sum.
       between: what the steps without one add: "nothing", the "last" one, or its
-        "orthogonal" component beside the share along today's dense gradient (Liu et
+        "orthogonal" component plus the share along the current dense gradient (Liu et
         al., LookSAM, CVPR 2022).
     """
 
@@ -52,7 +52,7 @@ class Candidate(NamedTuple):
     between: str = "nothing"
 
     def cost(self) -> float:
-        """Gradient evaluations a step."""
+        """Gradient evaluations per step."""
         steps = (1 - self.start) / self.every
         return self.dense + self.compressed * steps / self.subsample
 
@@ -87,7 +87,7 @@ def run(
     seeds: Sequence[int],
     data_dir: Path | None,
 ) -> Iterator[dict[str, float]]:
-    """Trains once a seed, and gives the recalibrated accuracy at every target."""
+    """Trains once per seed; returns the recalibrated accuracy at every target."""
     data = load(config.data, data_dir)
     task = classification(config, data)
     steps = total_steps(config, data)
@@ -148,14 +148,16 @@ def run(
             compressed = index >= begin and index % candidate.every == 0
             key = jax.random.fold_in(jax.random.key(seed), index)
             state = step(state, batch, key, compressed)
-        yield {
-            target: evaluate_target(evaluation, *state[:2], target).recalibrated
-            for target in config.eval_targets
-        }
+        accuracies = {}
+        for target in config.eval_targets:
+            accuracy = evaluate_target(evaluation, *state[:2], target).recalibrated
+            assert accuracy is not None, "the network has batch norm"
+            accuracies[target] = accuracy
+        yield accuracies
 
 
 def _remember(extra: Any, grads: Any, between: str) -> Any:
-    """What later steps need of a compressed gradient."""
+    """What later steps need from a compressed gradient."""
     if between == "nothing":
         return ()
     if between == "last":

@@ -1,11 +1,11 @@
-"""What training for a format buys: CrAM+ for one format each, beside plain training.
+"""What training for a format buys: CrAM+ for one format each, and plain training.
 
     python -m experiments.studies.formats --seeds 0 1 2
 
 Plain SGD takes twice as many steps, as its steps cost half; it is trained once and
 rounded to every format. CrAM+ is trained once for each, with the rho of the digits
 recipe, and once for all widths of nested quantisation together. Each training leaves a
-JSON file in ``--out``: stopped, the same command goes on with the next one.
+JSON file in ``--out``: if stopped, the same command continues with the next one.
 """
 
 import argparse

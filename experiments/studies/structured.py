@@ -1,12 +1,12 @@
-"""Which training lets a network lose channels: CrAM+ for c25 c50 c75 beside others.
+"""Which training lets a network lose channels: CrAM+ for c25 c50 c75, and others.
 
     python -m experiments.studies.structured --seeds 0 1 2 3 4
 
-First every candidate of a method is trained once on fewer images and judged on the 300
-that were held out; the best mean over the dense network and all targets is chosen. Then
-the chosen ones are trained on all training images, once a seed, and judged on the test
-images. Each training leaves a JSON file in ``--out``: stopped, the same command goes on
-with the next one. Only files of the same program should lie there.
+First every candidate of a method is trained once on fewer images and evaluated on the
+300 held-out ones; the best mean over the dense network and all targets is chosen. Then
+the chosen ones are trained on all training images, once per seed, and evaluated on the
+test images. Each training leaves a JSON file in ``--out``: if stopped, the same command
+continues with the next one. Keep only files of this program there.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def candidates() -> dict[str, list[ImageConfig]]:
 
     A step with one gradient costs half, so there are twice as many. SGD keeps the
     weight decay with which the dense network is best, see the recipe. Gradual pruning
-    trains a network for each target, and only that target is its to be good at.
+    trains a network for each target, which is evaluated only at that target.
     """
     decays = (5e-4, 5e-3, 2e-2)
     longer = 2 * BASE.epochs
@@ -77,7 +77,7 @@ def candidates() -> dict[str, list[ImageConfig]]:
 
 
 def run(config: ImageConfig, data_dir: Path | None) -> dict[str, Any]:
-    """Trains a network; its accuracy at every target, recalibrated, in per cent."""
+    """Trains a network; returns its recalibrated accuracy (%) at every target."""
     start = time.process_time()
     data = load(config.data, data_dir)
     task = classification(config, data)
@@ -98,7 +98,7 @@ def run(config: ImageConfig, data_dir: Path | None) -> dict[str, Any]:
 
 
 def remembered(config: ImageConfig, out: Path, data_dir: Path | None) -> dict[str, Any]:
-    """What `run` gives, read from its file if it has one."""
+    """The result of `run`, read from its file if there is one."""
     held_out = "held-out-" if config.data.validation else ""
     file = out / f"{held_out}{config.name}-seed{config.seed}.json"
     if not file.exists():
@@ -113,7 +113,7 @@ def remembered(config: ImageConfig, out: Path, data_dir: Path | None) -> dict[st
 def chosen(
     methods: dict[str, list[ImageConfig]], out: Path, data_dir: Path | None
 ) -> Iterator[tuple[str, ImageConfig]]:
-    """The candidate of each method that is best on the images that were held out."""
+    """The candidate of each method that is best on the held-out images."""
     data = dataclasses.replace(BASE.data, validation=HELD_OUT)
     for method, configs in methods.items():
         means = []

@@ -1,9 +1,9 @@
 """BERT (Devlin et al., 2019, arXiv 1810.04805) with two task heads, in Flax NNX.
 
-The arithmetic is that of Hugging Face's BertModel, so that its weights give its
-numbers; see bert_weights for reading and writing them. Two things differ on purpose:
-the padding token's embedding is an ordinary row, trained like the others, and a
-sequence whose mask is all zeros attends evenly to all of it.
+The arithmetic is that of Hugging Face's BertModel, so that its weights give the same
+numbers; see `experiments.text.huggingface` for reading and writing them. Two things
+differ on purpose: the padding token's embedding is an ordinary row, trained like the
+others, and a sequence whose mask is all zeros attends evenly to all of it.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ from experiments.text.config import BertConfig
 
 
 class Encoded(NamedTuple):
-    """What the encoder makes of sequences.
+    """The output of the encoder.
 
     Attributes:
       hidden: (batch, length, hidden_size), the last layer's output.
@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
 
 
 class Embeddings(nnx.Module):
-    """The sum of word, position and segment embeddings, normalised."""
+    """The normalised sum of word, position and segment embeddings."""
 
     def __init__(self, config: BertConfig, dtype: Any, rngs: nnx.Rngs):
         embed = partial(
@@ -49,8 +49,8 @@ class Embeddings(nnx.Module):
         self, input_ids: jax.Array, token_type_ids: jax.Array, key: jax.Array | None
     ) -> jax.Array:
         """Maps two integer arrays (batch, length) to features."""
-        # Not through Embed's call, which casts the whole table, and that to the dtype
-        # with which it was made.
+        # Not through Embed's call, which casts the whole table to the dtype it was made
+        # with.
         word, position, token_type = (
             table.embedding[...]
             for table in (self.word, self.position, self.token_type)
@@ -61,7 +61,7 @@ class Embeddings(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Attention of a sequence to itself over several heads, with its output layer."""
+    """Multi-head self-attention, with its output layer."""
 
     def __init__(self, config: BertConfig, heads: int, dtype: Any, rngs: nnx.Rngs):
         self.heads = heads
@@ -86,7 +86,7 @@ class SelfAttention(nnx.Module):
         scores = jnp.einsum(
             "bqhd,bkhd->bhqk", query, keys, preferred_element_type=wide
         ) / jnp.sqrt(jnp.asarray(query.shape[-1], wide))
-        # The lowest number and not -inf: a mask of zeros must not give NaN.
+        # The lowest number instead of -inf: a mask of zeros must not give NaN.
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min)
         weights = jax.nn.softmax(scores).astype(value.dtype)
         weights = self.dropout(weights, deterministic=key is None, rngs=key)
@@ -95,7 +95,7 @@ class SelfAttention(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Attention, then two dense layers; each is added and the sum normalised."""
+    """Attention, then two dense layers, each with a residual and a layer norm."""
 
     def __init__(
         self, config: BertConfig, heads: int, units: int, dtype: Any, rngs: nnx.Rngs
@@ -173,10 +173,10 @@ class Bert(nnx.Module):
           attention_mask: non-zero for tokens, zero for padding; by default no padding.
           token_type_ids: the segment of each token; by default 0.
           training: whether dropout acts.
-          dropout_key: where it gets its randomness from; not needed where it is off.
+          dropout_key: its PRNG key; not needed if there is no dropout.
 
         Returns:
-          The features of every token, those of padding too, and the pooled ones.
+          The features of every token, including padding, and the pooled ones.
 
         Raises:
           ConfigError: the sequence is too long, or dropout lacks a key.
@@ -207,7 +207,7 @@ class BertForQuestionAnswering(nnx.Module):
         self.qa_outputs = _dense(config, config.hidden_size, 2, None, rngs)
 
     def __call__(self, *inputs: Any, **options: Any) -> tuple[jax.Array, jax.Array]:
-        """Takes what Bert takes; returns start and end logits, (batch, length) each."""
+        """Takes the arguments of Bert; returns two logits, each (batch, length)."""
         logits = self.qa_outputs(self.bert(*inputs, **options).hidden)
         return logits[..., 0], logits[..., 1]
 
@@ -237,7 +237,7 @@ class BertForSequenceClassification(nnx.Module):
         training: bool,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Takes what Bert takes; returns logits (batch, labels)."""
+        """Takes the arguments of Bert; returns logits (batch, labels)."""
         key = _dropout_key(training, dropout_key, (self.dropout.rate, *self.bert.rates))
         inside, at_the_end = _split(key, 2)
         inputs = (input_ids, attention_mask, token_type_ids)
@@ -257,7 +257,7 @@ def _norm(config: BertConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(
         config.hidden_size,
         epsilon=config.layer_norm_eps,
-        use_fast_variance=False,  # E[x^2] - E[x]^2 is wrong beside an epsilon of 1e-12
+        use_fast_variance=False,  # E[x^2] - E[x]^2 is too inexact for 1e-12
         dtype=dtype,
         rngs=rngs,
     )
@@ -266,7 +266,7 @@ def _norm(config: BertConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
 def _dropout_key(
     training: bool, key: jax.Array | None, rates: tuple[float, ...]
 ) -> jax.Array | None:
-    """The key where dropout acts, else None."""
+    """The key if dropout acts, else None."""
     if not training or not any(rates):
         return None
     if key is None:

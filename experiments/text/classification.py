@@ -1,4 +1,4 @@
-"""Text classification: the tasks of GLUE, the regression too, and one's own."""
+"""Text classification: the tasks of GLUE, including its regression, and your own."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from experiments.text.scores import label_scores
 
 
 def labelled_task(config: TextConfig) -> GlueTask:
-    """What the task of a configuration asks."""
+    """The question that the task of a configuration asks."""
     if labels := config.data.labels:
         return GlueTask(config.data.text_columns, len(labels), ("accuracy",))
     return glue_task(config.data.name)
@@ -30,8 +30,8 @@ def make_network(config: TextConfig) -> Network:
 def text_classification(config: TextConfig) -> Task:
     """The task of a configuration.
 
-    The loss is the cross-entropy of the classes, or of the regression the mean squared
-    error.
+    The loss is the cross-entropy of the classes, or the mean squared error for the
+    regression.
 
     Args:
       config: the task, the model, the label smoothing, the size of evaluation batches.

@@ -29,8 +29,9 @@ class BertConfig:
       hidden_act: "gelu", the exact one.
       initializer_range: standard deviation of the initial kernels and embeddings.
       layer_heads: heads of each layer if some were removed, as after ``shrink``; their
-        size stays that of ``num_attention_heads`` heads. Hugging Face has no such name.
-      layer_units: the same of the features between the two dense layers.
+        size stays that of ``num_attention_heads`` heads. Hugging Face has no such
+        field.
+      layer_units: the same for the features between the two dense layers.
     """
 
     vocab_size: int = 30522
@@ -127,16 +128,16 @@ class TextDataConfig:
     Attributes:
       name: squad, a task of GLUE, or file: labelled texts of your own.
       max_length: tokens in a row.
-      stride: of squad, tokens that a part of a context shares with the next.
-      question_limit: of squad, tokens kept of a question.
+      stride: for squad, tokens that a part of a context shares with the next.
+      question_limit: for squad, tokens kept of a question.
       examples: questions, or texts, to train on, a random choice that is the same for
         every seed; 0: all.
       evaluation_examples: the same for evaluation.
       batch_size: rows in a training step; the last partial batch is left out.
       evaluation_batch: rows in a batch of evaluation.
-      text_columns: of file, the columns of the one or two texts.
-      label_column: of file, the column of the label.
-      labels: of file, the labels; by default those of the training file.
+      text_columns: for file, the columns of the one or two texts.
+      label_column: for file, the column of the label.
+      labels: for file, the labels; by default those of the training file.
     """
 
     name: TaskName = "squad"
@@ -163,10 +164,15 @@ class TextDataConfig:
         fits = self.name == "file" or not self.labels
         check(self, "labels", fits, f"left out for {self.name}")
 
+    @property
+    def asks_questions(self) -> bool:
+        """Whether the answers are parts of a context, instead of labels."""
+        return self.name == "squad"
+
 
 @dataclass(frozen=True)
 class BertModelConfig(BertConfig):
-    """The shape of a BERT, that of the weights where a run starts from some.
+    """The shape of a BERT; it must be that of the weights, if a run starts from some.
 
     Attributes:
       dtype: of the computation; parameters, softmax and logits are float32.
@@ -186,29 +192,30 @@ class BertModelConfig(BertConfig):
 
     @property
     def title(self) -> str:
-        """What tables and files call it."""
+        """Its name in tables and files."""
         return self.name
 
     @property
     def shape(self) -> BertConfig:
-        """What Hugging Face's config.json says of it."""
+        """The fields that Hugging Face's config.json holds."""
         names = [field.name for field in dataclasses.fields(BertConfig)]
         return BertConfig(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
 class TextConfig(RunConfig):
-    """A run on text; with its seed it determines every number of the result.
+    """A run on text; it determines every number of the result.
 
     Attributes:
       data: the task and its rows.
       model: the network.
-      train_file: of squad, the questions to train on, as the official JSON; by default
-        those of tensorflow-datasets. Of file, a CSV or JSONL file of labelled texts.
-      eval_file: the same to judge on.
-      weights: a directory as Hugging Face stores a BERT, to start from: config.json,
-        model.safetensors or pytorch_model.bin, and the vocabulary. None: random
-        initialisation; empty: required on the command line, unless ``init_from`` is.
+      train_file: for squad, the questions to train on, as the official JSON; by default
+        those of tensorflow-datasets. For file, a CSV or JSONL file of labelled texts.
+      eval_file: the same for evaluation.
+      weights: the directory of a BERT in Hugging Face's form, to start from:
+        config.json, model.safetensors or pytorch_model.bin, and the vocabulary. None:
+        random initialisation; empty: required on the command line, unless ``init_from``
+        is given.
       vocabulary: vocab.txt or tokenizer.json, or a directory with one; by default that
         of ``weights``.
       label_smoothing: share of the label spread over all classes, or over all tokens.
@@ -234,7 +241,7 @@ class TextConfig(RunConfig):
             check(self, name, fits, f"left out for {self.data.name}")
 
     def check_inputs(self) -> None:
-        """See `RunConfig.check_inputs`; files of texts, and weights to start from."""
+        """See `RunConfig.check_inputs`; also checks files of texts, and weights."""
         for name in ("train_file", "eval_file"):
             file = getattr(self, name)
             if file is None and self.data.name == "file":
@@ -244,7 +251,7 @@ class TextConfig(RunConfig):
                     f"JSONL file with --{flag}"
                 )
             if file is not None and not Path(file).exists():
-                form = "; it should be SQuAD v1.1 JSON" * (self.data.name == "squad")
+                form = "; it should be SQuAD v1.1 JSON" * self.data.asks_questions
                 raise DataError(f"{file} is missing{form}")
         if self.weights == "" and self.init_from is None:
             raise ConfigError(

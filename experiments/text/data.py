@@ -16,11 +16,11 @@ from experiments.text.tokenization import WordPiece
 
 
 class QuestionSet(NamedTuple):
-    """Questions to judge a network by.
+    """Questions to evaluate a network on.
 
     Attributes:
       questions: with their gold answers.
-      windows: what the network reads of them.
+      windows: their parts that the network reads.
     """
 
     questions: Sequence[Question]
@@ -37,7 +37,7 @@ class TextDataset(NamedTuple):
 
     Attributes:
       train: rows to train on.
-      evaluation: what to judge on.
+      evaluation: what to evaluate on.
     """
 
     train: Examples
@@ -45,7 +45,7 @@ class TextDataset(NamedTuple):
 
 
 def vocabulary_of(config: TextConfig) -> Path:
-    """Where the vocabulary of a run lies.
+    """Where the vocabulary of a run is.
 
     Raises:
       ConfigError: neither it nor the weights are named.
@@ -63,7 +63,7 @@ def vocabulary_of(config: TextConfig) -> Path:
 
 
 def subset_indices(count: int, limit: int) -> np.ndarray:
-    """The places of so many examples, drawn at random, in order; 0: of all."""
+    """The indices of randomly drawn examples, in order; 0: of all."""
     if not 0 < limit < count:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).permutation(count)[:limit])
@@ -103,7 +103,7 @@ def read_glue_task(
         rows = Examples(arrays)
         return Examples(rows.take(subset_indices(rows.size, limit)))
 
-    # Of the two of MNLI the first, "matched".
+    # MNLI has two; the first is "matched".
     split = glue_task(data.name).evaluation[0]
     return TextDataset(
         read("train", data.examples), read(split, data.evaluation_examples)

@@ -1,4 +1,4 @@
-"""BERTs in the form in which engines take them."""
+"""BERTs in the form that engines take."""
 
 import dataclasses
 from functools import partial
@@ -29,7 +29,7 @@ NAMES = ("input_ids", "attention_mask", "token_type_ids")
 def deploy(
     config: TextConfig, data: TextDataset, params: Any, batch_stats: Any
 ) -> Network:
-    """The network of a run with these parameters; its inputs are three of integers."""
+    """The network of a run with these parameters; it has three integer inputs."""
     del data, batch_stats
     return text_network(config, params)
 
@@ -38,7 +38,7 @@ def text_network(config: TextConfig, params: Any) -> Network:
     """A BERT with the head of its task."""
     model = dataclasses.replace(config.model, dtype="float32")
     exact = dataclasses.replace(config, model=model)
-    asks = config.data.name == "squad"
+    asks = config.data.asks_questions
     make = (question_answering if asks else classification).make_network
     network = make(exact)
 
@@ -50,8 +50,8 @@ def text_network(config: TextConfig, params: Any) -> Network:
 
     params = jax.device_put(params)
     nbytes = sum(4 * leaf.size for leaf in jax.tree.leaves(params))
-    graph = bert_graph(network.module(params))
-    return Network(graph, partial(forward, params), nbytes)
+    graph = partial(bert_graph, network.module(params))
+    return Network(partial(forward, params), nbytes, NAMES, "logits", graph)
 
 
 def samples(config: TextConfig, data: TextDataset) -> Samples:

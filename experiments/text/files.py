@@ -1,4 +1,4 @@
-"""Labelled texts of one's own, from CSV and JSONL files."""
+"""Labelled texts of your own, from CSV and JSONL files."""
 
 import csv
 import io
@@ -30,16 +30,16 @@ def read_labelled(
     """Reads texts and their labels.
 
     Args:
-      file: ``.csv`` (a header, then one row a text) or ``.jsonl`` (an object a line),
-        in UTF-8.
+      file: ``.csv`` (a header, then one row per text) or ``.jsonl`` (one object per
+        line), in UTF-8.
       text_columns: the names of the one or two texts.
-      label_column: the name of the label; numbers and truth values become text.
+      label_column: the name of the label; numbers and booleans become text.
 
     Returns:
       The rows, at least one.
 
     Raises:
-      DataError: the file is missing, of another form, or lacks a column or a value; the
+      DataError: the file is missing, malformed, or lacks a column or a value; the
         message names the place.
     """
     file = Path(file)

@@ -1,7 +1,7 @@
 """The tasks of GLUE: one or two sentences, and a label.
 
-Reference: Wang et al., GLUE, ICLR 2019, arXiv 1804.07461. WNLI's development set was
-made so that what is learnt from its training set misleads there.
+Reference: Wang et al., GLUE, ICLR 2019, arXiv 1804.07461. WNLI's development set is
+adversarial with respect to its training set.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from experiments.text.tokenization import WordPiece
 
 
 class GlueTask(NamedTuple):
-    """What a task asks.
+    """The inputs, outputs and metrics of a task.
 
     Attributes:
       columns: the one or two texts, in tensorflow-datasets' ``glue``.
       outputs: of the network: classes, or 1 for a regression.
-      metrics: see `scores.label_scores`; the first is the one to choose a model by.
+      metrics: see `scores.label_scores`; the first one selects models.
       evaluation: the splits with public labels that are not trained on.
     """
 
@@ -139,7 +139,8 @@ def encode(
 def truncate(texts: tuple[np.ndarray, ...], room: int) -> tuple[np.ndarray, ...]:
     """Cuts one or two texts to ``room`` tokens, the longer one down to the other first.
 
-    Where both are cut and room is odd, the longer keeps one more, the second if equal.
+    If both are cut and room is odd, the longer one keeps one more, or the second if
+    equal.
     """
     if len(texts) == 1:
         return (texts[0][:room],)

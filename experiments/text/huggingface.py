@@ -1,4 +1,4 @@
-"""Reads and writes the weights of a BERT as Hugging Face stores them.
+"""Reads and writes the weights of a BERT in Hugging Face's form.
 
 A directory holds ``config.json`` and ``model.safetensors``, or the older
 ``pytorch_model.bin``. A dense layer's ``weight`` is (outputs, inputs) there, and our
@@ -41,7 +41,7 @@ HEADS = {
     "classification": BertForSequenceClassification,
 }
 
-# Our modules under their names; those of a layer and of the encoder do not overlap.
+# Our modules by their names; those of a layer and of the encoder do not overlap.
 MODULES = {
     "embeddings/word": "embeddings.word_embeddings",
     "embeddings/position": "embeddings.position_embeddings",
@@ -71,9 +71,9 @@ class Loaded(NamedTuple):
     Attributes:
       model: with float32 parameters.
       initialized: tensors that the file lacks and that were drawn at random: the task
-        head, and the pooler where there is one.
-      unused: tensors of the file that the model has no place for, such as another
-        task's head.
+        head, and the pooler if there is one.
+      unused: tensors of the file that the model does not have, such as another task's
+        head.
     """
 
     model: Model
@@ -92,7 +92,7 @@ def load_bert(
     """Reads an encoder, and the task head if it is there.
 
     The names may start with ``bert.`` or not, and a layer norm's ``gamma`` and ``beta``
-    are understood. All of the encoder has to be there, and nothing more of it.
+    are understood. The encoder must be complete, without further tensors.
 
     Args:
       directory: holds ``config.json`` and the weights.
@@ -100,13 +100,13 @@ def load_bert(
         "classification".
       labels: of the classifier; by default as many as the file's has, or 2.
       dtype: of the computation, see Bert.
-      seed: for what the file lacks.
+      seed: for tensors that the file lacks.
 
     Returns:
-      The model, the names of what was drawn at random, and of what was left aside.
+      The model, the names of tensors drawn at random, and those of unused ones.
 
     Raises:
-      ConfigError: an argument or ``config.json`` asks for what there is not.
+      ConfigError: an argument or ``config.json`` asks for something unsupported.
       WeightsError: the directory lacks a file, or a tensor is missing, unknown,
         misshapen or not of floating point.
     """
@@ -134,7 +134,7 @@ def load_bert(
     graph, wanted = _flat(nnx.eval_shape(make))
     params, fresh = _take(wanted, tensors, file)
     if fresh:
-        # Compiled, so that what the file does hold is not drawn.
+        # Compiled, so that tensors that the file holds are not drawn.
         params |= zip(fresh, jax.jit(draw)(), strict=True)
     model = nnx.merge(graph, traverse_util.unflatten_dict(params))
     return Loaded(model, tuple(fresh.values()), tuple(tensors))
@@ -143,10 +143,10 @@ def load_bert(
 def save_bert(directory: str | Path, model: Model) -> None:
     """Writes ``config.json`` and ``model.safetensors``, as transformers reads them.
 
-    Where a Bert has no pooler, transformers will draw one at random.
+    If a Bert has no pooler, transformers will draw one at random.
 
     Args:
-      directory: made if it is not there; the two files in it are replaced.
+      directory: created if missing; the two files in it are replaced.
       model: with its parameters, as trained or as compressed.
     """
     directory = Path(directory)
@@ -166,7 +166,7 @@ def save_bert(directory: str | Path, model: Model) -> None:
     for path, leaf in _flat(model)[1].items():
         leaf = np.asarray(leaf).T if path[-1] == "kernel" else np.asarray(leaf)
         prefix = "bert." if path[0] == "bert" else ""
-        # The file is written from the memory as it lies: a view would be garbled.
+        # The file is written from the raw memory: a view would be garbled.
         tensors[prefix + _name(path)] = np.ascontiguousarray(leaf)
     # transformers refuses a file that does not name its framework.
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
@@ -192,7 +192,7 @@ def _name(path: tuple[str, ...]) -> str:
 def _take(
     wanted: dict[tuple[str, ...], Any], tensors: dict[str, np.ndarray], file: Path
 ) -> tuple[dict[tuple[str, ...], jax.Array], dict[tuple[str, ...], str]]:
-    """Moves tensors to their leaves; returns these, and what has to be drawn."""
+    """Moves tensors to their leaves; returns the leaves, and those to be drawn."""
     owners = {name.split(".")[0] for name in tensors}
     params, fresh = {}, {}
     for path, leaf in wanted.items():
@@ -227,7 +227,7 @@ def read_config(directory: str | Path) -> BertConfig:
     """Reads ``config.json``.
 
     Raises:
-      ConfigError: it asks for what there is not.
+      ConfigError: it asks for something unsupported.
       WeightsError: it is missing or damaged.
     """
     path = Path(directory) / "config.json"
@@ -253,7 +253,7 @@ def read_config(directory: str | Path) -> BertConfig:
 
 
 def _read_tensors(directory: Path) -> tuple[dict[str, np.ndarray], Path]:
-    """The tensors, under one set of names, and the file that they come from."""
+    """The tensors, with uniform names, and the file that they come from."""
     there = [name for name in WEIGHTS if (directory / name).is_file()]
     if not there:
         raise WeightsError(f"{directory} holds none of {', '.join(WEIGHTS)}")

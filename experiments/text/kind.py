@@ -1,13 +1,15 @@
 """What is particular to runs on text, see `experiments.kinds.Kind`."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax import nnx
 
+from cram_jax.structure import Structure
 from experiments.batches import Arrays
+from experiments.channels import parameter_shapes
 from experiments.datasets import default_data_dir
 from experiments.errors import ConfigError, DataError, VocabularyError, cannot_write
 from experiments.task import Model, Task
@@ -36,11 +38,12 @@ __all__ = ["check_weights", "deploy", "samples"]
 
 SOURCES = "a run's directory"
 WEIGHT_FILES: tuple[str, ...] = ()
+LIBRARY = "huggingface"
 VOCABULARY = "vocabulary"
 
 
 class _Family(NamedTuple):
-    """Tasks that read and judge text in one way.
+    """Tasks that read and evaluate text in one way.
 
     Attributes:
       read: the data, as rows of tokens.
@@ -54,18 +57,14 @@ class _Family(NamedTuple):
 
 
 def _family(config: TextConfig) -> _Family:
-    """The one place that asks for the name of a task."""
-    match config.data.name:
-        case "squad":
-            return _Family(
-                read_questions,
-                question_answering.make_network,
-                question_answering.question_answering,
-            )
-        case "file":
-            read = labelled_files
-        case _:
-            read = read_glue_task
+    """How the text of a configuration is read and evaluated."""
+    if config.data.asks_questions:
+        return _Family(
+            read_questions,
+            question_answering.make_network,
+            question_answering.question_answering,
+        )
+    read = labelled_files if config.data.name == "file" else read_glue_task
     return _Family(
         read, classification.make_network, classification.text_classification
     )
@@ -94,10 +93,11 @@ def make_task(config: TextConfig, data: TextDataset) -> Task:
 
 
 def smaller_model(
-    config: TextConfig, shapes: Mapping[str, tuple[int, ...]]
+    config: TextConfig, data: TextDataset, structure: Structure, kept: Any
 ) -> BertModelConfig:
     """See `Kind`."""
-    model = config.model
+    del data
+    model, shapes = config.model, parameter_shapes(structure, kept)
     layers = [f"bert/layer{i}" for i in range(model.num_hidden_layers)]
     features = [shapes[f"{layer}/attention/query/kernel"][1] for layer in layers]
     return dataclasses.replace(
@@ -110,10 +110,10 @@ def smaller_model(
 
 
 def load_text(config: TextConfig, data_dir: Path | None = None) -> TextDataset:
-    """Reads the text of a run, and divides it into tokens.
+    """Reads the text of a run, and tokenizes it.
 
     Args:
-      config: which, and what makes its rows.
+      config: which text, and how rows are made.
       data_dir: where tensorflow-datasets keeps it; by default the user's cache.
 
     Returns:
@@ -137,7 +137,7 @@ def load_text(config: TextConfig, data_dir: Path | None = None) -> TextDataset:
 
 
 def _check_ids(config: TextConfig, arrays: Arrays) -> None:
-    """Raises if a lookup would reach beyond its table: jax fills in NaN there."""
+    """Raises if a lookup would reach beyond its table, where jax fills in NaN."""
     for array, field in (
         ("input_ids", "vocab_size"),
         ("token_type_ids", "type_vocab_size"),
@@ -152,12 +152,12 @@ def _check_ids(config: TextConfig, arrays: Arrays) -> None:
 
 
 def text_task(config: TextConfig) -> Task:
-    """The task of a run on text, which needs none of its data."""
+    """The task of a run on text, which does not depend on its data."""
     return _family(config).task(config)
 
 
 def resolve(config: TextConfig) -> TextConfig:
-    """Names the labels of the training file in the configuration."""
+    """Adds the labels of the training file to the configuration."""
     if config.data.name != "file" or config.data.labels:
         return config
     config.check_inputs()
@@ -188,7 +188,7 @@ def load_weights(config: TextConfig, file: Path, classes: int | None) -> Model:
 
 
 def keep_sources(config: TextConfig, run: Path) -> None:
-    """Copies the vocabulary into the run, so that nothing outside is needed later."""
+    """Copies the vocabulary into the run, so that it is self-contained."""
     folder = run / VOCABULARY
     try:
         copy_vocabulary(vocabulary_of(config), folder)
@@ -208,13 +208,13 @@ def kept_sources(config: TextConfig, run: Path) -> TextConfig:
 
 
 def export(
-    config: TextConfig, params: Any, run: Path, out: Path, vocabulary: Path | None
+    config: TextConfig, model: Model, run: Path, out: Path, vocabulary: Path | None
 ) -> None:
-    """Writes a Hugging Face directory, with the vocabulary that lies in the run."""
+    """Writes a Hugging Face directory, with the vocabulary stored in the run."""
     source = vocabulary or run / VOCABULARY
     vocabulary_files(source)  # says what is missing before anything is written
     try:
-        save_bert(out, _family(config).network(config).module(params))
+        save_bert(out, _family(config).network(config).module(model[0]))
         copy_vocabulary(source, out)
     except OSError as error:
         raise cannot_write(out, error) from error

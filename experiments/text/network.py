@@ -21,7 +21,7 @@ from experiments.targets import LeafFilters
 from experiments.text.config import BertConfig, TextConfig
 from experiments.text.huggingface import HEADS, Model, load_bert, read_config
 
-# What may differ from the weights: it shapes no tensor and no output.
+# Fields that may differ from the weights', as they change no tensor and no output.
 IGNORED_FIELDS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -35,8 +35,8 @@ ENCODER = LeafFilters(_LAYERS, _LAYERS)
 """The dense layers of a BERT; its embeddings, pooler and task head stay dense."""
 
 HEADS_AND_UNITS = (r"/attention/query/kernel\[1\.0\]$", r"/intermediate/kernel\[1\]$")
-"""What loses channels. The features of a head, by whose number attention divides, stay
-as many as they are."""
+"""Which families lose channels. The number of features of a head, by which attention
+divides, does not change."""
 
 
 class Network(NamedTuple):
@@ -45,10 +45,10 @@ class Network(NamedTuple):
     Attributes:
       init: ``seed -> (params, {})``.
       pretrained: ``seed -> (params, {})`` of the configuration's weights, or None.
-      forward: ``(params, batch, training, dropout_key=None)``, what the model gives.
+      forward: ``(params, batch, training, dropout_key=None)``, the model's output.
       predict: ``(params, {}, batch)``, the same in evaluation mode, see `Task`.
       module: ``params -> Model``, the model itself.
-      filters: what targets are about.
+      filters: what targets compress.
     """
 
     init: Callable[[int], tuple[Any, Any]]
@@ -155,8 +155,8 @@ def losses(
 def predict_all(
     predict: Callable[..., Any], params: Any, examples: Source, batch_size: int
 ) -> list[np.ndarray]:
-    """What ``predict(params, batch)`` gives, a tuple of arrays, for every example."""
-    # Where parameters lie on several processes, so does what comes of them.
+    """The results of ``predict(params, batch)`` for every example, as arrays."""
+    # If parameters are spread over several processes, so are the results.
     gather = partial(multihost_utils.process_allgather, tiled=True)
     batches = examples.evaluation_batches(batch_size)
     parts = [gather(predict(params, batch)) for batch in batches]
@@ -164,12 +164,12 @@ def predict_all(
 
 
 def check_weights(config: TextConfig) -> None:
-    """Raises where the weights cannot be what a run starts from.
+    """Raises if a run cannot start from the weights.
 
     Raises:
-      ConfigError: they have to be named.
-      WeightsError: they are missing, or of another shape than the configuration; the
-        message says how to set that.
+      ConfigError: no weights are named.
+      WeightsError: they are missing, or their shape is not that of the configuration;
+        the message says which options to set.
     """
     if config.weights is None:
         return

@@ -38,7 +38,7 @@ def question_answering(config: TextConfig) -> Task:
         logits: tuple[jax.Array, jax.Array], batch: Batch, smoothing: float
     ) -> jax.Array:
         tokens = batch["attention_mask"].astype(jnp.float32)
-        # A row that fills up a batch has none.
+        # A row that pads a batch has none.
         tokens /= jnp.maximum(tokens.sum(axis=-1, keepdims=True), 1)
         total = jnp.zeros(len(tokens))
         for scores, place in zip(logits, (batch["start"], batch["end"]), strict=True):

@@ -18,10 +18,10 @@ ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 def answer_scores(
     predictions: Mapping[str, str], gold: Mapping[str, Iterable[str]]
 ) -> dict[str, float]:
-    """Exact match and F1 of answers, each against the gold answer that suits it best.
+    """Exact match and F1 of answers, each against the best-matching gold answer.
 
     Args:
-      predictions: the answer to each question's id; one that lacks scores 0.
+      predictions: the answer to each question's id; missing ones score 0.
       gold: the gold answers to each question's id, at least one.
 
     Returns:
@@ -44,7 +44,7 @@ def normalize(answer: str) -> str:
 
 
 def word_f1(found: str, wanted: str) -> float:
-    """Harmonic mean of precision and recall of words; 0 where none is shared."""
+    """Harmonic mean of precision and recall of words; 0 if none is shared."""
     found_words, wanted_words = found.split(), wanted.split()
     shared = (Counter(found_words) & Counter(wanted_words)).total()
     # This is 2 / (1 / precision + 1 / recall), and 0 rather than 0 / 0.
@@ -63,8 +63,8 @@ def label_scores(
       labels: (count,), what they should be.
 
     Returns:
-      The metrics, times 100. F1 is 0 where class 1 occurs in neither, and a correlation
-      is 0 where either side is constant.
+      The metrics, times 100. F1 is 0 if class 1 occurs in neither, and a correlation is
+      0 if either side is constant.
     """
     # Slow to import, and needed only here.
     from scipy import stats

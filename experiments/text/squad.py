@@ -16,7 +16,7 @@ from experiments.text.tokenization import Tokens, WordPiece
 
 
 class Answer(NamedTuple):
-    """A gold answer: ``text`` stands in the context from character ``start`` on."""
+    """A gold answer: ``text`` starts at character ``start`` of the context."""
 
     text: str
     start: int
@@ -53,8 +53,8 @@ def read_json(file: str | Path) -> list[Question]:
     """Reads the official JSON.
 
     Raises:
-      DataError: the file is missing, it is not what it should be, or an answer does
-        not stand where the file says; the message names the place.
+      DataError: the file is missing or malformed, or an answer is not where the file
+        says; the message names the place.
     """
     file = Path(file)
     try:
@@ -89,7 +89,7 @@ def read_tfds(data_dir: Path, split: str) -> list[Question]:
     Raises:
       ConfigError: there is no such split.
       DatasetMissing: the data set is not there.
-      DataError: an answer does not stand where the data set says.
+      DataError: an answer is not where the data set says.
     """
     questions = []
     for row in examples(open_dataset("squad", data_dir), split):
@@ -115,7 +115,7 @@ def make_windows(
     stride: int = 128,
     question_limit: int = 64,
 ) -> Windows:
-    """Divides contexts so that each part fits beside its question.
+    """Divides contexts so that each part fits into a row with its question.
 
     A row is ``[CLS] question [SEP] part of the context [SEP]`` and padding.
 
@@ -131,7 +131,7 @@ def make_windows(
       has no token; its windows point at [CLS].
 
     Raises:
-      ConfigError: a question or the stride leaves no room for a context to move on.
+      ConfigError: a question or the stride leaves no room for the context to advance.
     """
     room = max_length - question_limit - 3
     if question_limit < 1 or room < 1:
@@ -204,8 +204,8 @@ def best_answers(
       max_answer_length: tokens in the longest answer.
 
     Returns:
-      For each question's id a part of its context, verbatim; empty where no start has
-      an end at or after it, and near enough.
+      For each question's id, a part of its context, verbatim; empty if no start has an
+      end at or after it that is near enough.
 
     Raises:
       ConfigError: a limit is below 1, or the logits are not those of the windows.

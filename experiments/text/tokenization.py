@@ -31,11 +31,11 @@ class Tokens(NamedTuple):
 
 
 class WordPiece:
-    """A vocabulary, and the rules by which it divides a text.
+    """A vocabulary, and the rules by which it tokenizes text.
 
     Args:
       tokenizer: of the tokenizers library; its truncation and padding are turned off.
-      file: where it was read, for messages.
+      file: where it was read from, for messages.
 
     Raises:
       VocabularyError: the vocabulary lacks a special token.
@@ -66,7 +66,7 @@ class WordPiece:
     def pack(
         self, sequences: Sequence[tuple[np.ndarray, ...]], length: int
     ) -> dict[str, np.ndarray]:
-        """Puts one or two texts a row between special tokens, and fills up the rest.
+        """Puts one or two texts per row between special tokens, and pads the rest.
 
         A row is ``[CLS] first [SEP]``, or ``[CLS] first [SEP] second [SEP]``.
 
@@ -95,22 +95,21 @@ class WordPiece:
 def load_wordpiece(path: str | Path, vocab_size: int | None = None) -> WordPiece:
     """Reads a vocabulary.
 
-    ``tokenizer.json`` says itself how text is normalised. For ``vocab.txt``, one entry
-    a line, ``tokenizer_config.json`` beside it may say so: ``do_lower_case``,
-    ``strip_accents`` and ``tokenize_chinese_chars``. By default it is as for the
-    uncased BERT: lower case, no accents, no control characters, every Chinese character
-    a word.
+    ``tokenizer.json`` says itself how text is normalised. For ``vocab.txt``, with one
+    entry per line, ``tokenizer_config.json`` next to it may: ``do_lower_case``,
+    ``strip_accents`` and ``tokenize_chinese_chars``. The default is that of the uncased
+    BERT: lower case, no accents, no control characters, every Chinese character a word.
 
     Args:
       path: one of the two files, or a directory that holds one.
-      vocab_size: of the BertConfig whose weights go with it. It may be larger by what
-        fills it up to a multiple of 8, 16, 32 or 64.
+      vocab_size: of the BertConfig of the weights. It may be larger by padding to a
+        multiple of 8, 16, 32 or 64.
 
     Returns:
-      The tokenizer; special tokens that stand in a text are understood as such.
+      The tokenizer; special tokens in a text are recognised as such.
 
     Raises:
-      VocabularyError: there is no such file, it is malformed, or it is not one of
+      VocabularyError: there is no such file, it is malformed, or it does not have
         ``vocab_size`` entries.
     """
     path = vocabulary_files(path)[0]
@@ -146,7 +145,7 @@ def vocabulary_files(path: str | Path) -> list[Path]:
 
 
 def copy_vocabulary(path: str | Path, folder: Path) -> None:
-    """Copies a vocabulary, with what says how its text is normalised.
+    """Copies a vocabulary, with the files that say how its text is normalised.
 
     Raises:
       OSError: it cannot be written.
@@ -199,7 +198,7 @@ def _read_vocabulary(file: Path) -> tokenizers.Tokenizer:
 def _normalizer(
     file: Path, entries: dict[str, int]
 ) -> tokenizers.normalizers.BertNormalizer:
-    """What is done to text before it is divided, by the file beside ``vocab.txt``."""
+    """How text is normalised, by the settings file next to ``vocab.txt``."""
     settings: dict[str, bool | None] = {
         "do_lower_case": None,
         "strip_accents": None,

@@ -18,15 +18,15 @@ from experiments.verbs.common import check_named, start_jax
 class Allocate:
     """Find how much of each layer to prune, and compare with uniform and global masks.
 
-    SPDY: the layers are pruned to many sparsities, each by itself; then a search finds
-    the combination with the least loss on training examples within the budget. Each
+    SPDY: each layer is pruned to many sparsities separately; then a search finds the
+    combination with the least loss on training examples within the budget. Each
     speedup's model is stored in RUN/compressed/spdySPEEDUPx.
     """
 
     run: tyro.conf.Positional[Path]
     """Directory of the run."""
     speedup: tuple[float, ...] = (2.0, 3.0, 4.0)
-    """How many times less than the dense network it may take."""
+    """How many times less than the dense network the result may take."""
     measure: Literal["multiply_adds", "bytes", "seconds"] = "multiply_adds"
     """What it takes: multiply-adds without those with zeros; bytes, of packed layers;
     or seconds in our engine with one example, each layer timed on this machine."""
@@ -36,17 +36,17 @@ class Allocate:
     levels: int = 21
     """Sparsities of each layer: dense, and 40 to 99 %."""
     starts: int = 100
-    """Random choices that the search begins with, and failures that end its steps."""
+    """Random choices that the search starts with, and failures that end its steps."""
     examples: int = 1024
-    """Training examples whose loss judges a choice."""
+    """Training examples whose loss scores a choice."""
     seed: int = 0
-    """Of the search."""
+    """Seed of the search."""
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps its data; by default where the run found it."""
     module: str | None = None
     """The model.module of a run with a network of your own, to allow its import."""
     layerwise: Layerwise = field(default_factory=Layerwise)
-    """How pruners such as w, g and ru look at the inputs of each layer."""
+    """Settings of pruners such as w, g and ru, which look at each layer's inputs."""
 
     def check(self) -> None:
         """The numbers are in range, and the run can be read."""
@@ -65,7 +65,7 @@ class Allocate:
         check_named(self.run, load_config(self.run), self.module)
 
     def execute(self) -> None:
-        """Searches, and judges what it finds."""
+        """Searches, and evaluates what it finds."""
         start_jax()
         from experiments.commands.allocate import allocate
 

@@ -16,7 +16,7 @@ from experiments.verbs.common import check_named, start_jax
 
 @dataclass(frozen=True)
 class Audit:
-    """Compare a classifier with its compressed selves: who gets other answers?
+    """Compare a classifier with its compressed versions: who gets different answers?
 
     Answers that differ from the dense network's, calibration error, uncertain answers,
     and accuracy by class and by group, on the evaluation set; batch norm recalibrated.
@@ -27,8 +27,8 @@ class Audit:
     target: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--targets"])] = ()
     """What to compress to; by default the targets of the run's configuration."""
     groups: Path | None = None
-    """A text file with the group of each example of the evaluation set, one a line; by
-    default texts are grouped by their length."""
+    """A text file with the group of each example of the evaluation set, one per line;
+    by default texts are grouped by length."""
     out: Path | None = None
     """The JSON file of the results; by default RUN/audit.json."""
     data_dir: Path | None = None
@@ -36,12 +36,12 @@ class Audit:
     module: str | None = None
     """The model.module of a run with a network of your own, to allow its import."""
     second_order: SecondOrder = field(default_factory=SecondOrder)
-    """How targets such as o90 go about it."""
+    """Settings of second-order targets such as o90."""
     layerwise: Layerwise = field(default_factory=Layerwise)
-    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
+    """Settings of targets that look at layer inputs: w90, g90, rk90 and so on."""
 
     def check(self) -> None:
-        """The targets have names that are known, and the files can be read."""
+        """The targets have known names, and the files can be read."""
         for name in self.target:
             targets.check(name)
         if self.groups is not None and not self.groups.is_file():

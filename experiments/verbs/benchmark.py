@@ -1,4 +1,4 @@
-"""``benchmark``: engines beside each other."""
+"""``benchmark``: engines side by side."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +30,8 @@ class Benchmark:
     """Run networks in several engines and compare time, size and accuracy.
 
     CPU time of all threads and wall time are medians of rounds in which the engines
-    take turns. What multiplies zeros runs the dense network; dense INT8 always stands
-    beside ours.
+    take turns. Engines that multiply zeros run only the dense network; dense INT8 is
+    always included for comparison with ours.
     """
 
     networks: tyro.conf.Positional[tuple[str, ...]]
@@ -73,7 +73,7 @@ class Benchmark:
     second_order: SecondOrder = field(default_factory=SecondOrder)
     """Settings of second-order targets such as o90."""
     layerwise: Layerwise = field(default_factory=Layerwise)
-    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
+    """Settings of targets that look at layer inputs: w90, g90, rk90 and so on."""
 
     def check(self) -> None:
         """Targets are known, numbers in range, and runs can be read."""

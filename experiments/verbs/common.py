@@ -14,7 +14,7 @@ PROGRAM = "python -m experiments"
 
 
 def recipe_named(name: Any) -> RunConfig:
-    """A recipe; a name that is not one is answered with those that are near."""
+    """A recipe; an unknown name raises an error that suggests similar ones."""
     if name not in RECIPES:
         near = difflib.get_close_matches(str(name), RECIPES, 3)
         meant = f"did you mean {' or '.join(near)}? " if near else ""
@@ -35,7 +35,7 @@ def check_named(run: Path, config: RunConfig, named: str | None) -> None:
 
 
 def start_jax() -> None:
-    """Imports jax; what one command has compiled the next one loads, unless set."""
+    """Imports jax, with a compilation cache that commands share unless one is set."""
     print("starting jax ...", file=sys.stderr, flush=True)
     import jax
 

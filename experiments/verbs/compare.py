@@ -13,7 +13,7 @@ from experiments.text.config import TextConfig
 from experiments.verbs.common import recipe_named, start_jax
 
 HELD_OUT = {"digits": 300, "cifar10": 5000}
-"""Training examples that knobs are chosen on, by the name of the data."""
+"""Training examples that knobs are tuned on, by the name of the data."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Compare:
         "b80",
         "4bit",
     )
-    """What is judged."""
+    """The targets to evaluate."""
     seeds: int = 3
     """Runs of every method."""
     budget: int | None = None
@@ -48,7 +48,7 @@ class Compare:
     tuned_on: str = "k90"
     """The target for which the knob of methods with a network for each is chosen."""
     tune: bool = True
-    """Whether to choose knobs on held-out examples, of images; else they are given."""
+    """Whether to tune knobs on held-out images; otherwise defaults are used."""
     out: Path | None = None
     """Where results go; by default runs/compare-TASK."""
     weights: str | None = None

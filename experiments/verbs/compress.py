@@ -19,10 +19,11 @@ class Compress:
     run: tyro.conf.Positional[Path]
     """Directory of the run."""
     target: str
-    """k90 (90 % zeros), u90 (in every layer), b90 (in blocks of 4 inputs x 2 outputs;
-    b90@8x1 for others), c50 (50 % of the channels), 2:4, 4bit, several, such as
-    k90+4bit; o90 (second order: oBERT, WoodFisher), w90 or w2:4 (Wanda), g90, g2:4 or
-    g90@4bit (SparseGPT); rk90, rg2:4: what is kept refitted by least squares."""
+    """k90 (90 % zeros; k90@cost by what weights cost), u90 (in every layer), b90 (in
+    blocks of 4 inputs x 2 outputs; b90@8x1 for others), c50 (50 % of the channels),
+    2:4, 4bit, several, such as k90+4bit; o90 (second order: oBERT, WoodFisher), w90 or
+    w2:4 (Wanda), g90, g2:4 or g90@4bit (SparseGPT); rk90, rg2:4: what is kept refitted
+    by least squares."""
     out: Path | None = None
     """Directory of the compressed model; by default RUN/compressed/TARGET."""
     overwrite: bool = False
@@ -34,10 +35,10 @@ class Compress:
     second_order: SecondOrder = field(default_factory=SecondOrder)
     """Settings of second-order targets such as o90."""
     layerwise: Layerwise = field(default_factory=Layerwise)
-    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
+    """Settings of targets that look at layer inputs: w90, g90, rk90 and so on."""
 
     def check(self) -> None:
-        """The target has a name that is known, and the run can be read."""
+        """The target has a known name, and the run can be read."""
         targets.check(self.target)
         check_named(self.run, load_config(self.run), self.module)
 

@@ -20,7 +20,7 @@ class Demo:
     """Where the prepared data are kept; by default the user's cache."""
 
     def check(self) -> None:
-        """What is wrong shows at once."""
+        """Nothing is checked: errors show at once."""
 
     def execute(self) -> None:
         """Trains, prunes and compares."""

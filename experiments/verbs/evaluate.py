@@ -38,10 +38,10 @@ class Evaluate:
     second_order: SecondOrder = field(default_factory=SecondOrder)
     """Settings of second-order targets such as o90."""
     layerwise: Layerwise = field(default_factory=Layerwise)
-    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
+    """Settings of targets that look at layer inputs: w90, g90, rk90 and so on."""
 
     def check(self) -> None:
-        """The targets have names that are known, and the run can be read."""
+        """The targets have known names, and the run can be read."""
         for name in self.target:
             targets.check(name)
         if self.calibrations < 1:

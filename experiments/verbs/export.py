@@ -13,9 +13,14 @@ from experiments.run_directory import check_path, load_config
 from experiments.second_order import SecondOrder
 from experiments.verbs.common import check_named, start_jax
 
-Format: TypeAlias = Literal["huggingface", "packed", "onnx", "litert", "coreml"]
+Format: TypeAlias = Literal[
+    "huggingface", "torchvision", "packed", "onnx", "litert", "coreml"
+]
+LIBRARIES: tuple[Format, ...] = ("huggingface", "torchvision")
+"""Whose tensors are dense, by the library's names."""
 
 SUFFIXES: dict[Format, str] = {
+    "torchvision": ".safetensors",
     "packed": ".safetensors",
     "onnx": ".onnx",
     "litert": ".tflite",
@@ -23,10 +28,11 @@ SUFFIXES: dict[Format, str] = {
 }
 BITS: dict[Format, tuple[int, ...]] = {
     "huggingface": (32,),
+    "torchvision": (32,),
     "packed": (32, 16, 8, 4),
     "onnx": (32, 8, 4),
     "litert": (32, 8, 4),
-    "coreml": (16,),
+    "coreml": (16, 8, 4),
 }
 """The widths of weights that a format has, the usual one first."""
 
@@ -35,27 +41,29 @@ BITS: dict[Format, tuple[int, ...]] = {
 class Export:
     """Write a model in a file that other engines and libraries take.
 
-    It is compressed in one shot, batch norm is recalibrated, and what was written is
+    It is compressed in one shot, batch norm is recalibrated, and the written file is
     read back, run and compared with JAX: if it differs, there is an error and no file.
     """
 
     run: tyro.conf.Positional[Path]
     """Directory of the run, or of a compressed model."""
     out: Path
-    """The file, with the suffix of its format: .safetensors (packed), .onnx, .tflite,
-    .mlpackage; for huggingface a directory."""
+    """The file, with the suffix of its format: .safetensors (packed, torchvision),
+    .onnx, .tflite, .mlpackage; for huggingface a directory."""
     target: str = "dense"
     """What to compress to: k90, b90, 2:4, 4bit, 4bit@32, ..., see compress."""
     format: Format = "huggingface"
-    """huggingface (of text), packed (masks and kept values, for cram_jax), onnx, litert
+    """huggingface (of text) or torchvision (of images, ResNet-18, 34 and 50), which
+    PyTorch reads; packed (masks and kept values, for cram_jax), onnx, litert
     (TensorFlow Lite) or coreml."""
     bits: int | None = None
     """Width of the weights in the file: packed 32, 16, 8 or 4; onnx 32, 8 (INT8,
-    calibrated) or 4 (linear layers in blocks of 32); litert 32, 8 or 4. By default what
-    the target rounds to, if the format has it, else 32."""
+    calibrated) or 4 (linear layers in blocks of 32); litert 32, 8 or 4; coreml 16, 8 or
+    4. By default what the target rounds to, if the format has it, else the first."""
     tolerance: float | None = None
     """The largest difference from JAX, as a share of the largest output; by default
-    0.0001 for weights that the target has rounded already, else 0.25."""
+    0.25 if the file rounds weights that the target has not, or activations as it runs
+    (INT8 of onnx, integers of litert), else 0.0001."""
     calibration: int = 200
     """Training examples that INT8 activations are calibrated with."""
     vocabulary: Path | None = None
@@ -66,9 +74,9 @@ class Export:
     module: str | None = None
     """The model.module of a run with a network of your own, to allow its import."""
     second_order: SecondOrder = field(default_factory=SecondOrder)
-    """How targets such as o90 go about it."""
+    """Settings of second-order targets such as o90."""
     layerwise: Layerwise = field(default_factory=Layerwise)
-    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
+    """Settings of targets that look at layer inputs: w90, g90, rk90 and so on."""
 
     @property
     def width(self) -> int:
@@ -78,12 +86,17 @@ class Export:
         last = targets.parse(self.target)[-1]
         rounded = last.numbers[0] if last.form in ("quantised", "nested") else 0
         # In ONNX 4 bits mean blocks; scales by output are not what the target rounds.
-        if self.format in ("onnx", "litert") and rounded == 4:
-            rounded = 4 if last.numbers[1:] == (32,) else 0
+        if self.format == "onnx" and rounded == 4 and not self.in_blocks:
+            rounded = 0
         if last.form == "nested" and self.format == "packed":
             rounded = 8  # all of them are the leading bits of 8
         choices = BITS[self.format]
         return rounded if rounded in choices else choices[0]
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the target rounds in blocks of 32 inputs."""
+        return targets.parse(self.target)[-1].numbers[1:] == (32,)
 
     def check(self) -> None:
         """The target is known, the format has the width, and the run can be read."""

@@ -1,4 +1,4 @@
-"""``recipes``: what ``train`` knows by name."""
+"""``recipes``: the runs that ``train`` knows by name."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from experiments.recipes import RECIPES, summary
 
 @dataclass(frozen=True)
 class Recipes:
-    """List the recipes that train knows, one a line."""
+    """List the recipes that train knows, one per line."""
 
     def check(self) -> None:
-        """Nothing can be wrong."""
+        """There is nothing to check."""
 
     def execute(self) -> None:
-        """Prints a line a recipe."""
+        """Prints one line per recipe."""
         for name, config in RECIPES.items():
             print(f"{name:<32} {summary(config)}")

@@ -19,7 +19,7 @@ class Report:
     """Print the results as JSON instead of tables, and write nothing."""
 
     def check(self) -> None:
-        """What is wrong shows when the runs are read."""
+        """Nothing is checked: errors show when the runs are read."""
 
     def execute(self) -> None:
         """Prints the tables and writes the report; it needs no jax."""

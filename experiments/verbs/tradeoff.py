@@ -18,8 +18,8 @@ from experiments.verbs.common import check_named, start_jax
 class Tradeoff:
     """Draw what every target of one model costs and gains.
 
-    Each is compiled for our engine in INT8 and judged on the whole evaluation set. The
-    dense network in other engines is marked, in INT8 and in float32.
+    Each is compiled for our engine in INT8 and evaluated on the whole evaluation set.
+    The dense network in other engines is marked, in INT8 and in float32.
     """
 
     run: tyro.conf.Positional[Path]
@@ -45,7 +45,7 @@ class Tradeoff:
     second_order: SecondOrder = field(default_factory=SecondOrder)
     """Settings of second-order targets such as o90."""
     layerwise: Layerwise = field(default_factory=Layerwise)
-    """How targets such as w90, g90 and rk90 look at the inputs of each layer."""
+    """Settings of targets that look at layer inputs: w90, g90, rk90 and so on."""
 
     def check(self) -> None:
         """Targets are known, numbers in range, and the run can be read."""

@@ -73,7 +73,7 @@ def transformer(rng, length=19):
 
 
 def pointwise(rng):
-    """What stands alone in no other network: sums, affine, activations, features."""
+    """Unfused sums, affine maps, activations and features."""
     network = engine.GraphBuilder()
     x = network.add(engine.Input((None, 6)), name="x")
     scaled = network.add(

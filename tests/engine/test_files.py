@@ -1,6 +1,7 @@
 """Engines on disk: what is read is what was written, and damage is an error."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +37,24 @@ def test_a_loaded_engine_gives_the_same_bits(examples, tmp_path, name, int8):
     written.save(tmp_path / "engine.safetensors")
     read = load(tmp_path / "engine.safetensors")
     all_equal(read(*inputs), written(*inputs))
+
+
+def test_a_save_that_fails_leaves_the_file_before(examples, tmp_path, monkeypatch):
+    written, _ = compiled(examples, "pointwise", False)
+    path = tmp_path / "engine.safetensors"
+    written.save(path)
+    before = path.read_bytes()
+    write = Path.write_bytes
+
+    def full(place, content):
+        write(place, content[: len(content) // 2])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space left"):
+        written.save(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
 
 
 def test_four_bits_round_once_more(examples, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from flax import traverse_util
 
 from experiments.batches import Examples
 from experiments.config import OptimizerConfig
@@ -27,7 +28,7 @@ VOCABULARY = 128
 
 
 def some_images(count, seed=0, shape=(8, 8, 1)):
-    """Images whose label can be learnt: class c is bright in row c."""
+    """Images whose label can be learned: class c is bright in row c."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 4, count).astype(np.int32)
     images = generator.integers(0, 60, (count, *shape)).astype(np.uint8)
@@ -68,7 +69,7 @@ def task(config, data):
 
 @pytest.fixture(scope="session")
 def train_step(with_method, data, task):
-    """The compiled step of a method, once a session."""
+    """The compiled step of a method, once per session."""
     return functools.cache(
         lambda method: make_train_step(with_method(method), data, task)
     )
@@ -130,6 +131,16 @@ def store_rows():
         builder.download_and_prepare()
 
     return store
+
+
+@pytest.fixture(scope="session")
+def recorded_model():
+    """A trained network of the digits, 90 % of its blocks zero, and its statistics."""
+    file = Path(__file__).parents[1] / "data" / "digits" / "b90.npz"
+    with np.load(file) as arrays:
+        leaves = {tuple(name.split("/")): arrays[name] for name in arrays.files}
+    parts = traverse_util.unflatten_dict(leaves)
+    return parts["0"], parts["1"]
 
 
 @pytest.fixture(scope="session")
@@ -210,13 +221,13 @@ def text_task(text_config):
 
 @pytest.fixture(scope="session")
 def text_step(text_config, text_data, text_task):
-    """The compiled step, once a session."""
+    """The compiled step, once per session."""
     return make_train_step(text_config, text_data, text_task)
 
 
 @pytest.fixture(scope="session")
 def text_run(text_config, text_data, text_task, text_step, tmp_path_factory):
-    """The directory of a run that has learnt the facts, and its last state."""
+    """The directory of a run that has learned the facts, and its last state."""
     run = tmp_path_factory.mktemp("runs") / "facts"
     with progress_bar(make_console()) as bar:
         state = train(text_config, run, text_data, text_task, bar, train_step=text_step)

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from cram_jax import compress
+from cram_jax import compress, top_k
+from cram_jax.paths import named_leaves
 from experiments.allocation import global_target, sparsities, uniform_target, weigh
 from experiments.commands.audit import Answers, report
 from experiments.errors import ConfigError
@@ -38,6 +39,18 @@ def test_multiply_adds_are_those_of_the_layers(opened):
     assert prices["stage2_block1/conv1/kernel"] == 16 * 9 * 4 * 8
     assert prices["head/kernel"] == 8 * 4
     assert prices["head/bias"] == 0
+
+
+def test_a_target_by_cost_weighs_a_weight_by_its_positions(opened):
+    """At 64 pixels, behind the stride at 16, and once."""
+    scale = opened.task.filters.channels.scale
+    assert scale["stem/conv/kernel"] == scale["stage1_block1/conv2/kernel"] == 1 / 8
+    assert scale["stage2_block1/conv1/kernel"] == 1 / 4
+    assert scale["head/kernel"] == 1
+    leaves = dict(named_leaves(opened.params))
+    assert set(scale) == {path for path, leaf in leaves.items() if leaf.ndim > 1}
+    chosen = projector("k50@cost", filters=opened.task.filters)
+    assert chosen == top_k(0.5, scale=scale)
 
 
 @pytest.mark.parametrize("speedup", [1.5, 3.0])

@@ -149,7 +149,7 @@ def test_report_reads_what_evaluate_stored(run, data_dir, tmp_path, capsys):
     assert (tmp_path / "digits-resnet.png").exists()
     assert main(["report", str(run), "--json"]) == 0
     (results,) = json.loads(capsys.readouterr().out).values()
-    assert results["targets"] == ["dense", "k50", "k90"]
+    assert {"dense", "k50", "k90"} <= set(results["targets"])
 
 
 @pytest.mark.parametrize(
@@ -158,6 +158,9 @@ def test_report_reads_what_evaluate_stored(run, data_dir, tmp_path, capsys):
         ("evaluate nowhere", "nowhere is not a run"),
         ("train digitz", "no recipe is called 'digitz'; did you mean digits"),
         ("train", "train needs a recipe, such as digits"),
+        ("lottery", "lottery needs a recipe, such as digits"),
+        ("lottery digits_acdc", "rule must be one of none, sam"),
+        ("lottery digits --rounds 0", "rounds must be at least 1, got 0"),
         ("compress nowhere --target 90", "target '90' is unknown"),
         ("shrink nowhere --target c50+4bit", "target must remove channels only"),
         ("train cifar10 --data-dir nowhere", "cifar10 is not in nowhere"),
@@ -197,7 +200,12 @@ def test_a_tiny_demo_compares_the_methods(data_dir, tmp_path, capsys, monkeypatc
         digits.config.optimizer, train_targets=("k50", "k90")
     )
     model = ModelConfig(widths=(4,), blocks=(1,))
-    small = dataclasses.replace(digits.config, model=model, optimizer=optimizer)
+    small = dataclasses.replace(
+        digits.config,
+        model=model,
+        optimizer=optimizer,
+        eval_targets=("dense", "k90", "k95", "2:4"),
+    )
     monkeypatch.setattr(digits, "config", small)
     blocks = dataclasses.replace(
         digits.blocks,
@@ -259,51 +267,6 @@ def test_what_is_not_named_or_not_there_is_said_before_jax_starts(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
-
-
-@pytest.mark.parametrize(
-    ("options", "name", "words"),
-    [
-        ("--target k90 --format packed", "k90.safetensors", "tolerance 0.0001"),
-        ("--target 2:4 --format onnx", "half.onnx", "tolerance 0.0001"),
-        ("--target 8bit --format onnx --calibration 8", "int8.onnx", "tolerance 0.25"),
-    ],
-)
-def test_export_writes_runs_and_compares(
-    run, data_dir, tmp_path, capsys, options, name, words
-):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("llvmlite")
-    command = f"export {run} --data-dir {data_dir} --out {tmp_path / name} {options}"
-    assert main(command.split()) == 0
-    text = capsys.readouterr().out
-    assert "Largest difference from JAX on 32 examples" in text
-    assert words in text
-    assert "Accuracy of the file" in text
-    assert [entry.name for entry in tmp_path.iterdir()] == [name]
-
-
-def test_export_beyond_the_tolerance_leaves_no_file(run, data_dir, tmp_path, capsys):
-    pytest.importorskip("onnxruntime")
-    command = f"export {run} --format onnx --tolerance 1e-12 --data-dir {data_dir}"
-    assert main([*command.split(), "--out", str(tmp_path / "network.onnx")]) == 1
-    assert "differs from JAX by" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--format onnx --out x.tflite", "out must end in .onnx, got x.tflite"),
-        ("--format onnx --bits 2 --out x.onnx", "bits must be 32 or 8 or 4 for onnx"),
-        ("--target k9x --out x", "target 'k9x' is unknown"),
-        ("--tolerance 0 --out x", "tolerance must be above 0, got 0.0"),
-        ("--calibration 0 --out x", "calibration must be at least 1, got 0"),
-    ],
-)
-def test_export_checks_before_it_starts(options, message, capsys):
-    assert main(["export", "nowhere", *options.split()]) == 1
-    assert message in capsys.readouterr().err
 
 
 def test_audit_says_who_gets_other_answers(run, data_dir, tmp_path, capsys):

@@ -120,7 +120,7 @@ def test_channels_of_all_layers_compete(config, task):
         masks["stage2_block1"]["norm2"]["scale"],
     ]
     assert sum(int(scale.sum()) for scale in scales) == (4 + 4 + 8 + 8) // 2
-    with pytest.raises(ConfigError, match="which of them belong together is not known"):
+    with pytest.raises(ConfigError, match="which channels belong together is not"):
         projector("c50")
 
 

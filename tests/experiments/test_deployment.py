@@ -2,34 +2,27 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from cram_jax import engine
 from experiments import checkpoints
 from experiments.__main__ import main
+from experiments.deployment.benchmark import Outcome, Row
+from experiments.deployment.engines import ENGINES
+from experiments.deployment.tables import console_table
+from experiments.deployment.timing import Spread
 from experiments.deployment.tradeoff import drawn_targets, pareto
 from experiments.images.data import load
 from experiments.images.deployment import image_network, samples
 from experiments.kinds import kind_of
+from experiments.metrics import make_console
 from experiments.recipes import digits
 from experiments.run_directory import write_status
 
 pytest.importorskip("llvmlite")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-RECORDED = Path(__file__).parents[1] / "data" / "digits" / "b90.npz"
-
-
-@pytest.fixture(scope="module")
-def model():
-    """Parameters and statistics of the trained network, 90 % of its blocks zero."""
-    with np.load(RECORDED) as file:
-        leaves = {tuple(name.split("/")): file[name] for name in file.files}
-    parts = traverse_util.unflatten_dict(leaves)
-    return parts["0"], parts["1"]
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +31,10 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(model, data_dir, tmp_path_factory):
+def run(recorded_model, data_dir, tmp_path_factory):
     """The directory of a run with this model."""
     run = tmp_path_factory.mktemp("runs") / "trained"
-    checkpoints.save_model(run, digits.blocks, *model)
+    checkpoints.save_model(run, digits.blocks, *recorded_model)
     write_status(run, data_dir=str(data_dir))
     return run
 
@@ -59,9 +52,11 @@ def no_peers(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def test_int8_is_as_accurate_as_float32_on_the_whole_test_set(model, data_dir):
+def test_int8_is_as_accurate_as_float32_on_the_whole_test_set(recorded_model, data_dir):
     data = load(digits.blocks.data, data_dir)
-    network = image_network(digits.blocks.model, data.shape, data.classes, *model)
+    network = image_network(
+        digits.blocks.model, data.shape, data.classes, *recorded_model
+    )
     images = samples(digits.blocks, data)
     exact = images.score(lambda inputs: np.asarray(network.forward(*inputs)))
     assert exact == 98.0  # as recorded
@@ -94,6 +89,17 @@ def test_benchmark_stands_dense_int8_beside_ours(run, tmp_path, capsys):
         cpu = time["cpu_ms"]
         assert 0 < cpu["least"] <= cpu["median"] <= cpu["most"]
     assert "| cram | b90 |" in out.with_suffix(".md").read_text()
+
+
+def test_a_table_in_a_file_has_the_names_of_all_engines(capsys):
+    ms = Spread(1234.567, 1123.456, 1345.678)
+    times = {(16, 2): (ms, ms)}
+    rows = [Row(name, "dense", 10**8, 0.1, 99.0, times) for name in ENGINES]
+    outcome = Outcome("bert_base", "accuracy", {"dense": 99.0}, rows)
+    make_console().print(console_table(outcome, 16, 2))
+    text = capsys.readouterr().out
+    assert [name for name in ENGINES if f" {name} " not in text] == []
+    assert text.count("1234.567") == 2 * len(ENGINES)
 
 
 def test_tradeoff_draws_every_target(run, no_peers, capsys):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.__main__ import _parse
-from experiments.verbs.train import parse_train
+from experiments.__main__ import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -42,10 +41,7 @@ def test_a_printed_command_parses(page, words):
     if "--config" in words:  # a file that only the reader has
         at = words.index("--config")
         words = ["train", "digits", *words[1:at], *words[at + 2 :]]
-    if words[0] == "train":
-        parse_train(words[1:])
-    else:
-        _parse(words)
+    parse(words)
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +57,7 @@ def known():
         ["export"],
     ):
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-            if words[0] == "train":
-                parse_train([*words[1:], "--help"])
-            else:
-                _parse([*words, "--help"])
+            parse([*words, "--help"])
     options = set(re.findall(r"--[a-z][a-z0-9.-]*", text.getvalue()))
     return options | {option.split(".")[0] for option in options}  # and groups
 

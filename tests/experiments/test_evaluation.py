@@ -14,6 +14,12 @@ from experiments.targets import projector
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+@pytest.fixture(scope="module")
+def evaluation(config, data, task):
+    """One, as its functions compile at first use."""
+    return make_evaluation(config, data, task)
+
+
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 23])
 def test_accuracy_counts_every_image_and_no_other(count, data, task):
     images = Examples(data.evaluation.take(range(count)))
@@ -28,9 +34,8 @@ def test_accuracy_counts_every_image_and_no_other(count, data, task):
         np.testing.assert_allclose(together[name], expected, rtol=1e-5)
 
 
-def test_a_target_is_judged_before_and_after(config, data, task):
+def test_a_target_is_judged_before_and_after(evaluation, data, task):
     params, batch_stats = task.init(0)
-    evaluation = make_evaluation(config, data, task)
     rows = [
         evaluate_target(evaluation, params, batch_stats, target)
         for target in ("dense", "k50", "2:4")
@@ -42,11 +47,11 @@ def test_a_target_is_judged_before_and_after(config, data, task):
 
 
 @pytest.mark.parametrize("target", ["k70.5", "k50+3bit"])
-def test_compiled_compression_is_that_of_the_library(target, config, data, task):
+def test_compiled_compression_is_that_of_the_library(target, evaluation, task):
     params, _ = task.init(0)
     chosen = projector(target)
     (expected, masks), _ = jax.jit(chosen.project)(params, chosen.init(params), None)
-    ours = make_evaluation(config, data, task).compress(params, target)
+    ours = evaluation.compress(params, target)
     jax.tree.map(np.testing.assert_array_equal, ours.masks, masks)
     # Rounding to levels divides by a scale, which compilers reorder.
     jax.tree.map(
@@ -74,15 +79,17 @@ def test_second_order_pruning_serves_images_too(config, data, task):
     assert np.mean(before[mask] != after[mask]) > 0.5  # what is kept has moved
     assert not after[~mask].any()
     one = data.train.take([0])
-    loss = task.evaluation_loss(params, batch_stats, one)
+    loss = jax.jit(task.evaluation_loss)(params, batch_stats, one)
     judged = task.evaluate(params, batch_stats, Examples(one))["loss"]
     assert loss == pytest.approx(judged, rel=1e-5)
 
 
-def test_recalibration_averages_the_statistics_of_augmented_images(config, data, task):
+def test_recalibration_averages_the_statistics_of_augmented_images(
+    evaluation, data, task
+):
     """The stem's statistics, by hand: one convolution of 16 images in two batches."""
     params, batch_stats = task.init(0)
-    statistics = make_evaluation(config, data, task).recalibrate(params, batch_stats, 3)
+    statistics = evaluation.recalibrate(params, batch_stats, 3)
     drawn = data.train.training_batches(8, 3, 0, 2)
     batches = zip(jax.random.split(jax.random.key(3), 2), drawn, strict=True)
     images = np.concatenate([task.augment(*both)["image"] for both in batches])
@@ -100,9 +107,8 @@ def test_recalibration_averages_the_statistics_of_augmented_images(config, data,
     np.testing.assert_allclose(stem["var"], halves.var(1).mean(0), rtol=1e-3)
 
 
-def test_draws_of_calibration_images_are_random_and_repeatable(config, data, task):
+def test_draws_of_calibration_images_are_random_and_repeatable(evaluation, task):
     params, batch_stats = task.init(0)
-    evaluation = make_evaluation(config, data, task)
 
     def mean(draw):
         statistics = evaluation.recalibrate(params, batch_stats, draw)

@@ -67,11 +67,6 @@ def run_training(run, setting, before_step=lambda step: None, **options):
     return train(config, run, data, task, progress, train_step=step, **options)
 
 
-@pytest.fixture
-def undisturbed(tmp_path, setting):
-    return run_training(tmp_path / "undisturbed", setting)
-
-
 def assert_same_parameters(one, other):
     for a, b in zip(
         jax.tree.leaves((one.params, one.batch_stats)),
@@ -90,7 +85,7 @@ def steps(run):
     ("size", "what"), [(0, "metrics.jsonl"), (6000, "checkpoints/10")]
 )
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
-    size, what, tmp_path, setting, undisturbed
+    size, what, tmp_path, setting, trained
 ):
     run = tmp_path / "run"
     with (
@@ -104,7 +99,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
         assert (
             int(checkpoints.restore(manager, init_state(config, data, task)).step) == 5
         )
-    assert_same_parameters(run_training(run, setting, resume=True), undisturbed)
+    assert_same_parameters(run_training(run, setting, resume=True), trained[1])
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "loss" in line][-1] == 10
 

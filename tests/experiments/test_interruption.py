@@ -1,4 +1,4 @@
-"""Processes that are killed at random moments, and those that go on.
+"""Processes that are killed at random moments, and resumed.
 
 A few kills by default; ``pytest tests/experiments/test_interruption.py --kills 20`` for
 more.

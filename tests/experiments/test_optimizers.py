@@ -102,6 +102,23 @@ def test_frozen_parameters_stay_and_take_no_part_in_the_ascent(method, params):
     assert len(jax.tree.leaves(moments)) == 3  # layer and head
 
 
+def test_pruned_weights_take_no_part_in_the_ascent(params):
+    """Nor in the norm of its gradient: SAM of the network that is left."""
+    mask = np.arange(params["head"].size).reshape(params["head"].shape) % 2 == 0
+    params = params | {"head": params["head"] * mask}
+    config = dataclasses.replace(ADAM, rule="sam", rho=0.5, keep_pruned=True)
+    optimizer = make_optimizer(config, loss_fn, 10)
+    updates, after = step(optimizer, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["head"] != 0, mask)
+
+    grads, _ = jax.grad(loss_fn, has_aux=True)(params, BATCH)
+    grads = grads | {"head": grads["head"] * mask}
+    radius = 0.5 / optax.tree.norm(grads)
+    expected, _ = loss_fn(optax.tree.add_scale(params, radius, grads), BATCH)
+    found = optax.tree.get(after, "compressed_loss")
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
 @pytest.mark.parametrize("pattern", ["nothing", "."])
 def test_a_pattern_that_freezes_nothing_or_all_is_refused(pattern, params):
     optimizer = make_optimizer(dataclasses.replace(ADAM, frozen=pattern), loss_fn, 10)

@@ -1,6 +1,8 @@
 """Runs whose networks really are smaller."""
 
 import dataclasses
+import sys
+import types
 
 import jax
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from flax import nnx
 
 import cram_jax
-from cram_jax.structure import kept_groups, shrink
+from cram_jax.structure import group_masks, kept_groups, shrink
 from experiments.batches import Examples
 from experiments.commands.shrink import check_network, shrunken
 from experiments.errors import ConfigError
@@ -16,7 +18,7 @@ from experiments.images.config import ImageConfig, ModelConfig
 from experiments.images.data import Dataset
 from experiments.images.models import read_layer_widths
 from experiments.images.resnet import Bottleneck, ResNet
-from experiments.images.task import classification
+from experiments.images.task import classification, make_network
 from experiments.stored_config import from_dict, to_dict
 from experiments.targets import projector
 from experiments.text.question_answering import question_answering
@@ -45,11 +47,74 @@ def test_our_networks_are_built_with_the_widths_that_are_left(name, side):
     task = classification(config, data)
     structure = task.filters.channels.structure
     kept = uneven(structure)
-    small_config = shrunken(config, structure, kept, "c40")
+    small_config = shrunken(config, data, structure, kept, "c40")
     assert len(set(small_config.model.layer_widths)) > 3
     assert from_dict(to_dict(small_config)) == small_config
     small_task = classification(small_config, data)
     check_network(config, task, small_task, kept)
+
+
+class OwnNetwork(nnx.Module):
+    """A block of EfficientNet between two convolutions: nothing of it is ours."""
+
+    def __init__(self, channels, classes, rngs):
+        def conv(i, o, size, **options):
+            return nnx.Conv(i, o, size, use_bias=False, rngs=rngs, **options)
+
+        self.stem, self.norm = conv(channels, 8, (3, 3)), nnx.BatchNorm(8, rngs=rngs)
+        self.expand, self.norm1 = conv(8, 16, (1, 1)), nnx.BatchNorm(16, rngs=rngs)
+        self.depthwise = conv(16, 16, (3, 3), feature_group_count=16)
+        self.norm2 = nnx.BatchNorm(16, rngs=rngs)
+        self.squeeze = nnx.Linear(16, 4, rngs=rngs)
+        self.excite = nnx.Linear(4, 16, rngs=rngs)
+        self.project = conv(16, 8, (1, 1))
+        self.head = nnx.Linear(8, classes, rngs=rngs)
+
+    def __call__(self, x, training):
+        def norm(layer, x):
+            return nnx.silu(layer(x, use_running_average=not training))
+
+        x = norm(self.norm, self.stem(x))
+        y = norm(self.norm2, self.depthwise(norm(self.norm1, self.expand(x))))
+        gate = nnx.sigmoid(self.excite(nnx.silu(self.squeeze(y.mean((1, 2))))))
+        x = x + self.project(y * gate[:, None, None])
+        return self.head(x.mean((1, 2)))
+
+
+def test_a_network_of_ones_own_is_built_with_the_widths_that_are_left(monkeypatch):
+    own = types.ModuleType("own_network")
+    own.make = OwnNetwork
+    monkeypatch.setitem(sys.modules, "own_network", own)
+    config = ImageConfig(model=ModelConfig(module="own_network:make"))
+    data = images_of(8)
+    task = classification(config, data)
+    structure = task.filters.channels.structure
+    kept = uneven(structure)
+    small_config = shrunken(config, data, structure, kept, "c40")
+    left = sorted(int(kept[family.groups].sum()) for family in structure.families)
+    assert sorted(small_config.model.layer_widths) == left
+    assert from_dict(to_dict(small_config)) == small_config
+    small_task = classification(small_config, data)
+    check_network(config, task, small_task, kept)
+    variables = jax.tree.map(lambda leaf: leaf + 0.1 * np.cos(leaf), task.init(0))
+    small = shrink(structure, variables, kept)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make_network(small_config, data, 0)))
+    module = nnx.merge(graph, *small)
+    assert module.depthwise.feature_group_count == small[0]["expand"]["kernel"].shape[3]
+    batch = {"image": np.ones((2, 8, 8, 3), np.uint8)}
+    masked = jax.tree.map(
+        lambda mask, leaf: leaf * mask, group_masks(structure, kept), variables
+    )
+    np.testing.assert_allclose(
+        small_task.predict(*small, batch), task.predict(*masked, batch), rtol=1e-4
+    )
+
+    again = dataclasses.replace(
+        small_config,
+        model=dataclasses.replace(small_config.model, layer_widths=(99, 1)),
+    )
+    with pytest.raises(ConfigError, match="layer_widths must be at most"):
+        classification(again, data)
 
 
 def test_the_widths_of_bottlenecks_are_read_in_the_order_of_the_network():
@@ -111,7 +176,7 @@ def test_half_of_heads_and_units_leave_a_bert_with_the_same_answers(
     masked, masks = cram_jax.compress(params, projector("c50", filters=task.filters))
     coupled = task.filters.channels
     kept = kept_groups(coupled.of_params, masks)
-    small_config = shrunken(config, coupled.structure, kept, "c50")
+    small_config = shrunken(config, text_data, coupled.structure, kept, "c50")
     assert sum(small_config.model.layer_heads) == 4
     assert sum(small_config.model.layer_units) == 64
     small_task = question_answering(small_config)

@@ -54,3 +54,11 @@ def test_they_are_for_trained_networks(name):
 def test_shapes_are_checked_without_data():
     plain = targets.projector("rg2:4", pruners=AbstractPruners())
     assert plain == targets.projector("2:4")
+
+
+def test_a_share_by_cost_needs_to_know_the_network():
+    assert parse("k90@cost+4bit") == (Part("by cost", 0.9), *parse("4bit"))
+    assert label("k90@cost") == "90 % by cost"
+    assert targets.sparsity("k90@cost") is None  # other zeros than those of k90
+    with pytest.raises(ConfigError, match="what a weight costs is not known"):
+        targets.projector("k90@cost")

@@ -79,7 +79,7 @@ def test_a_finetuned_run_resumes_exactly_and_needs_its_source_no_more(
     assert_equal(whole.params, resumed.params)
     assert_equal(whole.batch_stats, resumed.batch_stats)
     other = dataclasses.replace(config, init_from=str(source))
-    with pytest.raises(RunError, match="started with another init_from"):
+    with pytest.raises(RunError, match="started with a different init_from"):
         train(other, tmp_path / "part", data, task, progress, resume=True)
 
 

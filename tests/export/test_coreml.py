@@ -5,35 +5,82 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cram_jax import compress, top_k
-from cram_jax.export import coreml_sparse_weights, to_coreml
+from cram_jax import compose, compress, fake_quant, identity, top_k
+from cram_jax.export import coreml_weights, to_coreml
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 for module in ("coremltools", "stablehlo_coreml"):
     pytest.importorskip(module, reason="needs the extra coreml")
 
+SHAPES = {"conv": (3, 3, 32, 16), "hidden": (16, 256), "head": (256, 10)}
 
-def test_zeros_are_a_mask(tmp_path):
+
+def make_params(projector):
     rng = np.random.default_rng(0)
-    params = {
-        "hidden": jnp.asarray(rng.standard_normal((64, 96)), jnp.float32),
-        "head": jnp.asarray(rng.standard_normal((96, 10)), jnp.float32),
-    }
-    params = compress(params, top_k(0.9)).params
+    params = {n: rng.standard_normal(s, np.float32) for n, s in SHAPES.items()}
+    return compress(jax.tree.map(jnp.asarray, params), projector).params
 
-    def apply(x):
-        return jax.nn.relu(x @ params["hidden"]) @ params["head"]
 
+def apply(params, x):
+    x = jax.lax.conv_general_dilated(
+        x,
+        params["conv"],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    x = jax.nn.relu(x).mean((1, 2))
+    return jax.nn.relu(x @ params["hidden"]) @ params["head"]
+
+
+def in_order_of(kernel, shape):
+    """A kernel of ours in the layout of Core ML."""
+    kernel = np.asarray(kernel)
+    if kernel.ndim == 4:
+        return kernel.transpose(3, 2, 0, 1)
+    return kernel if kernel.shape == shape else kernel.T
+
+
+@pytest.mark.parametrize(
+    ("weights", "projector", "bits"),
+    [
+        ("float16", top_k(0.9), 1 + 0.1 * 16),
+        ("int8", fake_quant(8), 8),
+        ("int4", fake_quant(4), 4),
+        ("int4 in blocks", fake_quant(4, block=32, scale="float16"), 4.5),
+        ("int8", compose(top_k(0.9), fake_quant(8)), 1 + 0.1 * 8),
+        ("float16", identity(), 16),
+    ],
+)
+def test_packages_hold_our_weights(tmp_path, weights, projector, bits):
+    params = make_params(projector)
     path = tmp_path / "network.mlpackage"
-    returned = to_coreml(apply, [np.ones((1, 64), np.float32)], path)
+    shape = jax.ShapeDtypeStruct((1, 4, 4, 32), jnp.float32)
+    returned = to_coreml(lambda x: apply(params, x), [shape], path, weights=weights)
     assert [entry.name for entry in tmp_path.iterdir()] == ["network.mlpackage"]
-    (held,) = coreml_sparse_weights(path).values()  # the head is small: it stays dense
-    np.testing.assert_array_equal(held, *returned.values())
-    expected = np.asarray(params["hidden"]).astype(np.float16)
-    if held.shape != expected.shape:
-        held = held.T
-    np.testing.assert_array_equal(held, expected)
+    read = coreml_weights(path)
+    assert list(read) == list(returned)
+    expected = dict(params)
+    if weights == "int4 in blocks":
+        del expected["hidden"], expected["conv"]  # 16 inputs, and no linear layer
+    if bits == 16:
+        expected = {}
+    assert len(read) == len(expected)
+    for held in read.values():
+        # The only one of this size.
+        (ours,) = (k for k in expected.values() if k.size == held.size)
+        ours = in_order_of(ours, held.shape)
+        # The numbers in float16; of integers the scale, too.
+        tolerance = 2**-11 if weights == "float16" else 2**-9
+        np.testing.assert_allclose(held.astype(np.float32), ours, rtol=tolerance)
+        assert ((held == 0) == (ours == 0)).all()
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    # 10 % of the numbers in float16 and a bit for each, beside the dense head.
-    weights = 0.1 * 2 * expected.size + expected.size / 8 + 2 * 960
-    assert size < weights + 8000  # the program and the manifest
+    entries = sum(np.prod(SHAPES[name]) for name in expected)
+    dense = sum(map(np.prod, SHAPES.values())) - entries
+    # Scales, the program and the manifest beside them.
+    assert size < entries * bits / 8 + 2 * dense + 16_000
+
+
+def test_widths_that_there_are_not_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="weights must be 'float16', .*, got 'int2'"):
+        to_coreml(apply, [], tmp_path / "network.mlpackage", weights="int2")

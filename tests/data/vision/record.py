@@ -2,11 +2,11 @@
 
     python -m tests.data.vision.record
 
-It needs torch and numpy alone. The networks are written down here once more, with the
+It needs only torch and numpy. The networks are written out here once more, with the
 tensor names of torchvision (ResNet-18, 34, 50) and of the authors' code for CIFAR;
 their weights are those of tests/torch_weights.py. Logits are computed in float64;
-beside them stands how far PyTorch's own float32 is from them: training mode
-with few images amplifies rounding, most of all in ResNet-50.
+beside them stands how far PyTorch's own float32 is from them: training mode with few
+images amplifies rounding, most of all in ResNet-50.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ def conv(inputs, outputs, size, stride=1, bias=False):
 
 
 class Block(nn.Module):
-    """A basic block, or a bottleneck where the outputs are more than the width."""
+    """A basic block, or a bottleneck if there are more outputs than the width."""
 
     def __init__(self, inputs, width, outputs, stride, shortcut):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Images of one's own, in folders."""
+"""Images of your own, in folders."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,9 @@
 """Files of weights: what is read, what is refused and how."""
 
 import importlib.util
+import json
+from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +11,23 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors import flax as safetensors_flax
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from experiments.errors import ConfigError, WeightsError
+from experiments.images.config import ModelConfig
+from experiments.images.models import make_model
 from experiments.images.resnet import Bottleneck, ResNet
 from experiments.images.torchvision import (
     from_state_dict,
     load_torchvision,
+    save_torchvision,
+    state_dict,
     torch_name,
 )
 from experiments.weight_files import read_tensors
 
 SOURCE = "x.pth as resnet"
+NAMES = Path(__file__).parents[2] / "data" / "vision" / "names.json"
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +76,32 @@ def test_tensors_go_where_they_belong(model, tensors):
         batch_stats["stage2_block1"]["shortcut_norm"]["var"],
         tensors["layer2.0.downsample.1.running_var"],
     )
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_what_is_written_has_torchvision_s_names_and_shapes(name):
+    make = partial(make_model, ModelConfig(name=name), 3, 1000)
+    model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    trees = [
+        jax.tree.map(
+            lambda leaf: np.broadcast_to(np.float32(0), leaf.shape),
+            nnx.to_pure_dict(nnx.state(model, kind)),
+        )
+        for kind in (nnx.Param, nnx.BatchStat)
+    ]
+    shapes = {key: list(tensor.shape) for key, tensor in state_dict(*trees)}
+    assert shapes == json.loads(NAMES.read_text())[name]
+
+
+def test_what_is_written_is_read_again(model, tensors, tmp_path):
+    path = tmp_path / "network.safetensors"
+    save_torchvision(path, *from_state_dict(tensors, model, SOURCE))
+    again = load_file(path)
+    counters = {key for key in again if key.endswith("num_batches_tracked")}
+    assert len(counters) == sum(key.endswith("running_var") for key in tensors)
+    assert set(again) - counters == set(tensors)
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(again[key], tensor)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 `tests/torch_weights.py`, under the tensor names of torchvision and the authors' code.
 """
 
+import functools
 import math
 from pathlib import Path
 
@@ -24,6 +25,15 @@ SMALL = ["resnet20", "resnet56", "resnet18_cifar"]
 LARGE = ["resnet18", "resnet34", "resnet50"]
 
 
+# As another one, but deeper.
+DEEPER = {"resnet56": pytest.mark.nightly, "resnet34": pytest.mark.nightly}
+
+
+def each(names):
+    return [pytest.param(name, marks=DEEPER.get(name, ())) for name in names]
+
+
+@functools.cache
 def abstract(name):
     classes = 1000 if name in LARGE else 10
     config = ModelConfig(name=name)
@@ -96,7 +106,7 @@ def assert_logits(name, model, params, batch_stats, side):
         np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", each(SMALL))
 def test_small_resnets_give_the_logits_of_pytorch(name):
     model = abstract(name)
     rename = authors if name == "resnet18_cifar" else lambda name: name
@@ -109,7 +119,7 @@ def test_vgg_gives_the_logits_of_pytorch():
     assert_logits("vgg16_bn_cifar", model, *vgg_weights(model), side=32)
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", each(LARGE))
 def test_files_of_torchvision_give_the_logits_of_pytorch(name, tmp_path):
     model = abstract(name)
     path = tmp_path / f"{name}.safetensors"

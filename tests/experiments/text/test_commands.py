@@ -114,7 +114,7 @@ def test_a_compressed_model_trains_on_under_its_masks(run, places, tmp_path, cap
     assert main(command.split()) == 0
     text = capsys.readouterr().out
     assert "bert/layer0/output/kernel" in text
-    assert "% as 60 % uniform. Stored in" in text
+    assert "% compressed to 60 % uniform. Stored in" in text
     facts = json.loads((compressed / "compression.json").read_text())
     assert facts["target"] == "u60"
     assert main(f"evaluate {compressed}".split()) == 0
@@ -137,6 +137,24 @@ def test_a_compressed_model_trains_on_under_its_masks(run, places, tmp_path, cap
         if one.ndim == 2:
             np.testing.assert_array_equal(one == 0, other == 0)
             assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "modules"),
+    [
+        ("--format litert", "text.tflite", ("litert_converter", "ai_edge_litert")),
+        ("--format coreml", "text.mlpackage", ("coremltools", "stablehlo_coreml")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_is_exported_to_engines(run, tmp_path, capsys, options, name, modules):
+    for module in modules:
+        pytest.importorskip(module, reason=f"needs the extra {options.split()[-1]}")
+    assert main(f"export {run} --out {tmp_path / name} {options}".split()) == 0
+    text = capsys.readouterr().out
+    assert "F1 " in text
+    assert ("F1 of the file" in text) == name.endswith("tflite")
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
 def test_a_model_is_exported_as_hugging_face_stores_it(run, tmp_path, capsys):
@@ -248,3 +266,38 @@ def test_a_head_of_another_task_does_not_fit(run, places, capsys, store_rows, tm
     vocabulary = places[places.index("--vocabulary") :]
     assert main([*command.split(), *vocabulary.split()]) == 1
     assert "bert/pooler/bias is missing there" in capsys.readouterr().err
+
+
+def test_allocation_looks_at_every_dense_layer_of_the_encoder(run, capsys):
+    """SparseGPT, refitted; SPDY, uniform and global masks at two thirds of the cost."""
+    command = f"allocate {run} --speedup 1.5 --levels 3 --starts 1 --examples 8"
+    layerwise = "--layerwise.examples 8 --layerwise.batch 4"
+    assert main(f"{command} {layerwise} --pruner rg".split()) == 0
+    assert "f1 (%) at equal multiply-adds" in capsys.readouterr().out
+    found = json.loads((run / "allocation-multiply_adds-rg.json").read_text())["1.5x"]
+    attention = [f"attention/{n}" for n in ("query", "key", "value", "output")]
+    layers = (*attention, "intermediate", "output")
+    kernels = {f"bert/layer0/{name}/kernel" for name in layers}
+    assert set(found["sparsities"]) == kernels
+    for method in found["methods"].values():
+        assert method["share"] <= 1 / 1.5 + 0.01
+
+
+def test_a_lottery_on_text_begins_with_the_weights(places, weights, tmp_path, capsys):
+    command = (
+        f"lottery squad_small --rounds 1 --share 0.5 --out {tmp_path} --epochs 1 "
+        f"--weights {weights} --optimizer.rule none {SIZES}"
+    )
+    assert main([*command.split(), *places.split()]) == 0
+    assert "f1 (%)" in capsys.readouterr().out
+    start, _ = checkpoints.read_model(tmp_path / "early")
+    model = load_bert(weights, "question_answering").model
+    kernel = np.asarray(model.bert.layer0.output.kernel[...])
+    np.testing.assert_array_equal(start["bert"]["layer0"]["output"]["kernel"], kernel)
+    ticket, _ = checkpoints.read_model(tmp_path / "round1")
+    layers = jax.tree.leaves(ticket["bert"]["layer0"])
+    matrices = [leaf for leaf in layers if leaf.ndim == 2]
+    zeros = sum(int((leaf == 0).sum()) for leaf in matrices)
+    assert zeros == sum(leaf.size for leaf in matrices) // 2
+    assert ticket["bert"]["embeddings"]["word"]["embedding"].all()
+    assert main(f"evaluate {tmp_path / 'round1'}".split()) == 0

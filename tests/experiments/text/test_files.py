@@ -1,4 +1,4 @@
-"""Labelled texts of one's own: what is read, and what is refused."""
+"""Labelled texts of your own: what is read, and what is refused."""
 
 import dataclasses
 import json
@@ -96,7 +96,7 @@ def test_a_run_keeps_its_vocabulary_and_exports_no_other_file(own, tmp_path):
     with pytest.raises(VocabularyError, match="lacks its vocabulary"):
         kept_sources(foreign, run)
     with pytest.raises(VocabularyError, match="vocabulary is missing"):
-        export(foreign, None, run, out, None)
+        export(foreign, (None, None), run, out, None)
     assert not out.exists()
     keep_sources(own, run)
     assert kept_sources(foreign, run).vocabulary == str(run / "vocabulary")

@@ -8,7 +8,7 @@ import pytest
 from experiments.errors import RunError
 from experiments.evaluation import Accuracy
 from experiments.results import digest
-from experiments.unfinished import resumable
+from experiments.resumable_evaluation import resumable
 
 ACCURACIES = {
     "dense": Accuracy("dense", 90.125, None, metrics={"f1": 90.125, "exact": 0.1}),

@@ -1,0 +1,64 @@
+"""What the magnitudes of a leaf are multiplied by before leaves are compared."""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cram_jax.paths import ByPath, by_path
+
+Scale: TypeAlias = Callable[[str, jax.Array], float] | Any
+"""``(path, leaf) -> number``, or a pytree of numbers, such as a dict by path."""
+
+
+def scale_value(scale: Scale | None) -> Any:
+    """The multipliers of leaves, as a value that compares and hashes.
+
+    Raises:
+      TypeError: it is neither a function nor a tree of numbers.
+      ValueError: a number is not positive and finite.
+    """
+    kinds = (float, int, np.floating, np.integer)
+    value = by_path("scale", scale, kinds, "positive numbers")
+    if not isinstance(value, ByPath):
+        return value
+    return ByPath(tuple((p, _checked(p, number)) for p, number in value.entries))
+
+
+def scale_of(scale: Any, path: str, leaf: Any) -> float:
+    """The multiplier of a leaf.
+
+    Args:
+      scale: from `scale_value`, not None.
+      path: of the leaf.
+      leaf: the leaf.
+
+    Raises:
+      ValueError: the leaf has none, or a function gives one that is not positive.
+    """
+    if not isinstance(scale, ByPath):
+        return _checked(path, scale(path, leaf))
+    numbers = dict(scale.entries)
+    if path not in numbers:
+        raise ValueError(
+            f"scale must name every leaf that is pruned, among them {path!r}, got "
+            f"{sorted(numbers)}"
+        )
+    return numbers[path]
+
+
+def scaled(score: jax.Array, factor: float) -> jax.Array:
+    """The scores times the multiplier, in float32 at least."""
+    return score.astype(jnp.promote_types(score.dtype, jnp.float32)) * factor
+
+
+def _checked(path: str, number: Any) -> float:
+    is_number = not isinstance(number, bool) and np.ndim(number) == 0
+    if not is_number or not 0 < float(number) < math.inf:
+        raise ValueError(
+            f"scale must be positive and finite, got {number!r} for {path!r}"
+        )
+    return float(number)

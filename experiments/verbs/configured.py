@@ -1,0 +1,95 @@
+"""Verbs that take a configuration, all of whose fields are options."""
+
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments.config import RunConfig
+from experiments.errors import ConfigError
+from experiments.recipes import RECIPES
+from experiments.stored_config import from_dict
+from experiments.text.config import TextConfig
+from experiments.verbs.common import PROGRAM, check_named, recipe_named
+
+
+def parse_configured(verb: str, images: Any, text: Any, arguments: list[str]) -> Any:
+    """Parses with the one configuration that is meant.
+
+    Args:
+      verb: its name.
+      images: its dataclass, with an `ImageConfig` in ``fields``.
+      text: the same with a `TextConfig`.
+      arguments: a recipe, ``--config FILE`` or ``--resume RUN``, and options.
+
+    Returns:
+      One of the two.
+
+    Raises:
+      ConfigError: no configuration is named, or more than one.
+    """
+    base, rest = _base(verb, arguments)
+    shape = text if isinstance(base, TextConfig) else images
+    return tyro.cli(
+        shape,
+        prog=f"{PROGRAM} {verb} RECIPE",
+        description=(
+            f"{shape.__mro__[1].__doc__}\n\nShown are the options of {base.name}."
+        ),
+        default=shape(fields=base),
+        args=rest,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _base(verb: str, arguments: list[str]) -> tuple[RunConfig, list[str]]:
+    """The configuration that options change, and the options."""
+    recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    resume, file = _option(arguments, "--resume"), _option(arguments, "--config")
+    named = [name for name in (recipe, resume, file) if name is not None]
+    if len(named) > 1:
+        raise ConfigError(
+            f"{verb} needs one of a recipe, --config and --resume, got "
+            f"{' and '.join(named)}"
+        )
+    if resume is not None:
+        from experiments.run_directory import load_config
+
+        stored = load_config(Path(resume))
+        check_named(Path(resume), stored, _option(arguments, "--model.module"))
+        return stored, arguments
+    if file is not None:
+        return _read_config(Path(file)), arguments
+    if recipe is None:
+        if {"-h", "--help"} & set(arguments):
+            return RECIPES["digits"], arguments
+        raise ConfigError(
+            f"{verb} needs a recipe, such as digits; {PROGRAM} recipes lists them"
+        )
+    return recipe_named(recipe), arguments[1:]
+
+
+def _read_config(file: Path) -> RunConfig:
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        if not isinstance(values, dict):
+            raise ConfigError(f"it must hold fields, got {type(values).__name__}")
+        recipe = values.pop("recipe", None)
+        base = None if recipe is None else recipe_named(recipe)
+        config: RunConfig = from_dict(values, base)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"cannot read {file}: {reason}") from error
+    return config
+
+
+def _option(arguments: list[str], name: str) -> str | None:
+    """The value of an option that is needed before the others can be parsed."""
+    for index, word in enumerate(arguments):
+        if word == name and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None
