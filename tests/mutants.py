@@ -158,7 +158,7 @@ MUTANTS = {
             Mutant("& jnp.iinfo(bits).max", ""),
             Mutant("jnp.clip(k, 0, total)", "k"),
             Mutant('f"int{width}"), width - 1', 'f"int{width}"), width - 2'),
-            Mutant("for array in arrays).bit_length()", "for array in arrays) // 2"),
+            Mutant("in arrays).bit_length()", "in arrays).bit_length() - 2"),
             Mutant(
                 "jnp.minimum(steps << bits.astype(zero.dtype), room)",
                 "(steps << bits.astype(zero.dtype))",
