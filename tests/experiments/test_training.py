@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from target_forms import of_each_form
 
 import cram_jax
 from experiments.batches import Examples
@@ -105,7 +106,7 @@ def test_every_configuration_names_a_data_set_that_we_know(name):
 def test_every_model_can_be_compressed_to_the_targets_of_its_configurations(name):
     config = IMAGE_RECIPES[name]
     alike = [c for c in IMAGE_RECIPES.values() if c.model == config.model]
-    targets = dict.fromkeys(target for c in alike for target in c.eval_targets)
+    targets = of_each_form(target for c in alike for target in c.eval_targets)
     data = abstract_data(config)
     task = classification(config, data)
     params, _ = jax.eval_shape(lambda: task.init(0))

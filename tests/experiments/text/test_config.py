@@ -9,6 +9,7 @@ import typing
 import jax
 import numpy as np
 import pytest
+from target_forms import of_each_form
 
 import cram_jax
 from experiments.batches import Examples
@@ -154,7 +155,7 @@ def test_every_recipe_builds_abstractly(name):
     state = jax.eval_shape(lambda model: init_state(config, data, task, model), model)
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)]
     assert sum(sizes) == SIZES.get(name, sum(sizes))
-    for target in config.eval_targets:
+    for target in of_each_form(config.eval_targets):
         jax.eval_shape(
             lambda params, t=target: cram_jax.compress(
                 params, projector(t, filters=task.filters)
