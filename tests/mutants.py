@@ -204,12 +204,18 @@ MUTANTS = {
             Mutant("side // size if side % size == 0 else 1", "1"),
         ],
     ),
+    "quantization/rounding": (
+        ["quantization", "formats"],
+        [
+            Mutant(" + (leaf - jax.lax.stop_gradient(leaf))", ""),
+            Mutant("jnp.clip(rounded, -limit, limit)", "rounded"),
+        ],
+    ),
     "quantization/integers": (
         ["quantization", "formats", "axes"],
         [
             Mutant("highest = 2 ** (bits - 1) - 1", "highest = 2 ** (bits - 1)"),
             Mutant("jnp.round(leaf / grid.scale)", "jnp.floor(leaf / grid.scale)"),
-            Mutant(" + (leaf - jax.lax.stop_gradient(leaf))", ""),
             Mutant(
                 "jnp.maximum(-smallest, largest) / highest",
                 "(largest - smallest) / highest",
@@ -219,7 +225,6 @@ MUTANTS = {
             Mutant("low = jnp.round(smallest", "low = (smallest"),
             Mutant("challenger.error < best.error", "challenger.error > best.error"),
             Mutant("_REFINEMENTS = 3", "_REFINEMENTS = 0"),
-            Mutant("jnp.clip(rounded, -limit, limit)", "rounded"),
             Mutant(
                 "largest / steps - smallest / steps", "(largest - smallest) / steps"
             ),

@@ -117,6 +117,16 @@ def test_every_form_keeps_zeros_dtypes_and_few_levels(options, bits, layout, dat
             assert all(len(np.unique(part)) <= levels for part in parts)
 
 
+def test_least_squares_of_float32_does_not_depend_on_x64():
+    kernel = jax.random.normal(jax.random.key(0), (40, 2), jnp.float32)
+    projector = fake_quant(3, clip="least_squares")
+    (expected,) = compressed([kernel], projector).params
+    with jax.enable_x64(True):
+        (rounded,) = compressed([kernel], projector).params
+    assert rounded.dtype == jnp.float32
+    np.testing.assert_allclose(rounded, expected, rtol=1e-6)
+
+
 def test_asymmetric_suits_weights_that_lean_to_a_side():
     kernel = jnp.linspace(0, 1, 64).reshape(64, 1) ** 2
     errors = [

@@ -1,6 +1,6 @@
 """Projectors that round weights to few levels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.axes import Axes, AxesLike, axes_value
-from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
+from cram_jax.leaves import Leaf, Where, where_value
 from cram_jax.projector import safe_denominator
 from cram_jax.quantization.blocks import blocked_axis, join_blocks, split_blocks
 from cram_jax.quantization.floats import Scale, round_scale
+from cram_jax.quantization.rounding import RoundingProjector
 from cram_jax.validation import check_choice, check_flag, check_integer
 
 # Shares of the range that least squares tries: first these, then as many between the
@@ -122,7 +123,7 @@ def fake_quant(
 
 
 @dataclass(frozen=True, repr=False)
-class FakeQuant(LeafProjector):
+class FakeQuant(RoundingProjector):
     """See `fake_quant`."""
 
     bits: int
@@ -141,31 +142,16 @@ class FakeQuant(LeafProjector):
         without = self.block is not None and blocked_axis(leaf.axes) is None
         return "it has no inputs to cut into blocks" if without else ""
 
-    def project_leaves(
-        self, leaves: Sequence[Leaf]
-    ) -> list[tuple[jax.Array, jax.Array]]:
-        """Rounds each leaf."""
-        return [
-            (self._round(leaf.value, leaf.axes), jnp.ones_like(leaf.value, bool))
-            for leaf in leaves
-        ]
-
-    def _round(self, leaf: jax.Array, axes: Axes) -> jax.Array:
-        # bfloat16 cannot hold the ratio w / scale to the nearest of 255 levels.
-        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    def round_leaf(self, wide: jax.Array, axes: Axes) -> jax.Array:
+        """To the levels of each channel, layer or block."""
         if self.block is None:
             own = own_scale(axes) if self.per == "channel" else axes.stack
-            over = tuple(axis for axis in range(leaf.ndim) if axis not in own)
-            rounded = self._rounded(wide, over)
-        else:
-            axis = blocked_axis(axes)
-            assert axis is not None
-            split = split_blocks(wide, axis, self.block)
-            rounded = join_blocks(self._rounded(split, (axis + 1,)), leaf, axis)
-        # The outermost level may lie outside the dtype's range.
-        limit = jnp.finfo(leaf.dtype).max.astype(wide.dtype)
-        rounded = jnp.clip(rounded, -limit, limit).astype(leaf.dtype)
-        return jax.lax.stop_gradient(rounded) + (leaf - jax.lax.stop_gradient(leaf))
+            over = tuple(axis for axis in range(wide.ndim) if axis not in own)
+            return self._rounded(wide, over)
+        axis = blocked_axis(axes)
+        assert axis is not None
+        split = split_blocks(wide, axis, self.block)
+        return join_blocks(self._rounded(split, (axis + 1,)), wide, axis)
 
     def _rounded(self, wide: jax.Array, over: "Over") -> jax.Array:
         """The nearest levels; weights along ``over`` share a grid."""
@@ -290,6 +276,7 @@ def _fit_least_squares(
     whole = make(smallest, largest)
     shares = jnp.asarray(_SHARES, leaf.dtype).reshape(-1, *[1] * leaf.ndim)
     coarse = search(shares * ones, _Attempt(error(whole), ones, whole))
-    between = (shares / _SHARES[0]) ** (2 / (len(_SHARES) - 1)) * _SHARES[-2]
+    first, second = float(_SHARES[0]), float(_SHARES[-2])  # of no dtype
+    between = (shares / first) ** (2 / (len(_SHARES) - 1)) * second
     fine = search(jnp.minimum(coarse.share * between, 1), coarse)
     return jax.lax.fori_loop(0, _REFINEMENTS, refine, fine.grid)

@@ -1,6 +1,5 @@
 """Projectors for 4-bit floating point with a scale for every few inputs."""
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
@@ -8,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.axes import Axes, AxesLike, axes_value
-from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
+from cram_jax.leaves import Leaf, Where, where_value
 from cram_jax.projector import safe_denominator
 from cram_jax.quantization.blocks import blocked_axis, join_blocks, split_blocks
 from cram_jax.quantization.floats import round_e2m1, round_e4m3
+from cram_jax.quantization.rounding import RoundingProjector
 
 _LARGEST = 6.0  # of E2M1
 _LARGEST_SCALE = 448.0  # of E4M3
@@ -69,8 +69,8 @@ def nvfp4(*, where: Where | None = None, axes: AxesLike | None = None) -> "Nvfp4
 
 
 @dataclass(frozen=True, repr=False)
-class _Microscaled(LeafProjector):
-    """What the formats share: blocks, and a straight-through gradient."""
+class _Microscaled(RoundingProjector):
+    """What the formats share: blocks."""
 
     _: KW_ONLY
     where: Any = None
@@ -82,28 +82,17 @@ class _Microscaled(LeafProjector):
         """Says so if there is nothing for blocks to run along."""
         return "it has no inputs" if blocked_axis(leaf.axes) is None else ""
 
-    def project_leaves(
-        self, leaves: Sequence[Leaf]
-    ) -> list[tuple[jax.Array, jax.Array]]:
-        """Rounds each leaf."""
-        return [
-            (self._round(leaf.value, leaf.axes), jnp.ones_like(leaf.value, bool))
-            for leaf in leaves
-        ]
-
-    def _round(self, leaf: jax.Array, axes: Axes) -> jax.Array:
+    def round_leaf(self, wide: jax.Array, axes: Axes) -> jax.Array:
+        """To the numbers of each block; in float32, as the formats are defined."""
         axis = blocked_axis(axes)
         assert axis is not None
-        wide = leaf.astype(jnp.float32)
-        over = tuple(i for i in range(leaf.ndim) if i not in axes.stack)
+        wide = wide.astype(jnp.float32)
+        over = tuple(i for i in range(wide.ndim) if i not in axes.stack)
         layer = jnp.max(jnp.abs(wide), over, keepdims=True, initial=0)
         split = split_blocks(wide, axis, self.block)
         largest = jnp.max(jnp.abs(split), axis + 1, keepdims=True, initial=0)
         rounded = self.round_blocks(split, largest, jnp.expand_dims(layer, axis + 1))
-        limit = jnp.finfo(leaf.dtype).max.astype(jnp.float32)
-        joined = jnp.clip(join_blocks(rounded, leaf, axis), -limit, limit)
-        rounded = joined.astype(leaf.dtype)
-        return jax.lax.stop_gradient(rounded) + (leaf - jax.lax.stop_gradient(leaf))
+        return join_blocks(rounded, wide, axis)
 
     def round_blocks(
         self, split: jax.Array, largest: jax.Array, layer: jax.Array

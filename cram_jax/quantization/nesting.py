@@ -1,16 +1,16 @@
 """One integer for each weight; its leading bits are the smaller models."""
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cram_jax.axes import AxesLike, axes_value
-from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
+from cram_jax.axes import Axes, AxesLike, axes_value
+from cram_jax.leaves import Where, where_value
 from cram_jax.projector import safe_denominator
 from cram_jax.quantization.integers import own_scale
+from cram_jax.quantization.rounding import RoundingProjector
 from cram_jax.validation import check_integer
 
 
@@ -65,7 +65,7 @@ def nested(
 
 
 @dataclass(frozen=True, repr=False)
-class Nested(LeafProjector):
+class Nested(RoundingProjector):
     """See `nested`."""
 
     bits: int
@@ -74,20 +74,13 @@ class Nested(LeafProjector):
     where: Any = None
     axes: Any = None
 
-    def project_leaves(
-        self, leaves: Sequence[Leaf]
-    ) -> list[tuple[jax.Array, jax.Array]]:
-        """Cuts each leaf."""
-        return [(self._cut(leaf), jnp.ones_like(leaf.value, bool)) for leaf in leaves]
-
-    def _cut(self, leaf: Leaf) -> jax.Array:
-        value, own = leaf.value, own_scale(leaf.axes)
-        wide = value.astype(jnp.promote_types(value.dtype, jnp.float32))
-        over = tuple(axis for axis in range(value.ndim) if axis not in own)
+    def round_leaf(self, wide: jax.Array, axes: Axes) -> jax.Array:
+        """To the leading bits of the integers of each channel."""
+        own = own_scale(axes)
+        over = tuple(axis for axis in range(wide.ndim) if axis not in own)
         largest = jnp.max(jnp.abs(wide), over, keepdims=True, initial=0)
         fine = safe_denominator(largest / (2 ** (self.of - 1) - 1))
         coarse = largest / (2 ** (self.bits - 1) - 1)
         # Floats hold these integers exactly.
         cut = jnp.floor(jnp.round(jnp.abs(wide) / fine) / 2 ** (self.of - self.bits))
-        rounded = (jnp.sign(wide) * cut * coarse).astype(value.dtype)
-        return jax.lax.stop_gradient(rounded) + (value - jax.lax.stop_gradient(value))
+        return jnp.sign(wide) * cut * coarse

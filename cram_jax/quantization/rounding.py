@@ -1,0 +1,36 @@
+"""What all projectors that round have in common."""
+
+import abc
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.axes import Axes
+from cram_jax.leaves import Leaf, LeafProjector
+
+
+class RoundingProjector(LeafProjector):
+    """Rounds each leaf by itself; masks are True, gradients pass straight through."""
+
+    @abc.abstractmethod
+    def round_leaf(self, wide: jax.Array, axes: Axes) -> jax.Array:
+        """Rounds a leaf that was cast to float32, or is wider."""
+
+    def project_leaves(
+        self, leaves: Sequence[Leaf]
+    ) -> list[tuple[jax.Array, jax.Array]]:
+        """Rounds each leaf."""
+        return [
+            (self._round(leaf.value, leaf.axes), jnp.ones_like(leaf.value, bool))
+            for leaf in leaves
+        ]
+
+    def _round(self, leaf: jax.Array, axes: Axes) -> jax.Array:
+        # bfloat16 cannot hold the ratio w / scale to the nearest of 255 levels.
+        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        rounded = self.round_leaf(wide, axes)
+        # The outermost level may lie outside the dtype's range.
+        limit = jnp.finfo(leaf.dtype).max.astype(rounded.dtype)
+        rounded = jnp.clip(rounded, -limit, limit).astype(leaf.dtype)
+        return jax.lax.stop_gradient(rounded) + (leaf - jax.lax.stop_gradient(leaf))
