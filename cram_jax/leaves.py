@@ -197,6 +197,34 @@ def all_but(pattern: str) -> AllBut:
     return AllBut(pattern)
 
 
+def notes_of(
+    params: Params,
+    where: Where | None,
+    axes: AxesLike | None,
+    obstacle: Callable[[Leaf], str] = lambda leaf: "",
+) -> list[str]:
+    """Why leaves stay dense, and which axes were assumed for the others.
+
+    Args:
+      params: a pytree of arrays.
+      where: which leaves are prunable.
+      axes: what is known of their axes.
+      obstacle: why a prunable leaf has to stay unchanged; empty if it may change.
+
+    Returns:
+      A note for each leaf; empty if there is nothing to say.
+    """
+    leaves = described(params, axes)
+    return [
+        reason
+        or obstacle(leaf)
+        or (f"assumed to be {leaf.axes}" if leaf.axes.assumed else "")
+        for leaf, reason in zip(
+            leaves, reasons_against(params, leaves, where), strict=True
+        )
+    ]
+
+
 class LeafProjector(Projector):
     """Compresses the prunable leaves together, and leaves the others unchanged.
 
@@ -230,15 +258,7 @@ class LeafProjector(Projector):
 
     def notes(self, params: Params) -> list[str]:
         """Why leaves stay dense, and which axes were assumed for the others."""
-        leaves = described(params, self.axes)
-        return [
-            reason
-            or self.obstacle(leaf)
-            or (f"assumed to be {leaf.axes}" if leaf.axes.assumed else "")
-            for leaf, reason in zip(
-                leaves, reasons_against(params, leaves, self.where), strict=True
-            )
-        ]
+        return notes_of(params, self.where, self.axes, self.obstacle)
 
     def project(
         self, params: Params, state: Any, key: jax.Array | None

@@ -18,8 +18,8 @@ from cram_jax.leaves import (
     Leaf,
     Where,
     described,
+    notes_of,
     prunable,
-    reasons_against,
     where_value,
 )
 from cram_jax.projector import (
@@ -210,13 +210,7 @@ class SecondOrder(Projector):
 
     def notes(self, params: Params) -> list[str]:
         """Why leaves stay dense, and which axes were assumed for the others."""
-        leaves = described(params, self.axes)
-        return [
-            reason or (f"assumed to be {leaf.axes}" if leaf.axes.assumed else "")
-            for leaf, reason in zip(
-                leaves, reasons_against(params, leaves, self.where), strict=True
-            )
-        ]
+        return notes_of(params, self.where, self.axes)
 
     def project(
         self, params: Params, state: Any, key: jax.Array | None
