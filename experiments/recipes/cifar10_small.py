@@ -36,15 +36,17 @@ config = dataclasses.replace(
     checkpoint_every=2,
 )
 
+blocks = variant(
+    config,
+    "cifar10_small_blocks",
+    eval_targets=("dense", "b50", "b70", "b80", "b90", "b95", "k90", "u90"),
+    train_targets=("b50", "b70", "b80", "b90"),
+)
+
 configs = (
     config,
     variant(config, "cifar10_small_nm", train_targets=("2:4", "4:8")),
-    variant(
-        config,
-        "cifar10_small_blocks",
-        eval_targets=("dense", "b50", "b70", "b80", "b90", "b95", "k90", "u90"),
-        train_targets=("b50", "b70", "b80", "b90"),
-    ),
+    blocks,
     variant(
         config,
         "cifar10_small_channels",
