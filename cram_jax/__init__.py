@@ -26,7 +26,7 @@ from cram_jax.reparameterizations import (
 )
 
 # Projectors: what the model is trained for, and compressed with.
-from cram_jax.sparsity import n_m, top_k
+from cram_jax.magnitude import n_m, top_k
 from cram_jax.quantization import fake_quant, mxfp4, nested, nvfp4
 from cram_jax.combinators import compose, identity, one_of
 from cram_jax.caching import CachedState, cached

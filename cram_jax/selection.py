@@ -118,10 +118,11 @@ def value_key(array: jax.Array) -> jax.Array:
     Both zeros give 0, and every NaN the same number above infinity's. None is the
     smallest integer.
     """
-    array = jnp.where(array == 0, jnp.zeros_like(array), array)
-    array = jnp.where(jnp.isnan(array), jnp.full_like(array, jnp.nan), array)
-    bits = jax.lax.bitcast_convert_type(array, f"int{8 * array.dtype.itemsize}")
-    return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
+    # By bits: compared as floats, a CPU takes the smallest numbers for zeros.
+    magnitude = magnitude_key(array)
+    infinity = magnitude_key(jnp.full([], jnp.inf, array.dtype))
+    value = jnp.where(jnp.signbit(array), -magnitude, magnitude)
+    return jnp.where(magnitude > infinity, infinity + 1, value)
 
 
 @partial(jax.jit, static_argnames="signed")
@@ -313,10 +314,10 @@ def _radix_select(
     def body(state: tuple[_Found, jax.Array]) -> tuple[_Found, jax.Array]:
         found, bits = state
         # The last digit may reach above the bits that are open: too many entries lie
-        # below those candidates to choose them. They must not wrap around, though.
+        # below those candidates to choose them. One that wraps around is less than the
+        # value found so far, and changes nothing.
         bits = jnp.maximum(bits - digit, 0)
-        room = jnp.array(jnp.iinfo(zero.dtype).max, zero.dtype) - found.value
-        candidates = found.value + jnp.minimum(steps << bits.astype(zero.dtype), room)
+        candidates = found.value + (steps << bits.astype(zero.dtype))
         # Tied to the step, or XLA would compute the keys before the loop and keep them.
         here, candidates = jax.lax.optimization_barrier((arrays, candidates))
         # Apart from the totals, or XLA would count again for each of them.

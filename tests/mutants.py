@@ -133,8 +133,8 @@ MUTANTS = {
         [
             Mutant("in_axes=axis, out_axes=axis", "in_axes=0, out_axes=0"),
             Mutant("key < bar", "key <= bar"),
-            Mutant("bits ^ jnp.iinfo(bits.dtype).max, bits", "bits, bits"),
-            Mutant("jnp.where(array == 0, jnp.zeros_like(array), array)", "array"),
+            Mutant("-magnitude, magnitude)", "magnitude, magnitude)"),
+            Mutant("infinity + 1, value", "magnitude, value"),
             Mutant(
                 "is_tie & (places(array, -end) < 0)",
                 "is_tie & (places(array, -end) <= 0)",
@@ -159,10 +159,6 @@ MUTANTS = {
             Mutant("jnp.clip(k, 0, total)", "k"),
             Mutant('f"int{width}"), width - 1', 'f"int{width}"), width - 2'),
             Mutant("in arrays).bit_length()", "in arrays).bit_length() - 2"),
-            Mutant(
-                "jnp.minimum(steps << bits.astype(zero.dtype), room)",
-                "(steps << bits.astype(zero.dtype))",
-            ),
             Mutant("jnp.maximum(bits - digit, 0)", "bits - digit"),
             Mutant("jax.typeof(array), []", "array.shape, []"),
         ],
@@ -180,10 +176,16 @@ MUTANTS = {
         ],
     ),
     "sparsity": (
-        ["sparsity", "axes"],
+        ["sparsity"],
         [
             Mutant("nearest if is_integer else int(exact)", "int(exact)"),
             Mutant("nearest if is_integer else int(exact)", "nearest"),
+            Mutant("3, 2 * 10**7) + 1) // 2", "3, 2 * 10**7)) // 2"),
+        ],
+    ),
+    "magnitude": (
+        ["magnitude", "axes"],
+        [
             Mutant('if self.scope == "global":', 'if self.scope != "global":'),
             Mutant("(other > own)", "(other >= own)"),
             Mutant("k=-1, dtype=bool", "k=0, dtype=bool"),
@@ -191,7 +193,6 @@ MUTANTS = {
             Mutant("if inputs % span else", "if inputs % self.m else"),
             Mutant("self.m * self.stride)", "self.m)"),
             Mutant("x.axes.inputs[-1]", "x.axes.inputs[0]"),
-            Mutant("3, 2 * 10**7) + 1) // 2", "3, 2 * 10**7)) // 2"),
         ],
     ),
     "blocks": (

@@ -80,6 +80,23 @@ def test_nan_is_larger_than_infinity():
     np.testing.assert_array_equal(mask, [True, False, True, False])
 
 
+def test_by_value_every_nan_is_the_same_and_the_largest():
+    bits = np.array([0x7F800000, 0xFFC00000, 0x7FC00000, 0x7FC00001], np.uint32)
+    array = jax.lax.bitcast_convert_type(bits, np.float32)
+    for k in range(4):
+        (mask,) = keep_largest([array], k, signed=True)
+        np.testing.assert_array_equal(mask, [False, k > 0, k > 1, k > 2])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_values_too_small_for_a_normal_number_are_compared(dtype):
+    bits = np.array([5, 1, 0, 3], f"uint{8 * jnp.dtype(dtype).itemsize}")
+    array = jax.lax.bitcast_convert_type(bits, dtype)
+    for signed in (False, True):
+        (mask,) = keep_largest([array], 2, signed=signed)
+        np.testing.assert_array_equal(mask, [True, False, False, True])
+
+
 def test_float64_is_compared_in_full():
     with jax.enable_x64(True):
         values = 1 + np.random.default_rng(0).permutation(500) * 2.0**-52

@@ -3,7 +3,8 @@
 from typing import TypeAlias
 
 from cram_jax.leaves import LeafProjector
-from cram_jax.sparsity import Number, check_sparsity, n_m, top_k
+from cram_jax.magnitude import n_m, top_k
+from cram_jax.sparsity import Number, check_sparsity
 
 Pattern: TypeAlias = Number | tuple[int, int]
 """A share of zeros, or (n, m): n of every m consecutive inputs are kept."""

@@ -13,9 +13,10 @@ from cram_jax.layerwise.hessians import hessian
 from cram_jax.layerwise.matrices import Grams, LayerInputs, layer_inputs, like_leaf
 from cram_jax.layerwise.patterns import Pattern, chooser
 from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
+from cram_jax.magnitude import n_m
 from cram_jax.projector import safe_denominator
 from cram_jax.selection import keep_largest
-from cram_jax.sparsity import kept_count, n_m
+from cram_jax.sparsity import kept_count
 from cram_jax.validation import check_integer, check_positive
 
 

@@ -11,12 +11,15 @@ import pytest
 import tensorflow_datasets as tfds
 from flax import traverse_util
 
+from experiments import checkpoints
 from experiments.batches import Examples
 from experiments.config import OptimizerConfig
 from experiments.images.config import DataConfig, ImageConfig, ModelConfig
 from experiments.images.data import Dataset
 from experiments.images.task import classification
 from experiments.metrics import make_console, progress_bar
+from experiments.recipes import digits
+from experiments.run_directory import write_status
 from experiments.step import make_train_step
 from experiments.text.config import BertModelConfig, TextConfig, TextDataConfig
 from experiments.text.kind import load_text
@@ -141,6 +144,20 @@ def recorded_model():
         leaves = {tuple(name.split("/")): arrays[name] for name in arrays.files}
     parts = traverse_util.unflatten_dict(leaves)
     return parts["0"], parts["1"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def run(recorded_model, data_dir, tmp_path_factory):
+    """The directory of a run with this model."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    checkpoints.save_model(run, digits.blocks, *recorded_model)
+    write_status(run, data_dir=str(data_dir))
+    return run
 
 
 @pytest.fixture(scope="session")

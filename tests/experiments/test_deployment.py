@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from cram_jax import engine
-from experiments import checkpoints
 from experiments.__main__ import main
 from experiments.deployment.benchmark import Outcome, Row
 from experiments.deployment.engines import ENGINES
@@ -19,24 +18,9 @@ from experiments.images.deployment import image_network, samples
 from experiments.kinds import kind_of
 from experiments.metrics import make_console
 from experiments.recipes import digits
-from experiments.run_directory import write_status
 
 pytest.importorskip("llvmlite")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def run(recorded_model, data_dir, tmp_path_factory):
-    """The directory of a run with this model."""
-    run = tmp_path_factory.mktemp("runs") / "trained"
-    checkpoints.save_model(run, digits.blocks, *recorded_model)
-    write_status(run, data_dir=str(data_dir))
-    return run
 
 
 @pytest.fixture(autouse=True)

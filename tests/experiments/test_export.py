@@ -43,20 +43,6 @@ def need(extra):
         pytest.importorskip(module, reason=f"needs the extra {extra}")
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def run(recorded_model, data_dir, tmp_path_factory):
-    """A run with the recorded network of the digits."""
-    run = tmp_path_factory.mktemp("runs") / "run"
-    checkpoints.save_model(run, digits.blocks, *recorded_model)
-    write_status(run, data_dir=str(data_dir))
-    return run
-
-
 @pytest.mark.parametrize(
     ("options", "name", "words"),
     [
