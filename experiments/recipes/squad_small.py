@@ -11,6 +11,7 @@ BERT is a directory with a BERT of 6 layers and 384 features, such as
 nreimers/MiniLM-L6-H384-uncased, as Hugging Face stores it.
 
 - `squad_small`: CrAM+-Multi for 50, 60, 70 and 80 %.
+- `squad_small_blocks`, see `squad`.
 - `squad_small_adam`, for twice as many epochs.
 - `squad_small_sam`.
 - `squad_small_sparse_finetune`, see `squad`.
@@ -55,6 +56,7 @@ config = variant(
 
 configs = (
     config,
+    squad.blocks(config),
     *squad.baselines(config),
     variant(
         squad.sparse_finetune(config),

@@ -8,10 +8,12 @@ BERT is a directory with bert-base-uncased as Hugging Face stores it, SMALL_BERT
 with a BERT of 6 layers and 384 features; the data are tensorflow-datasets' ``glue``.
 
 - `sst2`: CrAM+-Multi for 50, 60, 70 and 80 %.
+- `sst2_blocks`: for 50 to 90 % of every layer in blocks, see `squad`.
 - `sst2_adam`, for twice as many epochs, and `sst2_sam`.
 - `sst2_small_gradual`: gradual magnitude pruning to 80 % of every layer.
-- `sst2_small`, `sst2_small_adam`, `sst2_small_sam`, `sst2_small_sparse_finetune`: the
-  same, sized for two CPU cores: rows of 64 tokens, 4,500 texts, learning rate 1e-4.
+- `sst2_small`, `sst2_small_blocks`, `sst2_small_adam`, `sst2_small_sam`,
+  `sst2_small_sparse_finetune`: the same, sized for two CPU cores: rows of 64 tokens,
+  4,500 texts, learning rate 1e-4.
 
 The paper has no GLUE tasks: the numbers are those of `squad`, without label smoothing
 and with rows of 128 tokens, GLUE's usual length.
@@ -44,8 +46,10 @@ small = variant(
 
 configs = (
     config,
+    squad.blocks(config),
     *squad.baselines(config),
     small,
+    squad.blocks(small),
     *squad.baselines(small),
     squad.sparse_finetune(small),
     variant(
