@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from rich import box
 from rich.table import Table
 
@@ -30,6 +31,7 @@ from experiments.run_directory import (
     save_config,
     write_text,
 )
+from experiments.sharding import make_mesh
 from experiments.step import TrainState, init_state, make_train_step, total_steps
 from experiments.stored_config import to_dict
 from experiments.training import train
@@ -59,7 +61,12 @@ class Plan(NamedTuple):
 
 
 def lottery(
-    config: RunConfig, plan: Plan, out: Path | None, data_dir: Path | None
+    config: RunConfig,
+    plan: Plan,
+    out: Path | None,
+    data_dir: Path | None,
+    *,
+    mesh: str | None = None,
 ) -> None:
     """Trains what is missing, and says what each round is worth."""
     console = make_console()
@@ -70,10 +77,11 @@ def lottery(
     check_source(config)
     if config.teacher is not None:
         check_teacher(config)
+    devices = make_mesh(mesh, config.data.batch_size)
     with locked(out), progress_bar(console) as progress:
         results = _stored(out / RESULTS, config, plan)
         write_text(out / RESULTS, json.dumps(results, indent=2) + "\n")
-        rounds = _Rounds(config, plan, out, data_dir, progress)
+        rounds = _Rounds(config, plan, out, data_dir, devices, progress)
         for number, trained in enumerate(rounds.tickets()):
             if number == len(results["rounds"]):
                 results["rounds"].append(rounds.judged(trained))
@@ -107,10 +115,11 @@ class _Rounds:
         plan: Plan,
         out: Path,
         data_dir: Path | None,
+        mesh: Mesh | None,
         progress: Any,
     ):
         self.config, self.plan, self.out = config, plan, out
-        self.progress = progress
+        self.mesh, self.progress = mesh, progress
         self.notes = {"data_dir": str((data_dir or default_data_dir()).absolute())}
         self.data, self.task = prepare(config, data_dir)
         steps = total_steps(config, self.data)
@@ -127,7 +136,7 @@ class _Rounds:
             optimizer=dataclasses.replace(config.optimizer, keep_pruned=True),
         )
         teacher = load_teacher(config, self.data, self.task)
-        make_step = partial(make_train_step, data=self.data, task=self.task)
+        make_step = partial(make_train_step, data=self.data, task=self.task, mesh=mesh)
         self.dense_step = make_step(config, teacher=teacher)
         self.sparse_step = make_step(self.sparse, teacher=teacher)
 
@@ -205,6 +214,7 @@ class _Rounds:
                 self.data,
                 self.task,
                 self.progress,
+                mesh=self.mesh,
                 train_step=step,
                 resume=checkpoints.latest_step(run) is not None,
                 overwrite=True,  # only what was stopped before its first checkpoint

@@ -42,6 +42,8 @@ class Lottery:
     """Where the rounds go; by default runs/NAME-RULE-seedSEED-lottery."""
     data_dir: Path | None = None
     """Where tensorflow-datasets keeps its data; by default the user's cache."""
+    mesh: str | None = None
+    """Devices of this process to share the work, as for train."""
 
     def check(self) -> None:
         """The numbers are in range, and the rule leaves the masks alone."""
@@ -69,7 +71,7 @@ class Lottery:
         from experiments.commands.lottery import Plan, lottery
 
         plan = Plan(self.rounds, self.share, self.rewind_step, self.scope)
-        lottery(self.configuration(), plan, self.out, self.data_dir)
+        lottery(self.configuration(), plan, self.out, self.data_dir, mesh=self.mesh)
 
     def configuration(self) -> RunConfig:
         """The dense run's; its fields are options of the classes below."""

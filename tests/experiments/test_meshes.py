@@ -1,5 +1,6 @@
 """Runs on several devices."""
 
+import json
 import shutil
 
 import chex
@@ -9,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from experiments.__main__ import main
+from experiments.commands import lottery as command
 from experiments.errors import ConfigError
 from experiments.metrics import make_console, progress_bar
 from experiments.run_directory import load_config
@@ -65,6 +67,27 @@ def test_a_run_on_a_mesh_goes_on_on_another(
     assert int(again.step) == int(state.step)
     assert len(again.params["head"]["kernel"].sharding.device_set) == 4
     assert_close(again, on_one_device)
+
+
+def test_lottery_tickets_are_found_on_a_mesh(
+    tmp_path, with_method, data, task, monkeypatch
+):
+    devices = []
+
+    def watched(*arguments, **options):
+        state = train(*arguments, **options)
+        devices.append(len(state.params["head"]["kernel"].sharding.device_set))
+        return state
+
+    monkeypatch.setattr(command, "prepare", lambda config, data_dir: (data, task))
+    monkeypatch.setattr(command, "train", watched)
+    plan = command.Plan(1, 0.5, 3, "global")
+    command.lottery(with_method("none"), plan, tmp_path, None, mesh="data=2,fsdp=2")
+    assert devices == [4, 4, 4]  # to the step that is rewound to, and two rounds
+    rounds = json.loads((tmp_path / "lottery.json").read_text())["rounds"]
+    dense, ticket = (found["zeros"] for found in rounds)
+    assert dense == 0
+    assert ticket == pytest.approx(0.5, abs=1e-3)
 
 
 def test_the_state_stays_where_it_was_put(with_method, data, task):
