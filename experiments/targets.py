@@ -43,7 +43,7 @@ FORMS: dict[Form, str] = {
     "n of m": GROUP,
     "wanda": f"w(?:{NUMBER}|{GROUP})",
     "sparse gpt": rf"g(?:{NUMBER}|{GROUP})(?:@(\d{{1,4}})bit)?",
-    "quantised": r"(\d{1,4})bit(?:@(\d{1,4}))?",
+    "quantised": r"(\d{1,4})bit(?:@(\d{1,4})(bf16)?)?",
     "nested": r"nested(\d)",
     "mxfp4": "mxfp4",
     "nvfp4": "nvfp4",
@@ -58,11 +58,11 @@ BLOCK = (4, 2)
 EXPECTED = (
     "expected dense, k90 (90 % zeros; k90@cost by what weights cost), u90 (in every "
     "layer), b90 (in blocks of 4 inputs x 2 outputs; b90@8x1 for others), c50 (50 % of "
-    "the channels), 2:4 (n of m), 4bit (4bit@32 in blocks of 32 inputs), nested4 "
-    "(leading bits of 8), mxfp4, nvfp4, or several joined by +, such as k90+4bit; or, "
-    "of trained networks, o90 (second order), w90 or w2:4 (Wanda), g90, g2:4 or "
-    "g90@4bit (SparseGPT), and with "
-    "r before, as rk90, what is kept refitted"
+    "the channels), 2:4 (n of m), 4bit (4bit@32 in blocks of 32 inputs; 4bit@32bf16 "
+    "with bfloat16 scales), nested4 (leading bits of 8), mxfp4, nvfp4, or several "
+    "joined by +, such as k90+4bit; or, of trained networks, o90 (second order), w90 "
+    "or w2:4 (Wanda), g90, g2:4 or g90@4bit (SparseGPT), and with r before, as rk90, "
+    "what is kept refitted"
 )
 
 
@@ -89,6 +89,7 @@ class Part(NamedTuple):
       share: of zeros; 0 if there is none.
       numbers: inputs and outputs of a block, n and m, or bits.
       bits: width that kept weights are rounded to while pruning; None: not rounded.
+      scale: dtype of the scales of blocks that are rounded together.
       refitted: whether kept weights are refitted by least squares.
     """
 
@@ -96,6 +97,7 @@ class Part(NamedTuple):
     share: float = 0.0
     numbers: tuple[int, ...] = ()
     bits: int | None = None
+    scale: Literal["float16", "bfloat16"] = "float16"
     refitted: bool = False
 
     @property
@@ -115,7 +117,8 @@ def parse(target: str) -> tuple[Part, ...]:
         of another shape as in ``b90@8x1``); ``c50`` (50 % of the channels of all layers
         together; of a BERT, of the heads and of the hidden units); ``2:4`` (n of every
         m); ``4bit`` (fake quantisation; ``4bit@32`` with a float16 scale for each 32
-        inputs, as ``MatMulNBits`` has); ``nested4`` (the leading 4 of 8 bits);
+        inputs, as ``MatMulNBits`` has, ``4bit@32bf16`` with one in bfloat16, as LiteRT
+        has); ``nested4`` (the leading 4 of 8 bits);
         ``mxfp4``; ``nvfp4``; ``o90`` (second-order pruning); ``w90``, ``w2:4`` (Wanda,
         the same share of every layer); ``g90``, ``g2:4`` (SparseGPT, likewise; with
         ``@4bit`` it rounds as it prunes); any of those that prune with ``r`` before, as
@@ -204,7 +207,7 @@ def _without_data(part: Part, filters: LeafFilters) -> "Projector":
             if not block:
                 return cram_jax.fake_quant(bits, where=where)
             return cram_jax.fake_quant(
-                bits, block=block[0], scale="float16", where=where
+                bits, block=block[0], scale=part.scale, where=where
             )
         case "nested":
             return cram_jax.nested(*part.numbers, where=where)
@@ -283,6 +286,7 @@ def label(target: str) -> str:
             case "quantised":
                 bits, *block = part.numbers
                 word = f"{bits}-bit" + "".join(f" by {size}" for size in block)
+                word += " bfloat16" * (part.scale == "bfloat16")
             case "nested":
                 word = f"{part.numbers[0]} of 8 bits"
             case "mxfp4" | "nvfp4":
@@ -316,8 +320,12 @@ def _part(part: str, target: str) -> Part:
     if not found or (refitted and found[0][0] in ("dense", *ROUNDING)):
         raise ConfigError(f"target {target!r} is unknown; {EXPECTED}")
     form, match = found[0]
-    share, numbers = 0.0, match.groups()
+    share, numbers = 0.0, list(match.groups())
     bits: int | None = None
+    scale: Literal["float16", "bfloat16"] = "float16"
+    if form == "quantised":
+        *numbers, wide = numbers
+        scale = "bfloat16" if wide else scale
     if form == "sparse gpt" and numbers[3] is not None:
         bits = int(numbers[3])
     if form not in ("dense", "n of m", *ROUNDING):
@@ -340,4 +348,4 @@ def _part(part: str, target: str) -> Part:
         raise ConfigError(f"target {target!r}: a block must be at least 1")
     if form == "nested" and not 2 <= sizes[0] <= 8:
         raise ConfigError(f"target {target!r}: bits must be between 2 and 8")
-    return Part(form, share, sizes, bits, refitted)
+    return Part(form, share, sizes, bits, scale, refitted)

@@ -77,6 +77,12 @@ def test_differences_are_named_by_their_path():
             "4-bit by 32",
             None,
         ),
+        (
+            "4bit@32bf16",
+            "fake_quant(4, block=32, scale='bfloat16')",
+            "4-bit by 32 bfloat16",
+            None,
+        ),
         ("nested4", "nested(4)", "4 of 8 bits", None),
         ("mxfp4", "mxfp4()", "MXFP4", None),
         ("k90+nvfp4", "compose(top_k(0.9), nvfp4())", "90 % + NVFP4", None),

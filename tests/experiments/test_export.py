@@ -52,7 +52,7 @@ def need(extra):
         ("--format litert", "dense.tflite", "tolerance 0.0001"),
         # Activations are rounded while it runs.
         ("--target 8bit --format litert", "int8.tflite", "tolerance 0.25"),
-        ("--target 4bit@32 --format litert", "int4.tflite", "tolerance 0.25"),
+        ("--target 4bit@32bf16 --format litert", "int4.tflite", "tolerance 0.25"),
     ],
 )
 def test_runs_are_written_run_and_compared(run, tmp_path, capsys, options, name, words):
