@@ -43,16 +43,18 @@ blocks = variant(
     train_targets=("b50", "b70", "b80", "b90"),
 )
 
+channels = variant(
+    config,
+    "cifar10_small_channels",
+    eval_targets=("dense", "c25", "c50", "c75"),
+    train_targets=("c25", "c50", "c75"),
+)
+
 configs = (
     config,
     variant(config, "cifar10_small_nm", train_targets=("2:4", "4:8")),
     blocks,
-    variant(
-        config,
-        "cifar10_small_channels",
-        eval_targets=("dense", "c25", "c50", "c75"),
-        train_targets=("c25", "c50", "c75"),
-    ),
+    channels,
     variant(config, "cifar10_small_sgd", epochs=2 * config.epochs, rule="none"),
     variant(config, "cifar10_small_sam", rule="sam", rho=0.1),
     variant(

@@ -1,12 +1,14 @@
 """Which training lets a network lose channels: CrAM+ for c25 c50 c75, and others.
 
     python -m experiments.studies.structured --seeds 0 1 2 3 4
+    python -m experiments.studies.structured --recipe cifar10_small_channels --seeds 0
 
-First every candidate of a method is trained once on fewer images and evaluated on the
-300 held-out ones; the best mean over the dense network and all targets is chosen. Then
-the chosen ones are trained on all training images, once per seed, and evaluated on the
-test images. Each training leaves a JSON file in ``--out``: if stopped, the same command
-continues with the next one. Keep only files of this program there.
+First every candidate of a method is trained once on fewer images and evaluated on those
+held out (300 of the digits, 5,000 of CIFAR-10); the best mean over the dense network
+and all targets is chosen. Then the chosen ones are trained on all training images, once
+per seed, and evaluated on the test images. Each training leaves a JSON file in
+``--out``: if stopped, the same command continues with the next one. Keep only files of
+this program there.
 """
 
 import argparse
@@ -24,16 +26,15 @@ from experiments.evaluation import evaluate_target, make_evaluation
 from experiments.images.config import ImageConfig
 from experiments.images.data import load
 from experiments.images.task import classification
-from experiments.recipes import digits
+from experiments.recipes import IMAGE_RECIPES, cifar10_small, digits
 from experiments.run_directory import write_text
 from experiments.step import init_state, make_train_step, total_steps
 
-BASE = dataclasses.replace(digits.channels, evaluate_every=0, checkpoint_every=0)
-TARGETS = BASE.eval_targets
-HELD_OUT = 300
+HELD_OUT = {digits.channels.name: 300, cifar10_small.channels.name: 5000}
+"""Training images to choose settings on, for every recipe."""
 
 
-def candidates() -> dict[str, list[ImageConfig]]:
+def candidates(base: ImageConfig) -> dict[str, list[ImageConfig]]:
     """The settings of every method.
 
     A step with one gradient costs half, so there are twice as many. SGD keeps the
@@ -41,16 +42,16 @@ def candidates() -> dict[str, list[ImageConfig]]:
     trains a network for each target, which is evaluated only at that target.
     """
     decays = (5e-4, 5e-3, 2e-2)
-    longer = 2 * BASE.epochs
+    longer = 2 * base.epochs
 
     def sgd(decay: float) -> ImageConfig:
         name = f"sgd-decay{decay}"
-        return variant(BASE, name, epochs=longer, rule="none", weight_decay=decay)
+        return variant(base, name, epochs=longer, rule="none", weight_decay=decay)
 
     def gradual(target: str) -> list[ImageConfig]:
         return [
             variant(
-                BASE,
+                base,
                 f"gradual-{target}-decay{decay}",
                 epochs=longer,
                 rule="gradual",
@@ -64,15 +65,15 @@ def candidates() -> dict[str, list[ImageConfig]]:
         "SGD": [sgd(5e-4)],
         "SGD, decay chosen": [sgd(decay) for decay in decays],
         "SAM": [
-            variant(BASE, f"sam-rho{rho}", rule="sam", rho=rho, weight_decay=5e-4)
+            variant(base, f"sam-rho{rho}", rule="sam", rho=rho, weight_decay=5e-4)
             for rho in (0.05, 0.1, 0.2)
         ],
         "CrAM+": [
-            variant(BASE, f"cram-rho{rho}-decay{decay}", rho=rho, weight_decay=decay)
+            variant(base, f"cram-rho{rho}-decay{decay}", rho=rho, weight_decay=decay)
             for decay in decays[:2]
             for rho in (0.05, 0.1, 0.2)
         ],
-        **{f"Gradual {target}": gradual(target) for target in TARGETS[1:]},
+        **{f"Gradual {target}": gradual(target) for target in base.eval_targets[1:]},
     }
 
 
@@ -111,49 +112,63 @@ def remembered(config: ImageConfig, out: Path, data_dir: Path | None) -> dict[st
 
 
 def chosen(
-    methods: dict[str, list[ImageConfig]], out: Path, data_dir: Path | None
+    methods: dict[str, list[ImageConfig]],
+    held_out: int,
+    out: Path,
+    data_dir: Path | None,
 ) -> Iterator[tuple[str, ImageConfig]]:
-    """The candidate of each method that is best on the held-out images."""
-    data = dataclasses.replace(BASE.data, validation=HELD_OUT)
+    """The candidate of each method that is best on so many held-out images."""
     for method, configs in methods.items():
         means = []
         for config in configs:
-            held_out = dataclasses.replace(config, data=data)
-            found = remembered(held_out, out, data_dir)["recalibrated"]
+            data = dataclasses.replace(config.data, validation=held_out)
+            found = remembered(dataclasses.replace(config, data=data), out, data_dir)
             rule = config.optimizer
-            names = rule.train_targets if rule.rule == "gradual" else TARGETS
-            means.append(np.mean([found[name] for name in names]))
+            is_gradual = rule.rule == "gradual"
+            names = rule.train_targets if is_gradual else config.eval_targets
+            means.append(np.mean([found["recalibrated"][name] for name in names]))
         yield method, configs[int(np.argmax(means))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what has not been trained, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    methods = candidates()
-    parser.add_argument("--methods", nargs="+", default=[*methods], choices=methods)
+    parser.add_argument("--recipe", default="digits_channels", choices=HELD_OUT)
+    names = [*candidates(digits.channels)]
+    parser.add_argument("--methods", nargs="+", default=names, choices=names)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--out", type=Path, default=Path("runs/structured"))
+    parser.add_argument("--out", type=Path, help="by default runs/structured/RECIPE")
     parser.add_argument("--data-dir", type=Path)
     options = parser.parse_args(arguments)
-    asked = {method: methods[method] for method in options.methods}
-    best = dict(chosen(asked, options.out, options.data_dir))
+    base = dataclasses.replace(
+        IMAGE_RECIPES[options.recipe], evaluate_every=0, checkpoint_every=0
+    )
+    methods = candidates(base)
+    out = options.out or Path("runs/structured") / options.recipe
+    best = chosen(
+        {method: methods[method] for method in options.methods},
+        HELD_OUT[options.recipe],
+        out,
+        options.data_dir,
+    )
     rows = []
-    for method, config in best.items():
+    for method, config in dict(best).items():
+        seeded = [dataclasses.replace(config, seed=seed) for seed in options.seeds]
         runs = [
-            remembered(
-                dataclasses.replace(config, seed=seed), options.out, options.data_dir
-            )["recalibrated"]
-            for seed in options.seeds
+            remembered(run, out, options.data_dir)["recalibrated"] for run in seeded
         ]
-        cells = []
-        for target in TARGETS:
-            values = [run[target] for run in runs]
-            spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-            cells.append(f"{np.mean(values):.1f} ({spread:.1f})")
+        cells = [spread([run[target] for run in runs]) for target in base.eval_targets]
         rows.append(f"| {method} | {config.name} | {' | '.join(cells)} |")
-    print(f"| {len(options.seeds)} seeds | setting | {' | '.join(TARGETS)} |")
-    print("| --- " * (len(TARGETS) + 2) + "|")
+    targets = base.eval_targets
+    print(f"| {len(options.seeds)} seeds | setting | {' | '.join(targets)} |")
+    print("| --- " * (len(targets) + 2) + "|")
     print("\n".join(rows))
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean, and the standard deviation of a sample in brackets."""
+    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return f"{np.mean(values):.1f} ({deviation:.1f})"
 
 
 if __name__ == "__main__":
