@@ -55,7 +55,7 @@ def _take_up(run: Path, config: RunConfig, report: Report) -> None:
     if not changed:
         return
     rule = config.optimizer
-    extended = changed == ["epochs"] and config.epochs > stored.epochs
+    extended = [*changed] == ["epochs"] and config.epochs > stored.epochs
     if extended and rule.schedule == "constant" and not rule.warmup:
         save_config(run, config)
         report.say(f"{run}: {config.epochs} epochs instead of {stored.epochs}")

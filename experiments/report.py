@@ -24,6 +24,7 @@ from experiments.results import (
     summarize,
 )
 from experiments.run_directory import load_config, write_text
+from experiments.stored_config import differences
 
 SCOPES: dict[targets.Scope, str] = {
     "global": "",
@@ -147,16 +148,16 @@ def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> Non
 
 
 def _label(section: Section, config: RunConfig) -> str:
-    """The method's label, with the run's name if another method has it too."""
-    short = method_label(config.optimizer)
-    for label in (short, f"{short} ({config.name})"):
-        known = section.configs.get(label)
-        if known is None or _but_for_seed(known) == _but_for_seed(config):
-            return label
-    raise RunError(
-        f"{config.name} names runs of {short} that differ in more than their seed; "
-        f"report them apart"
-    )
+    """The method's label; if others have it too, with what tells them apart."""
+    label = short = method_label(config.optimizer)
+    own, words = _but_for_seed(config), []
+    while (known := section.configs.get(label)) and _but_for_seed(known) != own:
+        changed = differences(own, _but_for_seed(known))
+        if "name" in changed:
+            changed = {config.name: ""}
+        words += [f"{n.split('.')[-1]} {value}".strip() for n, value in changed.items()]
+        label = f"{short} ({', '.join(words)})"
+    return label
 
 
 def _but_for_seed(config: RunConfig) -> RunConfig:

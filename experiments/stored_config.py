@@ -62,11 +62,11 @@ def read_fields(cls: Any, values: Mapping[str, Any]) -> Any:
     return _dataclass(cls, values, "", None)
 
 
-def differences(one: RunConfig, other: RunConfig) -> list[str]:
-    """The names of the fields in which two configurations differ."""
+def differences(one: RunConfig, other: RunConfig) -> dict[str, Any]:
+    """The fields in which two configurations differ, as the first has them."""
     first, second = _flat(to_dict(one)), _flat(to_dict(other))
     missing = object()  # in runs of another kind
-    return [name for name in first if first[name] != second.get(name, missing)]
+    return {n: v for n, v in first.items() if v != second.get(n, missing)}
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
