@@ -53,7 +53,7 @@ def test_what_is_wrong_is_named(make, message):
 
 def test_differences_are_named_by_their_path():
     other = ImageConfig(epochs=3, optimizer=OptimizerConfig(rho=0.5))
-    assert differences(ImageConfig(), other) == ["optimizer.rho", "epochs"]
+    assert differences(other, ImageConfig()) == {"optimizer.rho": 0.5, "epochs": 3}
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ def test_uniform_pruning_leaves_the_first_and_the_last_layer_dense(config, task)
 
 def test_a_variant_differs_in_what_is_named():
     other = variant(ImageConfig(), "other", epochs=3, eval_targets=("dense",), rho=0.5)
-    assert differences(ImageConfig(), other) == [
-        "name",
-        "optimizer.rho",
-        "epochs",
-        "eval_targets",
-    ]
+    assert differences(other, ImageConfig()) == {
+        "name": "other",
+        "optimizer.rho": 0.5,
+        "epochs": 3,
+        "eval_targets": ("dense",),
+    }

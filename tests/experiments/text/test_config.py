@@ -52,7 +52,7 @@ def test_a_run_that_does_not_say_its_kind_is_on_images():
 def test_differences_are_named_across_kinds():
     one = TextConfig()
     other = dataclasses.replace(one, data=TextDataConfig(stride=64), weights="w")
-    assert differences(one, other) == ["data.stride", "weights"]
+    assert differences(other, one) == {"data.stride": 64, "weights": "w"}
     assert {"kind", "data.stride", "weights"} <= set(differences(one, ImageConfig()))
 
 
