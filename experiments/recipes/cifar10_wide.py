@@ -27,7 +27,7 @@ sgd = variant(
 )
 
 config = dataclasses.replace(
-    finetuning.blocks, name="cifar10_wide", model=_wide, epochs=6
+    finetuning.blocks, name="cifar10_wide", model=_wide, epochs=5
 )
 
 configs = (config, sgd)
