@@ -1,7 +1,8 @@
 """Which training lets a network lose channels: CrAM+ for c25 c50 c75, and others.
 
     python -m experiments.studies.structured --seeds 0 1 2 3 4
-    python -m experiments.studies.structured --recipe cifar10_small_channels --seeds 0
+    python -m experiments.studies.structured --recipe cifar10_small_channels \
+        --init-from RUN --epochs 3 --learning-rate 0.05 --seeds 0
 
 First every candidate of a method is trained once on fewer images and evaluated on those
 held out (300 of the digits, 5,000 of CIFAR-10); the best mean over the dense network
@@ -11,24 +12,22 @@ per seed, and evaluated on the test images. Each training leaves a JSON file in
 this program there.
 """
 
-import argparse
 import dataclasses
-import json
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from experiments.config import variant
-from experiments.evaluation import evaluate_target, make_evaluation
 from experiments.images.config import ImageConfig
-from experiments.images.data import load
-from experiments.images.task import classification
-from experiments.recipes import IMAGE_RECIPES, cifar10_small, digits
-from experiments.run_directory import write_text
-from experiments.step import init_state, make_train_step, total_steps
+from experiments.recipes import cifar10_small, digits
+from experiments.studies.trainings import (
+    base_of,
+    remembered,
+    results_of,
+    spread,
+    study_parser,
+)
 
 HELD_OUT = {digits.channels.name: 300, cifar10_small.channels.name: 5000}
 """Training images to choose settings on, for every recipe."""
@@ -77,40 +76,6 @@ def candidates(base: ImageConfig) -> dict[str, list[ImageConfig]]:
     }
 
 
-def run(config: ImageConfig, data_dir: Path | None) -> dict[str, Any]:
-    """Trains a network; returns its recalibrated accuracy (%) at every target."""
-    start = time.process_time()
-    data = load(config.data, data_dir)
-    task = classification(config, data)
-    step, state = make_train_step(config, data, task), init_state(config, data, task)
-    size, steps = config.data.batch_size, total_steps(config, data)
-    for batch in data.train.training_batches(size, config.seed, 0, steps):
-        state, _ = step(state, batch)
-    evaluation = make_evaluation(config, data, task)
-    found = {
-        target: evaluate_target(evaluation, state.params, state.batch_stats, target)
-        for target in config.eval_targets
-    }
-    return {
-        "recalibrated": {name: result.recalibrated for name, result in found.items()},
-        "pruned": {name: result.pruned for name, result in found.items()},
-        "cpu_seconds": round(time.process_time() - start, 1),
-    }
-
-
-def remembered(config: ImageConfig, out: Path, data_dir: Path | None) -> dict[str, Any]:
-    """The result of `run`, read from its file if there is one."""
-    held_out = "held-out-" if config.data.validation else ""
-    file = out / f"{held_out}{config.name}-seed{config.seed}.json"
-    if not file.exists():
-        result = run(config, data_dir)
-        write_text(file, json.dumps(result, indent=2) + "\n")
-        row = " ".join(f"{v:.1f}" for v in result["recalibrated"].values())
-        print(f"{file.stem}: {row} ({result['cpu_seconds']} CPU seconds)", flush=True)
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
-
-
 def chosen(
     methods: dict[str, list[ImageConfig]],
     held_out: int,
@@ -126,25 +91,21 @@ def chosen(
             rule = config.optimizer
             is_gradual = rule.rule == "gradual"
             names = rule.train_targets if is_gradual else config.eval_targets
-            means.append(np.mean([found["recalibrated"][name] for name in names]))
+            means.append(np.mean([found[name] for name in names]))
         yield method, configs[int(np.argmax(means))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what has not been trained, and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="digits_channels", choices=HELD_OUT)
+    assert __doc__
+    parser = study_parser(__doc__, HELD_OUT, seeds=range(5))
     names = [*candidates(digits.channels)]
     parser.add_argument("--methods", nargs="+", default=names, choices=names)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--out", type=Path, help="by default runs/structured/RECIPE")
-    parser.add_argument("--data-dir", type=Path)
     options = parser.parse_args(arguments)
-    base = dataclasses.replace(
-        IMAGE_RECIPES[options.recipe], evaluate_every=0, checkpoint_every=0
-    )
+    base = base_of(options)
+    assert isinstance(base, ImageConfig)
     methods = candidates(base)
-    out = options.out or Path("runs/structured") / options.recipe
+    out = results_of(options, "structured")
     best = chosen(
         {method: methods[method] for method in options.methods},
         HELD_OUT[options.recipe],
@@ -154,21 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for method, config in dict(best).items():
         seeded = [dataclasses.replace(config, seed=seed) for seed in options.seeds]
-        runs = [
-            remembered(run, out, options.data_dir)["recalibrated"] for run in seeded
-        ]
+        runs = [remembered(run, out, options.data_dir) for run in seeded]
         cells = [spread([run[target] for run in runs]) for target in base.eval_targets]
         rows.append(f"| {method} | {config.name} | {' | '.join(cells)} |")
     targets = base.eval_targets
     print(f"| {len(options.seeds)} seeds | setting | {' | '.join(targets)} |")
     print("| --- " * (len(targets) + 2) + "|")
     print("\n".join(rows))
-
-
-def spread(values: Sequence[float]) -> str:
-    """The mean, and the standard deviation of a sample in brackets."""
-    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.1f} ({deviation:.1f})"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 """The studies: what they choose, store and print. Trainings are made up here."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
-from experiments.studies import blocks, formats, structured
+from experiments.evaluation import make_evaluation
+from experiments.kinds import prepare
+from experiments.recipes import RECIPES
+from experiments.studies import blocks, formats, structured, trainings
 
 
 @pytest.fixture
@@ -17,9 +22,9 @@ def trained(monkeypatch):
         rule = config.optimizer
         base = 90.0 - config.seed - 1000 * abs(rule.weight_decay - 5e-3)
         found = {name: base - place for place, name in enumerate(config.eval_targets)}
-        return {"recalibrated": found, "pruned": found, "cpu_seconds": 1.0}
+        return {"accuracy": found, "pruned": found, "cpu_seconds": 1.0}
 
-    monkeypatch.setattr(structured, "run", run)
+    monkeypatch.setattr(trainings, "run", run)
     return runs
 
 
@@ -53,16 +58,16 @@ def test_a_network_pruned_in_training_is_judged_only_where_it_was_pruned_to(
         better = config.optimizer.weight_decay == 5e-4
         found = dict.fromkeys(config.eval_targets, 99.0 - 50 * better)
         found["c50"] = 80.0 + better
-        return {"recalibrated": found, "pruned": found, "cpu_seconds": 1.0}
+        return {"accuracy": found, "pruned": found, "cpu_seconds": 1.0}
 
-    monkeypatch.setattr(structured, "run", run)
+    monkeypatch.setattr(trainings, "run", run)
     structured.main(
         ["--methods", "Gradual c50", "--seeds", "0", "--out", str(tmp_path)]
     )
     assert trained[-1].optimizer.weight_decay == 5e-4
 
 
-@pytest.mark.parametrize("recipe", ["digits", "cifar10_small"])
+@pytest.mark.parametrize("recipe", ["digits", "cifar10_small", "sst2_small"])
 def test_every_format_has_a_network_of_its_own(recipe, trained, tmp_path, capsys):
     formats.main(["--seeds", "0", "--recipe", recipe, "--out", str(tmp_path)])
     plain, *compressed = trained
@@ -72,8 +77,45 @@ def test_every_format_has_a_network_of_its_own(recipe, trained, tmp_path, capsys
         assert run.eval_targets == ("dense", *run.optimizer.train_targets)
     lines = capsys.readouterr().out.splitlines()
     _, _, *rows = [line for line in lines if line.startswith("|")]
-    assert rows[0] == "| SGD | dense | 85.5 (0.0) |"
+    dense = 90.0 - 1000 * abs(plain.optimizer.weight_decay - 5e-3)
+    assert rows[0] == f"| plain | dense | {dense:.1f} (0.0) |"
     assert len(rows) == sum(len(run.eval_targets) for run in trained)
+
+
+def test_trainings_start_from_the_network_of_a_run(text_run, text_config, tmp_path):
+    run, state = text_run
+    parser = trainings.study_parser("A study.", ("sst2_small", "digits"), (0,))
+    command = f"--init-from {run} --epochs 1 --learning-rate 1e-9 --out {tmp_path}"
+    options = parser.parse_args(command.split())
+    base = trainings.base_of(options)
+    assert base.data == text_config.data
+    assert base.model == text_config.model
+    assert base.optimizer.frozen == RECIPES["sst2_small"].optimizer.frozen
+
+    # It learns nothing, so its accuracy is that of the run. SST-2 has other labels.
+    facts = dataclasses.replace(
+        text_config, init_from=base.init_from, epochs=1, optimizer=base.optimizer
+    )
+    found = trainings.remembered(facts, trainings.results_of(options, "any"), None)
+    data, task = prepare(facts)
+    evaluation = make_evaluation(facts, data, task)
+    dense = evaluation.accuracy(state.params, {})
+    assert found["dense"] == pytest.approx(dense, abs=1e-9)
+    assert [*found] == [*facts.eval_targets]
+    assert trainings.remembered(facts, tmp_path, Path("nowhere")) == found  # stored
+
+
+def test_a_study_from_another_start_is_stored_apart():
+    parser = trainings.study_parser("A study.", ("digits",), (0,))
+    folders = {
+        str(trainings.results_of(parser.parse_args(words.split()), "study"))
+        for words in ("", "--init-from runs/a", "--init-from runs/b --epochs 3")
+    }
+    assert folders == {
+        "runs/study/digits",
+        "runs/study/digits-from-a",
+        "runs/study/digits-from-b-3-epochs",
+    }
 
 
 def test_forms_are_compared_at_the_cost_of_one(tmp_path):
