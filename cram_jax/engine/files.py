@@ -24,6 +24,7 @@ from cram_jax.engine.model import (
     Model,
     PackedProduct,
     Range,
+    is_large,
     make_model,
     quantise_rows,
     restore_rows,
@@ -97,7 +98,7 @@ def save_model(model: Model, path: Path, bits: int) -> None:
             options, own = _encode_product(node.operation, bits)
         else:
             options, own = _encode_operation(node.operation)
-            if model.int8 and "table" in own:
+            if model.int8 and "table" in own and is_large(own["table"]):
                 own["table"], own["table_scale"] = quantise_rows(own["table"])
         kind = type(node.operation).__name__
         nodes.append(

@@ -102,6 +102,33 @@ def test_tables_are_a_byte_for_a_number(examples, tmp_path):
     assert [array.dtype for array in tables] == [np.int8] * 3
 
 
+def test_tables_of_few_rows_are_exact(tmp_path):
+    """All tokens of a text have the same type: an error of its row adds up."""
+    rng = np.random.default_rng(0)
+    types, words = rng.normal(size=(2, 8)), rng.normal(size=(40, 8))
+    types[:, 3] = 100  # a byte's step is 0.8
+    network = engine.GraphBuilder()
+    ids, kinds = (
+        network.add(engine.Input((None,), "int32"), name=name)
+        for name in ("ids", "kinds")
+    )
+    x = network.add(engine.Embedding(words), ids)
+    x = network.add(engine.Add(), x, network.add(engine.Embedding(types), kinds))
+    x = network.add(engine.Linear(np.eye(8)), x)
+    graph = network.build(x)
+    inputs = rng.integers(0, 40, (5, 6)), rng.integers(0, 2, (5, 6))
+    written = engine.compile(graph, calibration=[inputs])
+    tables = [n.operation for n in written.model.graph.nodes if n.name != "linear"]
+    kept = [part.table for part in tables if len(getattr(part, "table", ())) == 2]
+    all_equal(kept, [types.astype(np.float32)])
+
+    written.save(tmp_path / "engine")
+    arrays, _ = safetensors.decode((tmp_path / "engine").read_bytes())
+    stored = {a.shape: a.dtype for name, a in arrays.items() if name.endswith("/table")}
+    assert stored == {(40, 8): np.int8, (2, 8): np.float32}
+    all_equal(engine.load(tmp_path / "engine")(*inputs), written(*inputs))
+
+
 def test_the_safetensors_library_reads_the_file(examples, tmp_path):
     library = pytest.importorskip("safetensors.numpy")
     written, _ = compiled(examples, "convolutional", True)
