@@ -77,7 +77,7 @@ newest: $(SETUP)
 lowest: $(SETUP)
 	$(INSTALL) --requirement requirements/lowest.txt
 	$(RUN) -m pytest -m 'not several_devices and not nightly' $(CORE:%=tests/test_%.py) \
-	  tests/test_transforms.py tests/test_caching.py
+	  tests/test_transforms.py tests/test_transforms_contract.py tests/test_caching.py
 
 lint: $(DEV)
 	$(RUN) -m ruff check .

@@ -1,4 +1,4 @@
-"""The mutants of tests/mutants.py are about the library as it is."""
+"""The mutants of tests/mutants are about the library as it is."""
 
 from pathlib import Path
 

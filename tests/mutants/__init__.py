@@ -1,24 +1,6 @@
-"""Breaks the library in one place at a time, and sees whether the tests notice.
+"""Breaks of the library, and the tests that are to notice each."""
 
-    python -m tests.mutants                         # all of them
-    python -m tests.mutants selection sparsity      # those of some modules
-    python -m tests.mutants --results verdicts.txt  # continues where it was stopped
-
-Each mutant is made in a copy of the tree. A mutant that no test kills is printed as
-SURVIVED, and the exit status is the number of those. One survives, as all it changes
-is speed: `sam` without ``sparse_gradients=False`` applies masks that are all True.
-"""
-
-import argparse
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import NamedTuple
-
-ROOT = Path(__file__).parent.parent
 
 
 class Mutant(NamedTuple):
@@ -31,7 +13,13 @@ class Mutant(NamedTuple):
 # Module: the tests that are to kill its mutants, in the order of their speed; mutants.
 MUTANTS = {
     "transforms": (
-        ["derivations", "transforms", "transforms_refusals", "composition"],
+        [
+            "derivations",
+            "transforms",
+            "transforms_contract",
+            "transforms_refusals",
+            "composition",
+        ],
         [
             Mutant("if sparse_gradients:", "if not sparse_gradients:"),
             Mutant("optax.tree.add(updates, gradient)", "gradient"),
@@ -62,7 +50,7 @@ MUTANTS = {
         ],
     ),
     "baselines": (
-        ["derivations", "transforms"],
+        ["derivations", "transforms", "transforms_contract"],
         [
             Mutant(
                 "apply_masks(masks, gradient_at(compressed, extra_args)[1])",
@@ -76,7 +64,7 @@ MUTANTS = {
         ],
     ),
     "keys": (
-        ["transforms", "compress"],
+        ["transforms", "transforms_contract", "compress"],
         [
             Mutant("return jnp.array(jax", "return (jax"),
             Mutant("key_data(following), draw", "key_data(draw), following"),
@@ -84,7 +72,7 @@ MUTANTS = {
         ],
     ),
     "projector": (
-        ["derivations", "transforms", "sparsity"],
+        ["derivations", "transforms", "transforms_contract", "sparsity"],
         [
             Mutant(
                 "jnp.where(mask, leaf, jnp.zeros_like(leaf))",
@@ -95,7 +83,13 @@ MUTANTS = {
         ],
     ),
     "gradients": (
-        ["transforms", "transforms_refusals", "training_loops"],
+        [
+            "transforms",
+            "transforms_contract",
+            "transforms_devices",
+            "transforms_refusals",
+            "training_loops",
+        ],
         [
             Mutant(
                 "gradients = jax.lax.pmean(gradients, axis_name)",
@@ -304,7 +298,7 @@ MUTANTS = {
         ],
     ),
     "batch_norm": (
-        ["batch_norm"],
+        ["batch_norm", "batch_norm_refusals", "batch_norm_frameworks"],
         [
             Mutant("total[i] / count", "total[i]"),
             Mutant("enumerate(batches, start=1)", "enumerate(batches, start=2)"),
@@ -319,7 +313,7 @@ MUTANTS = {
         ],
     ),
     "training_pass": (
-        ["batch_norm"],
+        ["batch_norm", "batch_norm_refusals", "batch_norm_frameworks"],
         [
             Mutant("jnp.promote_types(dtypes[i], jnp.float32)", "dtypes[i]"),
             Mutant("np.array(leaf, np.float64 if", "np.asarray(leaf, np.float32 if"),
@@ -379,81 +373,3 @@ MUTANTS = {
         ],
     ),
 }
-
-
-def survives(tree: Path, module: str, mutant: Mutant, tests: list[str]) -> bool:
-    """Whether the tests pass with the mutant in place of the module."""
-    path = tree / "cram_jax" / f"{module}.py"
-    source = path.read_text()
-    if source.count(mutant.old) != 1:
-        raise SystemExit(
-            f"{mutant.old!r} is {source.count(mutant.old)} times in {path}"
-        )
-    path.write_text(source.replace(mutant.old, mutant.new))
-    try:
-        # A process for each file, so that a mutant is killed before the next is read;
-        # what killed one mutant is likely to kill the next.
-        for name in tests:
-            if not passes(tree, f"tests/test_{name}.py"):
-                tests.remove(name)
-                tests.insert(0, name)
-                return False
-        return True
-    finally:
-        path.write_text(source)
-
-
-def passes(tree: Path, file: str) -> bool:
-    """Whether the tests of a file pass; a loop without an end is a failure."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--ff", "-m", "not nightly"]
-    command += ["--hypothesis-profile", "mutants", "--devices", "8", file]
-    quick = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # to compile
-    try:
-        result = subprocess.run(
-            command, cwd=tree, capture_output=True, env=quick, timeout=1800
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    if result.returncode > 2:  # no verdict: an error of pytest, or no test
-        raise SystemExit(result.stdout.decode() + result.stderr.decode())
-    return result.returncode == 0
-
-
-def main() -> int:
-    """Tries the mutants; returns how many survived."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("modules", nargs="*", metavar="MODULE")
-    parser.add_argument("--results", type=Path, help="verdicts so far; added to")
-    options = parser.parse_args()
-    known = {}
-    if options.results is not None and options.results.exists():
-        for line in options.results.read_text().splitlines():
-            verdict, _, name = line.partition(" ")
-            known[name] = verdict
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder)
-        for name in ("benchmarks", "cram_jax", "experiments", "tests"):
-            shutil.copytree(ROOT / name, tree / name)
-        for name in ("pyproject.toml", "README.md", "conftest.py"):
-            shutil.copy(ROOT / name, tree)
-        verdicts = []
-        for module in options.modules or MUTANTS:
-            tests, mutants = MUTANTS[module]
-            for mutant in mutants:
-                name = f"{module}: {mutant.old!r} -> {mutant.new!r}"
-                verdict = known.get(name)
-                if verdict is None:
-                    alive = survives(tree, module, mutant, tests)
-                    verdict = "SURVIVED" if alive else "killed"
-                    if options.results is not None:
-                        with options.results.open("a") as results:
-                            results.write(f"{verdict} {name}\n")
-                print(verdict, name, flush=True)
-                verdicts.append(verdict)
-    survivors = verdicts.count("SURVIVED")
-    print(f"{len(verdicts) - survivors} of {len(verdicts)} mutants killed")
-    return survivors
-
-
-if __name__ == "__main__":
-    sys.exit(main())
