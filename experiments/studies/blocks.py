@@ -1,7 +1,8 @@
 """Which zeros lose least at equal speed: single weights, blocks, or by their cost.
 
     python -m experiments.studies.blocks --seeds 0 1 2
-    python -m experiments.studies.blocks --recipe cifar10_small --epochs 8 --seeds 0
+    python -m experiments.studies.blocks --recipe cifar10_small --init-from RUN \
+        --epochs 3 --learning-rate 0.05 --seeds 0
     python -m experiments.studies.blocks --seeds 0 --held-out 300
 
 CrAM+ trains one network for each form of zeros and seed, for four sparsities. Each is
@@ -14,7 +15,6 @@ its layer's multiply-adds per weight, and compares over all layers: that keeps t
 of the weights' energy for a number of multiply-adds.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -41,6 +41,8 @@ from experiments.optimizers import learning_rate
 from experiments.recipes import IMAGE_RECIPES
 from experiments.run_directory import write_text
 from experiments.step import total_steps
+from experiments.studies.trainings import base_of, results_of, study_parser
+from experiments.warm_start import initial_model
 
 TRAINED = (0.5, 0.7, 0.8, 0.9)
 JUDGED = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)
@@ -124,7 +126,7 @@ class Setting:
             updates, rest = optimizer.update(grads, rest, params, **inputs)
             return optax.apply_updates(params, updates), statistics, rest
 
-        params, statistics = task.init(seed)
+        params, statistics = initial_model(config, task) or task.init(seed)
         state = params, statistics, optimizer.init(params)
         size = config.data.batch_size
         batches = self.data.train.training_batches(size, seed, 0, steps)
@@ -246,43 +248,39 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains what is missing, and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="digits", choices=list(IMAGE_RECIPES))
+    assert __doc__
+    parser = study_parser(__doc__, IMAGE_RECIPES, "digits", seeds=(0, 1, 2))
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int)
     parser.add_argument(
         "--held-out", type=int, default=0, help="training images to judge on"
     )
     parser.add_argument(
         "--reference", default="blocks 4x2, each layer", choices=list(FORMS)
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/blocks"))
-    parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--table", action="store_true")
-    arguments = parser.parse_args(argv)
-    config: Any = IMAGE_RECIPES[arguments.recipe]
-    epochs = arguments.epochs or config.epochs
-    held_out = arguments.held_out
-    judged_on = f"-held-out-{held_out}" if held_out else ""
-    folder = arguments.out / f"{arguments.recipe}-{epochs}{judged_on}"
-    data = replace(config.data, validation=held_out)
-    config = replace(config, epochs=epochs, data=data)
+    options = parser.parse_args(argv)
+    config = base_of(options)
+    assert isinstance(config, ImageConfig)
+    held_out = options.held_out
+    folder = results_of(options, "blocks")
+    if held_out:
+        folder /= f"held-out-{held_out}"
+    config = replace(config, data=replace(config.data, validation=held_out))
     missing = [
         (seed, name, path)
-        for seed in arguments.seeds
-        for name in arguments.forms
+        for seed in options.seeds
+        for name in options.forms
         if not (path := folder / f"{_slug(name)}-{seed}.json").exists()
     ]
-    if missing and not arguments.table:
-        setting = Setting(config, arguments.data_dir)
+    if missing and not options.table:
+        setting = Setting(config, options.data_dir)
         for seed, name, path in missing:
             model = setting.train(FORMS[name], seed)
             rows = setting.judge(FORMS[name], *model)
             entry = {"form": name, "seed": seed, "rows": rows}
             write_text(path, json.dumps(entry, indent=1) + "\n")
             print(f"{name}, seed {seed}: {[row['int8'] for row in rows]}", flush=True)
-    print(table(folder, arguments.reference))
+    print(table(folder, options.reference))
 
 
 def _slug(name: str) -> str:

@@ -55,7 +55,7 @@ def trainings(base: RunConfig) -> dict[str, RunConfig]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what has not been trained, and prints the table."""
     assert __doc__
-    parser = study_parser(__doc__, RECIPES, seeds=(0, 1, 2))
+    parser = study_parser(__doc__, RECIPES, digits.config.name, seeds=(0, 1, 2))
     names = [*trainings(digits.config)]
     parser.add_argument("--trainings", nargs="+", default=names, choices=names)
     options = parser.parse_args(arguments)

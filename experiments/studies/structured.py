@@ -98,7 +98,7 @@ def chosen(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what has not been trained, and prints the table."""
     assert __doc__
-    parser = study_parser(__doc__, HELD_OUT, seeds=range(5))
+    parser = study_parser(__doc__, HELD_OUT, digits.channels.name, seeds=range(5))
     names = [*candidates(digits.channels)]
     parser.add_argument("--methods", nargs="+", default=names, choices=names)
     options = parser.parse_args(arguments)

@@ -20,18 +20,18 @@ from experiments.warm_start import initial_model
 
 
 def study_parser(
-    description: str, recipes: Iterable[str], seeds: Sequence[int]
+    description: str, recipes: Iterable[str], default: str, seeds: Sequence[int]
 ) -> argparse.ArgumentParser:
-    """The options of a study of some recipes; the first one and all seeds by default.
+    """The options that all studies have.
 
     Args:
       description: its first line is shown.
-      recipes: their names.
+      recipes: names of those that it can vary.
+      default: one of them.
       seeds: by default.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    names = [*recipes]
-    parser.add_argument("--recipe", default=names[0], choices=names)
+    parser.add_argument("--recipe", default=default, choices=[*recipes])
     parser.add_argument(
         "--init-from",
         type=Path,
@@ -74,7 +74,8 @@ def results_of(options: argparse.Namespace, study: str) -> Path:
     start = f"-from-{options.init_from.name}" if options.init_from else ""
     epochs = f"-{options.epochs}-epochs" if options.epochs else ""
     rate = f"-rate{options.learning_rate}" if options.learning_rate else ""
-    return options.out or Path("runs", study, f"{options.recipe}{start}{epochs}{rate}")
+    name = f"{options.recipe}{start}{epochs}{rate}"
+    return options.out or Path("runs", study, name)
 
 
 def run(config: RunConfig, data_dir: Path | None) -> dict[str, Any]:

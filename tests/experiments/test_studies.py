@@ -84,7 +84,7 @@ def test_every_format_has_a_network_of_its_own(recipe, trained, tmp_path, capsys
 
 def test_trainings_start_from_the_network_of_a_run(text_run, text_config, tmp_path):
     run, state = text_run
-    parser = trainings.study_parser("A study.", ("sst2_small", "digits"), (0,))
+    parser = trainings.study_parser("A study.", RECIPES, "sst2_small", (0,))
     command = f"--init-from {run} --epochs 1 --learning-rate 1e-9 --out {tmp_path}"
     options = parser.parse_args(command.split())
     base = trainings.base_of(options)
@@ -106,7 +106,7 @@ def test_trainings_start_from_the_network_of_a_run(text_run, text_config, tmp_pa
 
 
 def test_a_study_from_another_start_is_stored_apart():
-    parser = trainings.study_parser("A study.", ("digits",), (0,))
+    parser = trainings.study_parser("A study.", RECIPES, "digits", (0,))
     folders = {
         str(trainings.results_of(parser.parse_args(words.split()), "study"))
         for words in ("", "--init-from runs/a", "--init-from runs/b --epochs 3")
