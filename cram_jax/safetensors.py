@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import shutil
 import struct
 import tempfile
@@ -121,6 +122,7 @@ class Writer:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path, self.metadata = Path(path), dict[str, str]()
+        _check_folder(self.path)
         self._arrays: dict[int, dict[str, Any]] = {size: {} for size in _SIZES}
         self._spools: dict[int, IO[bytes]] = {}
         self._open = contextlib.ExitStack()
@@ -167,6 +169,11 @@ class Writer:
                     shutil.copyfileobj(self._spools[size], file, 2**20)
 
 
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {str(path.parent)!r}")
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside a file or folder, renamed to it if all goes well.
@@ -176,9 +183,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Yields:
       A path in the same folder, with the same suffix. After an error nothing is left.
+
+    Raises:
+      FileNotFoundError: the folder does not exist.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    _check_folder(path)
+    # Other threads, processes and machines may write the same file.
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    beside = path.with_name(f".{path.stem}.{unique}.part{path.suffix}")
     try:
         yield beside
         if beside.is_dir() and path.is_dir():

@@ -10,6 +10,7 @@ from cram_jax.engine.model import Range
 from cram_jax.validation import check_choice
 
 BINS = 2048
+ZOOMS = 3  # histograms within the last one's bins, so 2048**3 in all
 
 
 @dataclass(frozen=True)
@@ -53,29 +54,59 @@ def find_ranges(calibration: Calibration, observe: Observe) -> dict[str, Range]:
                 raise ValueError(f"calibration: node {name!r} is not finite")
             before = bounds.get(name, (0.0, 0.0))
             bounds[name] = min(before[0], low), max(before[1], high)
+    ranges = {name: Range.of(*both) for name, both in bounds.items()}
     if calibration.method == "minmax":
-        return {name: Range.of(*both) for name, both in bounds.items()}
-    counts = {name: np.zeros(BINS, np.int64) for name in bounds}
+        return ranges
+    bounds = {name: both for name, both in bounds.items() if both[0] < both[1]}
+    if calibration.method == "least_squares":
+        counts = _histograms(calibration, observe, bounds)
+        return ranges | {n: _least_squares(*bounds[n], counts[n]) for n in bounds}
+    for _ in range(ZOOMS):
+        counts = _histograms(calibration, observe, bounds)
+        outer, bounds = bounds, {}
+        for name, (low, high) in outer.items():
+            inner = _percentile(calibration.percentile, low, high, counts[name])
+            ranges[name] = Range.of(*inner)
+            # Beside a large outlier all others fall into a few bins: look closer.
+            if inner[1] - inner[0] < (high - low) / 16:
+                bounds[name] = inner
+        if not bounds:
+            break
+    return ranges
+
+
+def _histograms(
+    calibration: Calibration,
+    observe: Observe,
+    bounds: Mapping[str, tuple[float, float]],
+) -> dict[str, np.ndarray]:
+    """How many values lie below the bounds, in each bin between them, and above."""
+    counts = {name: np.zeros(BINS + 2, np.int64) for name in bounds}
     for batch in calibration.batches:
         for name, values in observe(batch).items():
-            low, high = bounds[name]
-            if high > low:
-                counts[name] += np.histogram(values, BINS, (low, high))[0]
-    return {name: _clipped(calibration, *bounds[name], counts[name]) for name in bounds}
+            if name in bounds:
+                low, high = bounds[name]
+                counts[name][1:-1] += np.histogram(values, BINS, (low, high))[0]
+                counts[name][0] += np.count_nonzero(values < low)
+                counts[name][-1] += np.count_nonzero(values > high)
+    return counts
 
 
-def _clipped(
-    calibration: Calibration, low: float, high: float, counts: np.ndarray
-) -> Range:
-    if high <= low:
-        return Range.of(low, high)
+def _percentile(
+    percentile: float, low: float, high: float, counts: np.ndarray
+) -> tuple[float, float]:
+    """The bounds without so many of the smallest and of the largest values."""
     edges = np.linspace(low, high, BINS + 1)
-    if calibration.method == "percentile":
-        tail = (100 - calibration.percentile) / 100 * counts.sum()
-        cumulative = np.cumsum(counts)
-        first = int(np.searchsorted(cumulative, tail, "right"))
-        last = int(np.searchsorted(cumulative, counts.sum() - tail))
-        return Range.of(edges[min(first, BINS - 1)], edges[min(last + 1, BINS)])
+    tail = (100 - percentile) / 100 * counts.sum()
+    cumulative = np.cumsum(counts)[:-1]  # up to each edge
+    first = int(np.searchsorted(cumulative, tail, "right")) - 1
+    last = int(np.searchsorted(cumulative, counts.sum() - tail))
+    return float(edges[max(first, 0)]), float(edges[min(last, BINS)])
+
+
+def _least_squares(low: float, high: float, counts: np.ndarray) -> Range:
+    edges = np.linspace(low, high, BINS + 1)
+    counts = counts[1:-1]
     middles = (edges[1:] + edges[:-1]) / 2
     shares = np.arange(0.2, 1.0001, 0.05)
     candidates = [

@@ -162,7 +162,7 @@ class Engine:
         Returns:
           float32 arrays, by name; bytes are converted to the numbers they stand for.
         """
-        arrays, batch, length = self._check(inputs)
+        arrays, batch, length = self._check_some(inputs)
         plan = self._session(batch, length, self._tile, keep=True)
         plan.load(arrays)
         plan.program.run()
@@ -203,7 +203,8 @@ class Engine:
         Returns:
           The costs by node; print it.
         """
-        arrays, batch, length = self._check(inputs)
+        check_integer("repeats", repeats, minimum=1)
+        arrays, batch, length = self._check_some(inputs)
         plan = self._session(batch, length, self._tile, keep=True)
         plan.load(arrays)
         plan.program.run()
@@ -232,7 +233,8 @@ class Engine:
           *inputs: as for a call.
           repeats: how often each candidate runs; the least time counts.
         """
-        arrays, batch, length = self._check(inputs)
+        check_integer("repeats", repeats, minimum=1)
+        arrays, batch, length = self._check_some(inputs)
         times: dict[str, dict[int, float]] = {}
         for rank in range(tuning.CANDIDATES):
             plan = self._session(batch, length, _ranked(self.target, rank), keep=True)
@@ -340,6 +342,12 @@ class Engine:
                 if not 1 <= length <= 2**16:
                     raise ValueError(f"length must be from 1 to 65536, got {length}")
         return batch or 0, length or 1
+
+    def _check_some(self, inputs: tuple[Any, ...]) -> tuple[list[np.ndarray], int, int]:
+        arrays, batch, length = self._check(inputs)
+        if batch == 0:
+            raise ValueError("inputs must hold at least one example, got none")
+        return arrays, batch, length
 
     def _check(self, inputs: tuple[Any, ...]) -> tuple[list[np.ndarray], int, int]:
         arrays = [np.asarray(x) for x in inputs]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cram_jax.engine import jit, runner
+from cram_jax.engine import jit, llvm, runner
 from cram_jax.engine.buffers import Step
 from cram_jax.engine.plan import groups_of
 from cram_jax.engine.targets import Target
@@ -96,13 +96,30 @@ def _limit() -> int:
 _pool = _Pool()
 
 
+# In the order in which they are taken. LLVM has locks of its own, so nothing may be
+# compiled by another thread during a fork.
+_COMPILING = (runner, jit, llvm)
+
+
+def _before_fork() -> None:
+    for module in _COMPILING:
+        module.lock().acquire()
+
+
 def _after_fork() -> None:
-    """A child has none of the threads, and may inherit locks that they held."""
+    for module in reversed(_COMPILING):
+        module.lock().release()
+
+
+def _in_child() -> None:
+    """A child has none of the threads, and locks that the parent released."""
     global _pool
     _pool = _Pool()
-    jit.forget_lock()
-    runner.forget_lock()
+    for module in _COMPILING:
+        module.forget_lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child
+    )

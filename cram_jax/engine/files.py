@@ -149,10 +149,13 @@ def _encode_product(
         arrays["scale"] = weights.scale
     if bits == 4:
         assert weights.scale is not None
-        quarter = np.rint(weights.values.astype(np.float32) * 7 / 127).astype(np.int8)
-        nibbles = (quarter.reshape(-1, 2) + 8).astype(np.uint8)
+        values, step = weights.values, np.float32(1)
+        if np.abs(values.astype(np.int16)).max(initial=0) > 7:  # else it has 4 bits
+            step = np.float32(127 / 7)
+            values = np.rint(values.astype(np.float32) * 7 / 127).astype(np.int8)
+        nibbles = (values.reshape(-1, 2) + 8).astype(np.uint8)
         arrays["values"] = nibbles[:, 0] | nibbles[:, 1] << 4
-        arrays["scale"] = weights.scale * np.float32(127 / 7)
+        arrays["scale"] = weights.scale * step
     return options, arrays
 
 

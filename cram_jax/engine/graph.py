@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from cram_jax.engine.operations import Input, Operation, TensorType, expect
+from cram_jax.engine.operations import (
+    Input,
+    Operation,
+    SpaceToDepth,
+    TensorType,
+    expect,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +40,7 @@ class Graph:
     def __post_init__(self) -> None:
         types: dict[str, TensorType] = {}
         lengths: set[int | None] = set()
+        passed: set[str] = set()
         for node in self.nodes:
             expect(node.name not in types, f"two nodes are called {node.name!r}")
             for name in node.inputs:
@@ -47,7 +54,14 @@ class Graph:
             except ValueError as error:
                 what = type(node.operation).__name__
                 raise ValueError(f"node {node.name!r} ({what}): {error}") from None
+            if isinstance(node.operation, SpaceToDepth):
+                expect(
+                    node.inputs[0] in passed,
+                    f"node {node.name!r} (SpaceToDepth): reads an input of the graph "
+                    f"only, got {node.inputs[0]!r}",
+                )
             if isinstance(node.operation, Input):
+                passed.add(node.name)
                 kind = types[node.name]
                 if kind.dtype == "int32" or len(kind.shape) == 2:
                     lengths.add(kind.shape[0])

@@ -49,8 +49,12 @@ def features(target: Target) -> str:
     return "-prefer-256-bit" if target.lanes == 16 and target.features else ""
 
 
+def lock() -> threading.RLock:
+    """What is held while kernels are compiled."""
+    return _lock
+
+
 def forget_lock() -> None:
-    """After a fork another thread may have held the lock."""
+    """In the child of a fork: the parent holds its own."""
     global _lock
     _lock = threading.RLock()
-    llvm.forget_lock()

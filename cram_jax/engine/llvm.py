@@ -104,6 +104,7 @@ def compile_text(text: str, features: str = "") -> Compiled:
         module = optimise(text, target_machine)
         engine = llvm.create_mcjit_compiler(module, target_machine)
         engine.finalize_object()
+        del target_machine  # under the lock, because LLVM frees it
     return Compiled(module, engine)
 
 
@@ -119,7 +120,12 @@ def function(address: int, *arguments: Any) -> Any:
     return ctypes.CFUNCTYPE(None, *arguments)(address)
 
 
+def lock() -> threading.Lock:
+    """What is held while LLVM works."""
+    return _lock
+
+
 def forget_lock() -> None:
-    """After a fork another thread may have held the lock."""
+    """In the child of a fork: the parent holds its own."""
     global _lock
     _lock = threading.Lock()

@@ -161,7 +161,10 @@ def pack(
             if ranges is None:
                 weights = pack_kernel(product.kernel, target)
             else:
-                kernel, scale = quantise_kernel(product.kernel)
+                least = _least_scale(
+                    product.bias, *(ranges.get(n) for n in node.inputs)
+                )
+                kernel, scale = quantise_kernel(product.kernel, least)
                 weights = pack_kernel(kernel, target, scale)
             packed = PackedProduct(
                 weights, product.bias, product.strides, product.pads, product.activation
@@ -203,13 +206,32 @@ def make_model(graph: Graph, ranges: Mapping[str, Range]) -> Model:
     return Model(graph, ranges, forms)
 
 
-def quantise_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int8 for every output: the integers and their scales."""
+def quantise_kernel(
+    kernel: np.ndarray, least: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric int8 for every output: the integers and their scales.
+
+    Args:
+      kernel: (height, width, inputs, outputs).
+      least: the scale of an output is at least this. Beside a large bias, weights
+        below it change nothing, and the bias has to fit into the same integers.
+    """
     largest = np.abs(kernel).max(axis=(0, 1, 2))
     scale = np.where(largest > 0, largest / np.float32(127), 1).astype(np.float32)
-    scale = np.maximum(scale, np.float32(1e-30))
-    integers = np.clip(np.rint(kernel / scale), -127, 127)
-    return integers.astype(np.int8), scale
+    scale = np.maximum(scale, np.clip(least, 1e-30, 1e38)).astype(np.float32)
+    integers = np.clip(np.rint(kernel / scale), -127, 127).astype(np.int8)
+    return integers, np.where(integers.any(axis=(0, 1, 2)), scale, np.float32(1))
+
+
+def _least_scale(
+    bias: np.ndarray, x: Range | None, residual: Range | None = None
+) -> np.ndarray:
+    """The scales of weights with which the bias stays well within 32 bits."""
+    assert x is not None
+    largest = np.abs(bias.astype(np.float64))
+    if residual is not None:
+        largest = largest + residual.scale * residual.zero
+    return largest / (2**29 * x.scale)
 
 
 def is_large(table: np.ndarray) -> bool:

@@ -1,6 +1,7 @@
 """Sparse weights: which blocks are present, and their values."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -80,6 +81,11 @@ class SparseWeights:
         """The values as 32-bit words, as the kernels of a target read them."""
         if not self.int8 or target.words == 1:
             return np.ascontiguousarray(self.values).view(np.int32).reshape(-1)
+        return self._even_odd
+
+    @cached_property
+    def _even_odd(self) -> np.ndarray:
+        """Twice the size of the values; all plans share it."""
         even_odd = self.values.astype(np.int16)[..., [0, 2, 1, 3]]
         return np.ascontiguousarray(even_odd).view(np.int32).reshape(-1)
 

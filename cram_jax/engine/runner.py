@@ -125,7 +125,12 @@ def pause() -> int:
     return address
 
 
+def lock() -> threading.Lock:
+    """What is held while the function is made."""
+    return _lock
+
+
 def forget_lock() -> None:
-    """After a fork another thread may have held the lock."""
+    """In the child of a fork: the parent holds its own."""
     global _lock
     _lock = threading.Lock()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cram_jax.engine import Graph
+from cram_jax.engine.calibration import as_calibration
 from cram_jax.export.extras import require
 from cram_jax.export.onnx_writer import OnnxWriter
 from cram_jax.safetensors import replacing
@@ -57,12 +58,13 @@ def to_onnx(
         raise ValueError(f"bits must be 4, 8 or 32, got {bits}")
     if calibration is not None and bits != 8:
         raise ValueError(f"a calibration needs bits=8, got bits={bits}")
-    model = OnnxWriter(graph, 32 if calibration is not None else bits).model
+    examples = as_calibration(calibration)
+    model = OnnxWriter(graph, 32 if examples else bits).model
     with replacing(path) as beside:
-        if calibration is None:
+        if examples is None:
             beside.write_bytes(model.SerializeToString(deterministic=True))
         else:
-            batches = [_as_tuple(batch) for batch in calibration]
+            batches = [_as_tuple(batch) for batch in examples.batches]
             _quantise(model, graph, batches, beside, reduce_range)
 
 
@@ -139,6 +141,11 @@ def n_m_layers(path: str | os.PathLike[str], n: int = 2, m: int = 4) -> dict[str
             constants[node.output[0]] = constants[node.input[0]]
     found = {}
     for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            stored = onnx.numpy_helper.to_array(constants[node.input[1]])
+            options = {a.name: a.i for a in node.attribute}
+            weights = _few_bits(stored, options["bits"], options["K"])
+            found[node.input[1]] = _complies(weights, n, m)
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
         if node.input[1] not in constants:
@@ -149,6 +156,14 @@ def n_m_layers(path: str | os.PathLike[str], n: int = 2, m: int = 4) -> dict[str
         axis = 1 if node.op_type == "Conv" or is_transposed else weights.ndim - 2
         found[name] = _complies(np.moveaxis(weights, axis, -1), n, m)
     return found
+
+
+def _few_bits(stored: np.ndarray, bits: int, inputs: int) -> np.ndarray:
+    """The integers (outputs, inputs) of ``MatMulNBits``, as we write it."""
+    if bits == 4:
+        stored = np.stack([stored & 15, stored >> 4], axis=-1)
+    integers = stored.reshape(len(stored), -1).astype(np.int16) - 2 ** (bits - 1)
+    return integers[:, :inputs]
 
 
 def _complies(weights: np.ndarray, n: int, m: int) -> bool:

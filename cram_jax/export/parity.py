@@ -22,16 +22,22 @@ def check_parity(got: Any, expected: Any, tolerance: float, name: str = "") -> f
       The share.
 
     Raises:
-      ParityError: it is above the tolerance, shapes differ, or a number is not finite.
+      ParityError: it is above the tolerance, the number of outputs or their shapes
+        differ, or a number is not finite.
 
     Example:
       >>> from cram_jax.export import check_parity
       >>> round(check_parity([1.0, -2.0], [1.0, -2.002], tolerance=0.01), 3)
       0.001
     """
-    pairs = list(zip(_arrays(got), _arrays(expected), strict=True))
+    every, wanted = _arrays(got), _arrays(expected)
+    if len(every) != len(wanted):
+        raise ParityError(
+            f"{name or 'the export'} returns {len(every)} arrays, expected "
+            f"{len(wanted)}"
+        )
     largest = 0.0
-    for ours, theirs in pairs:
+    for ours, theirs in zip(every, wanted, strict=True):
         if ours.shape != theirs.shape:
             raise ParityError(
                 f"{name or 'the export'} returns shape {ours.shape}, expected "

@@ -76,7 +76,11 @@ def integer_attention(heads, query, key, value, ranges, mask=None, y_range=None)
         lowest = np.float32(-3.4028234e38)
         scores = np.where(mask[:, None, None] != 0, scores, lowest)
     e = float32_exp(scores - scores.max(-1, keepdims=True))
-    weights = np.rint(e * np.float32(255)).astype(np.int64)
+    weights, rest = np.zeros(e.shape, np.int64), np.zeros(e.shape[:-1], np.float32)
+    for key_index in range(length):
+        wanted = np.float32(np.float64(e[..., key_index]) * 255 + rest)
+        whole = np.rint(wanted)
+        weights[..., key_index], rest = np.minimum(whole, 255), wanted - whole
     total = weights.sum(-1).astype(np.float32)[..., None]
     attended = np.einsum("bhqk,bkhd->bhqd", weights, v - 128).astype(np.float32)
     unit, zero = v_range.scale / (y_range.scale if y_range else 1), v_range.zero

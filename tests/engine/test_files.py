@@ -72,6 +72,8 @@ def test_four_bits_round_once_more(examples, tmp_path):
             error = np.abs(coarse.dense() * coarse.scale - numbers)
             assert (error <= 0.5001 * coarse.scale).all()
     assert np.isfinite(read(*inputs)[0]).all()
+    read.save(tmp_path / "again", bits=4)
+    all_equal(load(tmp_path / "again")(*inputs), read(*inputs))
     saved = (tmp_path / "8").stat().st_size - (tmp_path / "4").stat().st_size
     values = sum(
         node.operation.weights.values.size
@@ -127,6 +129,36 @@ def test_tables_of_few_rows_are_exact(tmp_path):
     stored = {a.shape: a.dtype for name, a in arrays.items() if name.endswith("/table")}
     assert stored == {(40, 8): np.int8, (2, 8): np.float32}
     all_equal(engine.load(tmp_path / "engine")(*inputs), written(*inputs))
+
+
+def test_options_may_be_numbers_of_numpy(tmp_path):
+    network = engine.GraphBuilder()
+    x = network.add(engine.Input((3, 4)))
+    x = network.add(engine.Attention(np.int64(2)), x, x, x)
+    x = network.add(engine.LayerNorm(np.ones(4), np.ones(4), np.float32(1e-6)), x)
+    written = engine.compile(network.build(network.add(engine.Token(np.int32(1)), x)))
+    written.save(tmp_path / "engine")
+    x = np.random.default_rng(0).standard_normal((2, 3, 4))
+    np.testing.assert_array_equal(load(tmp_path / "engine")(x), written(x))
+
+
+def test_a_file_that_lacks_weights_is_damaged(tmp_path):
+    network = engine.GraphBuilder()
+    x = network.add(
+        engine.Affine(np.ones(3), np.ones(3)), network.add(engine.Input((3,)))
+    )
+    engine.compile(network.build(x)).save(tmp_path / "engine")
+    arrays, metadata = safetensors.decode((tmp_path / "engine").read_bytes())
+    plan = json.loads(metadata["plan"])
+    plan["nodes"][1]["options"]["scale"] = None
+    metadata["plan"] = json.dumps(plan)
+    (tmp_path / "engine").write_bytes(
+        safetensors.encode(
+            {k: v for k, v in arrays.items() if "scale" not in k}, metadata
+        )
+    )
+    with pytest.raises(ValueError, match="not a valid engine: scale must be an array"):
+        load(tmp_path / "engine")
 
 
 def test_the_safetensors_library_reads_the_file(examples, tmp_path):

@@ -157,10 +157,38 @@ def test_two_of_four_is_checked_group_by_group(tmp_path):
     assert list(found.values()) == [True, False, True, False]
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_two_of_four_is_checked_in_blocks_of_few_bits(tmp_path, bits):
+    kernel = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
+    kernel[0::4] = kernel[3::4] = 0
+    spoilt = kernel.copy()
+    spoilt[8, 1] = 3.0
+    network = engine.GraphBuilder()
+    x = network.add(engine.Input((40,)))
+    good = network.add(engine.Linear(kernel), x, name="good")
+    bad = network.add(engine.Linear(spoilt), x, name="bad")
+    to_onnx(network.build(good, bad), tmp_path / "network.onnx", bits=bits)
+    found = n_m_layers(tmp_path / "network.onnx", 2, 4)
+    assert found == {"good.weight": True, "bad.weight": False}
+
+
+def test_any_mask_that_is_not_zero_is_attended(tmp_path):
+    network = engine.GraphBuilder()
+    x = network.add(engine.Input((4, 8)))
+    mask = network.add(engine.Input((4,), "int32"))
+    graph = network.build(network.add(engine.Attention(2), x, x, x, mask))
+    to_onnx(graph, tmp_path / "network.onnx")
+    x = np.random.default_rng(0).standard_normal((1, 4, 8))
+    inputs = x, np.array([[1, 1, 2, 0]])
+    expected = engine.interpret(graph, *inputs)[graph.outputs[0]]
+    check_parity(run_onnx(graph, tmp_path / "network.onnx")(*inputs), expected, 1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"bits": 5}, "bits must be 4, 8 or 32, got 5"),
+        ({"bits": 8, "calibration": []}, "batches must not be empty"),
         ({"bits": 4, "calibration": [1]}, "a calibration needs bits=8, got bits=4"),
         ({"calibration": [1]}, "a calibration needs bits=8, got bits=32"),
     ],
@@ -197,6 +225,7 @@ def test_a_missing_package_is_one_line():
         ([1.0, 2.1], r"int8 differs from JAX by 0.05 of the largest output, above"),
         ([1.0, np.nan], "differs from JAX by nan"),
         ([1.0], r"returns shape \(1,\), expected \(2,\)"),
+        (([1.0, 2.0], [1.0]), "returns 2 arrays, expected 1"),
     ],
 )
 def test_other_numbers_are_an_error(got, message):

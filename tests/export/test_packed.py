@@ -3,6 +3,7 @@
 import contextlib
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
 import jax
@@ -310,3 +311,22 @@ def test_a_name_twice_in_a_header_is_refused(tmp_path):
     path.write_bytes(struct.pack("<Q", size + grown) + twice)
     with pytest.raises(ValueError, match="a name twice"):
         safetensors.File(path)
+
+
+def test_a_file_that_several_write_is_always_whole(tmp_path):
+    path = tmp_path / "network.safetensors"
+    content = {"a": np.arange(300_000, dtype=np.float32)}
+    with ThreadPoolExecutor(4) as pool:
+        writes = [pool.submit(save_packed, content, path) for _ in range(12)]
+        while not all(write.done() for write in writes):
+            if path.exists():
+                np.testing.assert_array_equal(load_packed(path)["a"], content["a"])
+    for write in writes:
+        write.result()
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path):
+    path = tmp_path / "missing" / "network.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"network.* no folder '.*missing'"):
+        save_packed({"a": np.ones(2, np.float32)}, path)

@@ -87,15 +87,21 @@ class LayerNormalise(KernelSpec):
 
 @dataclass(frozen=True)
 class SoftmaxColumns(KernelSpec):
-    """Softmax over the features of every column; one job is some vectors of them."""
+    """Softmax over the features of every column; one job is some vectors of them.
+
+    Attributes:
+      masked: whether columns outside of an image are set to zero.
+    """
 
     arguments: ClassVar[tuple[str, ...]] = (
-        *("x", "y", "features", "stride", "vectors", "jobs"),
+        *("x", "y", "mask", "features", "stride", "vectors", "jobs"),
     )
+
+    masked: bool
 
     def emit(self, k: Kernel) -> None:
         """Builds the body."""
-        x, y = k.pointer_argument("x"), k.pointer_argument("y")
+        x, y, mask = (k.pointer_argument(name) for name in self.arguments[:3])
         features, stride = k.int_argument("features"), k.int_argument("stride")
 
         def vector(v: Value) -> None:
@@ -116,6 +122,9 @@ class SoftmaxColumns(KernelSpec):
             (top,) = k.loop(0, features, larger, [k.constant(-3.4e38)])
             (total,) = k.loop(0, features, add_exp, [k.constant(0)])
             inverse = k.div(k.constant(1), total)
+            if self.masked:
+                valid = k.load(mask, k.times(v, k.lanes), k.ints)
+                inverse = k.where(valid, inverse, k.constant(0))
             k.loop(0, features, scale)
 
         k.loop(*share(k, k.int_argument("vectors")), vector)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cram_jax.engine import arithmetic
-from cram_jax.engine.code import Kernel, Value
+from cram_jax.engine.code import MAGIC, Kernel, Value
 from cram_jax.engine.kernels.attention import LOWEST, in_rows
 from cram_jax.engine.kernels.base import KernelSpec, share
 from cram_jax.engine.llvm import ir
@@ -100,9 +100,10 @@ class TransposeValues(KernelSpec):
 class AttendBytes(KernelSpec):
     """One job: ``tile`` vectors of queries of one head of one sequence.
 
-    With ``e = exp(score - largest)`` a weight is ``rint(255 * e)``, and the result is
-    ``sum(weight * value) * (unit / sum(weight)) + offset``: weights still add up to
-    one, and the zero point of values is a constant.
+    With ``e = exp(score - largest)`` a weight is ``255 * e``, rounded, and what
+    rounding leaves goes to the next key: many small weights would otherwise all be
+    lost. The result is ``sum(weight * value) * (unit / sum(weight)) + offset``: weights
+    still add up to one, and the zero point of values is a constant.
 
     Attributes:
       tile: vectors of queries.
@@ -206,21 +207,25 @@ class AttendBytes(KernelSpec):
         """Stores the weights as bytes, four keys in a lane; returns their sums."""
         ones = arithmetic.ones(k)
 
-        def four(g: Value, *totals: Value) -> list[Value]:
-            results = []
+        def four(g: Value, *carried: Value) -> list[Value]:
+            totals, rests = list(carried[: self.tile]), list(carried[self.tile :])
             for t in range(self.tile):
                 rows = []
                 for r in range(4):
                     at = self._at(k, k.plus(k.times(g, 4), r), t)
                     e = arithmetic.exp(k, k.sub(k.load(scores, at), largest[t]))
-                    rows.append(k.mul(e, k.constant(255)))
+                    wanted = k.fma(e, k.constant(255), rests[t])
+                    shifted = k.add(wanted, k.constant(MAGIC))
+                    rows.append(k.sub(shifted, k.constant(MAGIC)))
+                    rests[t] = k.sub(wanted, rows[-1])
                 packed = arithmetic.pack(k, rows)
                 k.store(packed, weights, self._at(k, g, t))
                 split = arithmetic.split_bytes(k, packed)
-                results.append(arithmetic.dot(k, totals[t], split, ones))
-            return results
+                totals[t] = arithmetic.dot(k, totals[t], split, ones)
+            return [*totals, *rests]
 
-        return k.loop(0, groups, four, [k.int_constant(0)] * self.tile)
+        initial = [k.int_constant(0)] * self.tile + [k.constant(0)] * self.tile
+        return k.loop(0, groups, four, initial)[: self.tile]
 
     def _sums(
         self,

@@ -83,10 +83,16 @@ class Input(Operation):
         return TensorType(tuple(self.shape), self.dtype)
 
 
-def set_array(operation: Operation, name: str, shape: tuple[int | None, ...]) -> None:
-    """Makes a field of an operation a float32 array of a shape, unless it is None."""
+def set_array(
+    operation: Operation,
+    name: str,
+    shape: tuple[int | None, ...],
+    *,
+    optional: bool = False,
+) -> None:
+    """Makes a field of an operation a float32 array of a shape; None if optional."""
     value = getattr(operation, name)
-    if value is not None:
+    if value is not None or not optional:
         object.__setattr__(operation, name, as_float32(name, value, shape))
 
 

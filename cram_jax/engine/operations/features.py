@@ -27,7 +27,7 @@ class Linear(Operation):
 
     def __post_init__(self) -> None:
         set_array(self, "kernel", (None, None))
-        set_array(self, "bias", (self.kernel.shape[1],))
+        set_array(self, "bias", (self.kernel.shape[1],), optional=True)
 
     def infer(self, *inputs: TensorType) -> TensorType:
         """See `Operation.infer`."""
@@ -141,6 +141,7 @@ class LayerNorm(Operation):
         set_array(self, "scale", (None,))
         set_array(self, "bias", self.scale.shape)
         expect(0 < self.epsilon < 1, f"epsilon must be in (0, 1), got {self.epsilon!r}")
+        object.__setattr__(self, "epsilon", float(self.epsilon))
 
     def infer(self, *inputs: TensorType) -> TensorType:
         """See `Operation.infer`."""

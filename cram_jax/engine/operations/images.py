@@ -44,7 +44,7 @@ class Conv(Operation):
 
     def __post_init__(self) -> None:
         set_array(self, "kernel", (None,) * 4)
-        set_array(self, "bias", (self.kernel.shape[3],))
+        set_array(self, "bias", (self.kernel.shape[3],), optional=True)
         object.__setattr__(self, "strides", as_pair("strides", self.strides))
         object.__setattr__(self, "padding", as_pads(self.padding))
 
@@ -126,6 +126,7 @@ class SpaceToDepth(Operation):
 
     def __post_init__(self) -> None:
         check_integer("size", self.size, minimum=1)
+        object.__setattr__(self, "size", int(self.size))
 
     def infer(self, *inputs: TensorType) -> TensorType:
         """See `Operation.infer`."""

@@ -75,6 +75,7 @@ class Attention(Operation):
 
     def __post_init__(self) -> None:
         check_integer("heads", self.heads, minimum=1)
+        object.__setattr__(self, "heads", int(self.heads))
 
     def infer(self, *inputs: TensorType) -> TensorType:
         """See `Operation.infer`."""
@@ -106,6 +107,7 @@ class Token(Operation):
 
     def __post_init__(self) -> None:
         check_integer("index", self.index, minimum=0)
+        object.__setattr__(self, "index", int(self.index))
 
     def infer(self, *inputs: TensorType) -> TensorType:
         """See `Operation.infer`."""

@@ -56,14 +56,16 @@ def emit_layer_norm(b: Builder, node: Node) -> None:
 def emit_softmax(b: Builder, node: Node) -> None:
     """Softmax."""
     x, y = b.operand(node.inputs[0]), b.output(node.name, "f32")
+    masked = b.masked(node.name)
     b.add(
         node,
-        kernels.SoftmaxColumns(),
+        kernels.SoftmaxColumns(masked),
         b.share(x.grid.vectors),
         [x],
         [y],
         x=x.address,
         y=y.address,
+        mask=b.mask(node.name) if masked else 0,
         features=b.types[node.name].features,
         stride=x.grid.stride,
         vectors=x.grid.vectors,

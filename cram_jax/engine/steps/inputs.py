@@ -64,7 +64,8 @@ def emit_input(b: Builder, node: Node) -> None:
         raise ValueError(f"batch is too large: input {node.name!r} has shape {shape}")
     b.staging[node.name] = np.zeros(shape, np.float32)
     readers = b.readers[node.name]
-    if readers and all(_reads_staging(reader, node.name) for reader in readers):
+    is_read = node.name in b.graph.outputs or not readers
+    if not is_read and all(_reads_staging(reader, node.name) for reader in readers):
         return
     for form in sorted(b.model.forms[node.name]):
         y = b.output(node.name, form)

@@ -26,6 +26,7 @@ def emit_product(b: Builder, node: Node) -> None:
     residual, residual_form = _residual(b, node)
     y = b.output(node.name, "u8" if octets else "f32")
     constants = product_constants(
+        node.name,
         product,
         b.range_of(node.inputs[0]) if weights.int8 else None,
         b.range_of(node.name) if octets else None,
@@ -96,6 +97,7 @@ def _add_tiled(
 
 
 def product_constants(
+    name: str,
     product: PackedProduct,
     x: Range | None,
     y: Range | None,
@@ -108,6 +110,7 @@ def product_constants(
     activation is clipping, the scale is already that of the output.
 
     Args:
+      name: of the node, for errors.
       product: the layer.
       x: range of the input, or None in float32.
       y: range of the output if it is bytes.
@@ -136,7 +139,10 @@ def product_constants(
     start = np.rint(bias / scale) - x.zero * weights.sums()
     largest = np.abs(start) + 255 * weights.absolute_sums()
     if largest.max() >= 2**31:
-        raise ValueError("a sum of integers exceeds 32 bits: scale too small for bias")
+        raise ValueError(
+            f"node {name!r}: a sum of integers exceeds 32 bits; the scale of its "
+            f"weights is too small for its bias"
+        )
     folded = y is not None and product.activation in ("", "relu")
     residual_scale = 1.0 if residual is None else residual.scale
     if folded:
