@@ -13,7 +13,7 @@ from cram_jax.projector import (
     apply_masks,
     check_projector,
 )
-from cram_jax.reshaping import explicit_sharding, split_axis
+from cram_jax.reshaping import placed, split_axis
 from cram_jax.validation import check_integer
 
 
@@ -137,8 +137,7 @@ def _unpack(bits: jax.Array, leaf: jax.Array) -> jax.Array:
     groups = bits[..., None] & _values(bits[..., None])
     entries = jax.lax.reshape(groups != 0, (*bits.shape[:-1], 8 * bits.shape[-1]))
     mask = entries[..., : like.shape[-1]].reshape(leaf.shape)
-    sharding = explicit_sharding(leaf)
-    return mask if sharding is None else jax.sharding.reshard(mask, sharding)
+    return placed(mask, leaf)
 
 
 def _values(groups: jax.Array) -> jax.Array:

@@ -255,7 +255,7 @@ def _probabilities_value(
         weights.shape != (count,)
         or not np.issubdtype(weights.dtype, np.number)
         or (weights < 0).any()
-        or abs(weights.sum() - 1) > 1e-6
+        or not abs(weights.sum() - 1) <= 1e-6  # NaN, too
     ):
         raise ValueError(
             f"probabilities must be {count} numbers >= 0 that add up to 1, one a "

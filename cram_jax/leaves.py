@@ -266,6 +266,8 @@ class LeafProjector(Projector):
         """Compresses the prunable leaves."""
         del key
         leaves, chosen = _choose(params, self.where, self.axes)
+        # NumPy's float64 may not be a dtype that jax has enabled.
+        leaves = [leaf._replace(value=jnp.asarray(leaf.value)) for leaf in leaves]
         fits = self._fits(leaves, chosen)
         if not any(fits):
             first, *others = itertools.compress(leaves, chosen)

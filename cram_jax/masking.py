@@ -104,9 +104,9 @@ def pruned(
     go inside, ``pruned(chain(cram_plus(...), sgd(...)), ...)``, and get the masked
     gradient. For masks that never change use `keep_pruned` at the end of a chain.
 
-    Masks of ``rule.init`` that are not all True take effect with the first update;
-    apply ``state.masks`` to the parameters first, or the first gradient is that of the
-    dense model.
+    Masks of ``rule.init`` that are not all True take effect with the first update, or
+    without ``hold`` with the first that renews them; apply ``state.masks`` to the
+    parameters first, or the first gradient is that of the dense model.
 
     Args:
       inner: the optimiser.

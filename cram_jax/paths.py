@@ -75,14 +75,17 @@ class ByPath(Generic[T]):
         Raises:
           ValueError: the tree has other paths than the parameters.
         """
-        own = [path for path, _ in self.entries]
         expected = [path for path, _ in named_leaves(params)]
+        # None is an entry where params have a leaf, and no leaf where they have None.
+        known = set(expected)
+        entries = [(p, e) for p, e in self.entries if e is not None or p in known]
+        own = [path for path, _ in entries]
         if own != expected:
             raise ValueError(
                 f"{name}, if it is not a function, must have the structure of params "
                 f"with the leaves {expected}, got {own}"
             )
-        return [entry for _, entry in self.entries]
+        return [entry for _, entry in entries]
 
 
 def by_path(name: str, tree: Any, types: tuple[type, ...], expected: str) -> Any:

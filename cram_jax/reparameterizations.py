@@ -302,12 +302,18 @@ def _masked(weights: jax.Array, scores: jax.Array, mask: jax.Array) -> jax.Array
 
 
 def _masked_forward(weights: jax.Array, scores: jax.Array, mask: jax.Array) -> Any:
-    return _masked(weights, scores, mask), (weights, mask)
+    return _masked(weights, scores, mask), (weights, scores[..., :0], mask)
 
 
 def _masked_backward(saved: Any, gradient: jax.Array) -> Any:
-    weights, mask = saved
-    return jnp.where(mask, gradient, jnp.zeros_like(gradient)), gradient * weights, None
+    weights, like_scores, mask = saved
+    wide = jnp.promote_types(gradient.dtype, like_scores.dtype)
+    of_scores = gradient.astype(wide) * weights.astype(wide)
+    return (
+        jnp.where(mask, gradient, jnp.zeros_like(gradient)),
+        of_scores.astype(like_scores.dtype),
+        None,
+    )
 
 
 _masked.defvjp(_masked_forward, _masked_backward)

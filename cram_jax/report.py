@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cram_jax.leaves import Leaf, described, reasons_against
 from cram_jax.projector import Params, Projector, check_projector, check_structure
@@ -122,16 +123,22 @@ def sparsity_report(
     reasons = reasons_against(params, leaves, None)
     if masks is None:
         kept = [
-            jnp.size(leaf.value) if reason else int(jnp.count_nonzero(leaf.value))
+            jnp.size(leaf.value) if reason else _total(jnp.asarray(leaf.value) != 0)
             for leaf, reason in zip(leaves, reasons, strict=True)
         ]
     else:
         check_structure("masks", masks, params)
-        kept = [int(jnp.sum(mask)) for mask in jax.tree.leaves(masks)]
+        kept = [_total(mask) for mask in jax.tree.leaves(masks)]
     if projector is not None:
         check_projector("projector", projector)
         reasons = projector.notes(params)
     return SparsityReport(tuple(map(_count, leaves, kept, reasons)))
+
+
+def _total(mask: jax.Array) -> int:
+    """How many are True, of which there may be more than an int32 holds."""
+    rows = jnp.sum(jnp.atleast_1d(mask), axis=-1)
+    return int(np.asarray(rows).sum(dtype=np.int64))
 
 
 def _count(leaf: Leaf, kept: int, reason: str) -> LeafSparsity:
@@ -140,9 +147,8 @@ def _count(leaf: Leaf, kept: int, reason: str) -> LeafSparsity:
         reason = f"dense: {reason}" if reason else "dense"
     elif not reason.startswith("assumed"):
         reason = ""
-    return LeafSparsity(
-        leaf.path, jnp.shape(leaf.value), size, kept, leaf.value.nbytes, reason
-    )
+    nbytes = size * jnp.result_type(leaf.value).itemsize
+    return LeafSparsity(leaf.path, jnp.shape(leaf.value), size, kept, nbytes, reason)
 
 
 def _sparsity(kept: int, size: int) -> float:

@@ -59,9 +59,21 @@ def crop(array: jax.Array, like: jax.Array) -> jax.Array:
     """Undoes `pad_axis`: the shape and sharding of ``like``."""
     if array.shape == like.shape:
         return array
-    cropped = array[tuple(slice(size) for size in like.shape)]
+    return placed(array[tuple(slice(size) for size in like.shape)], like)
+
+
+def gathered(array: jax.Array) -> jax.Array:
+    """The whole array on every device, if its mesh axes are explicit."""
+    sharding = explicit_sharding(array)
+    if sharding is None:
+        return array
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def placed(array: jax.Array, like: jax.Array) -> jax.Array:
+    """Undoes `gathered`: the sharding of ``like``, which has the same shape."""
     sharding = explicit_sharding(like)
-    return cropped if sharding is None else jax.sharding.reshard(cropped, sharding)
+    return array if sharding is None else jax.sharding.reshard(array, sharding)
 
 
 def explicit_sharding(array: jax.Array) -> NamedSharding | None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.counting import count_true, places, unstack
+from cram_jax.reshaping import gathered, placed
 
 # Bits settled by one pass over the data, which counts for 2**3 - 1 candidates. Seven
 # counts and the candidates just fit the registers of a CPU.
@@ -77,7 +78,10 @@ def keep_largest(
             f"arrays hold {total} entries, expected at most {_INT32_ENTRIES} unless "
             f"64-bit integers are enabled: jax.config.update('jax_enable_x64', True)"
         )
-    return _keep_largest(tuple(map(jnp.asarray, arrays)), k, signed=bool(signed))
+    if not isinstance(k, jax.Array):
+        k = min(max(int(k), 0), total)  # it may not fit a default integer
+    arrays, k = tuple(map(jnp.asarray, arrays)), jnp.asarray(k)
+    return _keep_largest(arrays, k, signed=bool(signed))
 
 
 def keep_largest_of_layers(
@@ -89,7 +93,8 @@ def keep_largest_of_layers(
       array: of a floating dtype.
       k: how many to mark in each layer, see `keep_largest`.
       stack: the axes along which layers are stacked; if there are none, the array is
-        one layer.
+        one layer. Otherwise an array on explicit mesh axes is gathered meanwhile: jax
+        cannot yet map loops over layers that are sharded in this way.
 
     Returns:
       A bool array of the same shape.
@@ -98,9 +103,11 @@ def keep_largest_of_layers(
     def largest(layer: jax.Array) -> jax.Array:
         return keep_largest([layer], k)[0]
 
+    if not stack:
+        return largest(array)
     for axis in stack:  # the last becomes the outermost, so that the others stay
         largest = jax.vmap(largest, in_axes=axis, out_axes=axis)
-    return largest(array)
+    return placed(largest(gathered(array)), array)
 
 
 def magnitude_key(array: jax.Array) -> jax.Array:
@@ -127,12 +134,14 @@ def value_key(array: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames="signed")
 def _keep_largest(
-    arrays: tuple[jax.Array, ...], k: int | jax.Array, *, signed: bool
+    arrays: tuple[jax.Array, ...], k: jax.Array, *, signed: bool
 ) -> tuple[jax.Array, ...]:
     if not arrays:
         return ()
     total = sum(array.size for array in arrays)
     integer = jnp.int64 if total > _INT32_ENTRIES else jnp.int32
+    # A narrow integer may not hold the total, nor an int32 a wide k.
+    k = k.astype(jnp.promote_types(k.dtype, integer))
     k = jnp.clip(k, 0, total).astype(integer)
     dtype = jnp.result_type(*arrays)
     arrays = tuple(array.astype(dtype) for array in arrays)

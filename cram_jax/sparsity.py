@@ -55,6 +55,10 @@ def kept_count(size: int, sparsity: Any) -> int | jax.Array:
     Returns:
       An int, or an integer scalar if the sparsity is traced.
 
+    Raises:
+      ValueError: it is traced, there are 2**31 weights or more, and 64-bit integers
+        are disabled.
+
     Example:
       >>> kept_count(100, 0.29), kept_count(3, 1 - 1 / 3)
       (71, 1)
@@ -76,12 +80,18 @@ def kept_count(size: int, sparsity: Any) -> int | jax.Array:
         rounding = Fraction(size, 2**52)
         is_integer = nearest < size and abs(exact - nearest) <= rounding
         return size - (nearest if is_integer else int(exact))
+    if size >= 2**31 and not jax.config.read("jax_enable_x64"):
+        raise ValueError(
+            f"a traced sparsity of {size} weights needs 64-bit integers: "
+            f"jax.config.update('jax_enable_x64', True)"
+        )
     if sparsity.dtype == jnp.float64:
         removed = jnp.floor(sparsity * size + size * 2.0**-52).astype(int)
     else:
         # float32 holds neither a large count nor 0.9, so multiply integers: first to
         # the nearest of ten million shares, then, digit by digit, to the count.
-        binary = (sparsity.astype(jnp.float32) * 2**30).astype(jnp.int32)
+        integer = jnp.int32 if size < 2**31 else jnp.int64
+        binary = (sparsity.astype(jnp.float32) * 2**30).astype(integer)
         decimal = (_floor_product(binary, 2**10, 3, 2 * 10**7) + 1) // 2
         removed = _floor_product(decimal, 10, 7, size)
     return size - jnp.clip(removed, 0, size)

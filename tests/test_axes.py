@@ -190,6 +190,19 @@ def test_axes_may_be_a_tree_with_none_for_what_is_left_open():
     assert (masks["b"]["kernel"].reshape(2, 2, 2).sum(1) == 1).all()
 
 
+def test_axes_may_be_a_tree_like_params_that_hold_none():
+    for params in (
+        {"a": jnp.ones((4, 2)), "b": None},
+        eqx.filter(eqx.nn.MLP(4, 4, 8, 1, key=KEY), eqx.is_inexact_array),
+    ):
+        told = jax.tree.map(
+            lambda x: Axes("output", "input") if x.ndim == 2 else Axes("other"), params
+        )
+        assert axes_of(params, told) == jax.tree.leaves(
+            told, is_leaf=lambda x: isinstance(x, Axes)
+        )
+
+
 def tree_of(*shape):
     return {"kernel": jax.random.normal(KEY, shape)}
 

@@ -117,7 +117,8 @@ def test_one_of_without_a_key_is_refused():
 
 
 @pytest.mark.parametrize(
-    "probabilities", [(0.5,), (0.7, 0.7), (1.5, -0.5), (0.2, 0.2, 0.6), "ab"]
+    "probabilities",
+    [(0.5,), (0.7, 0.7), (1.5, -0.5), (0.2, 0.2, 0.6), (np.nan, np.nan), "ab"],
 )
 def test_wrong_probabilities_are_refused(probabilities):
     with pytest.raises(ValueError, match=r"probabilities must be 2 numbers >= 0"):

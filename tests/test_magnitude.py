@@ -1,6 +1,7 @@
 import functools
 from fractions import Fraction
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cram_jax import compress, n_m, top_k
+from cram_jax import compress, fake_quant, n_m, top_k
 from cram_jax.sparsity import kept_count
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -247,3 +248,11 @@ def test_integer_parameters_are_refused(projector):
 def test_parameters_with_nothing_to_prune_are_refused(projector):
     with pytest.raises(ValueError, match="chooses no leaf to prune"):
         projector.init({"bias": jnp.ones(4)})
+
+
+@pytest.mark.parametrize("projector", [n_m(2, 4), top_k(0.5), fake_quant(4)])
+def test_parameters_may_be_numpys_float64(projector):
+    kernel = np.random.default_rng(0).normal(size=(4, 2))
+    ours = compress({"kernel": kernel}, projector)
+    expected = compress({"kernel": jnp.asarray(kernel, jnp.float32)}, projector)
+    chex.assert_trees_all_equal(ours, expected)

@@ -106,6 +106,18 @@ def test_the_highest_scores_stay_and_all_scores_learn(share):
     np.testing.assert_array_equal(by_scores, GRADIENT * WEIGHTS)
 
 
+@pytest.mark.parametrize("dtypes", ["float32 bfloat16", "bfloat16 float32"])
+def test_gradients_have_the_dtypes_of_what_they_are_of(dtypes):
+    of_weights, of_scores = dtypes.split()
+    weights = {"k": jnp.full((2, 2), 1.0078125, of_weights)}
+    scores = {"k": jnp.full((2, 2), 2.0, of_scores)}
+    by_weights, by_scores = jax.grad(
+        lambda w, s: (scored(w, s, 0.5)["k"] * jnp.float32(1 / 3)).sum(), (0, 1)
+    )(weights, scores)
+    assert by_weights["k"].dtype == of_weights
+    assert by_scores["k"].dtype == of_scores
+
+
 def test_scores_above_a_threshold_stay_and_half_a_per_cent_at_least():
     for tau, mask in (
         (0.6, sigmoid(SCORES) > 0.6),

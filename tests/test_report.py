@@ -13,6 +13,7 @@ from cram_jax import (
     sparsity_report,
     top_k,
 )
+from cram_jax import report as report_module
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -122,3 +123,14 @@ def test_something_that_is_no_projector_is_refused():
 def test_masks_of_another_structure_are_refused():
     with pytest.raises(ValueError, match="masks must have the structure of params"):
         sparsity_report(PARAMS, {"bias": PARAMS["bias"] == 0})
+
+
+def test_a_python_number_is_a_leaf():
+    params = {"kernel": jnp.ones((2, 2)), "scale": 0.5}
+    report = sparsity_report(*compress(params, top_k(0.5)))
+    assert [leaf.kept for leaf in report.leaves] == [2, 1]
+
+
+def test_more_entries_are_counted_than_int32_holds():
+    rows = jnp.full((4, 1), 2**30)  # as many rows of a mask that is too large for here
+    assert report_module._total(rows) == 2**32

@@ -57,6 +57,14 @@ def test_a_k_beyond_int32_keeps_all():
     with jax.enable_x64(True):
         for k, kept in ((2**40, 3), (-(2**40), 0)):
             assert int(keep_largest([jnp.ones(3)], jnp.int64(k))[0].sum()) == kept
+    assert keep_largest([jnp.ones(3)], 2**40)[0].all()
+    assert not keep_largest([jnp.ones(3)], -(2**40))[0].any()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint32])
+def test_a_k_of_a_narrow_type_counts_among_many(dtype):
+    (mask,) = keep_largest([jnp.arange(1000.0)], jnp.asarray(5, dtype))
+    np.testing.assert_array_equal(np.flatnonzero(mask), range(995, 1000))
 
 
 @pytest.mark.parametrize("bits", [0x7FFFFFF8, 0x7FFFFFFE, 0x7FFFFFFF])

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cram_jax import compress, cram_plus, fake_quant, n_m, one_of, top_k
+from cram_jax import compress, cram_plus, fake_quant, n_m, one_of, stacked, top_k
 
 pytestmark = [
     pytest.mark.several_devices,
@@ -124,3 +124,18 @@ def test_training_on_a_mesh_equals_training_on_one_device(
             compress(jax.tree.map(jnp.asarray, actual), top_k(sparsity)).masks,
             compress(jax.tree.map(jnp.asarray, expected), top_k(sparsity)).masks,
         )
+
+
+@pytest.mark.parametrize("spec", [P("d"), P(None, "d"), P(None, None, "d"), P()])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_stacked_layers_are_pruned_wherever_they_are(axis_type, spec):
+    values = jax.random.normal(jax.random.key(0), (4, 8, 8))
+    projector = top_k(0.5, scope="layer", axes=stacked(""))
+    expected = compress({"k": values}, projector).masks["k"]
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        params = {"k": jax.device_put(values, NamedSharding(mesh, spec))}
+        for project in (compress, jax.jit(compress, static_argnames="projector")):
+            mask = project(params, projector=projector).masks["k"]
+            np.testing.assert_array_equal(mask, expected)
+            assert mask.sharding.is_equivalent_to(params["k"].sharding, 3)

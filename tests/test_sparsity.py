@@ -46,6 +46,14 @@ def test_a_traced_sparsity_counts_like_its_decimal(size, tens_of_millions):
     assert int(traced) == size - int(sparsity * size)
 
 
+def test_a_traced_sparsity_of_more_weights_than_int32_counts():
+    with pytest.raises(ValueError, match="3000000000 weights needs 64-bit integers"):
+        traced_count(3 * 10**9, jnp.float32(0.9))
+    with jax.enable_x64(True):
+        for size in (3 * 10**9, 30 * 10**9):  # as a schedule gives it
+            assert int(traced_count(size, jnp.float32(0.9))) == size // 10
+
+
 def test_a_traced_float64_sparsity_is_exact():
     with jax.enable_x64(True):
         for size, sparsity in [(100, 0.29), (49, 1 / 49), (10**10, 0.123456789)]:

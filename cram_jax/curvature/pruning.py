@@ -198,11 +198,6 @@ class SecondOrder(Projector):
     def __repr__(self) -> str:
         return f"second_order({self.sparsity}, ...)"
 
-    @property
-    def draws(self) -> bool:
-        """Never."""
-        return False
-
     def init(self, params: Params) -> tuple[()]:
         """None. Traces nothing, because tracing the loss takes time."""
         prunable(params, self.where, self.axes)

@@ -11,6 +11,7 @@ import numpy as np
 
 from cram_jax.axes import Axes
 from cram_jax.leaves import Leaf
+from cram_jax.reshaping import gathered, placed
 
 Grams = Mapping[str, jax.Array]
 """By the path of a leaf, the sum of the products of its inputs."""
@@ -46,9 +47,14 @@ def like_leaf(
     leaf: Leaf, weights: jax.Array, masks: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Matrices in the shape of a leaf, and the weights in its dtype."""
-    shape = jnp.shape(leaf.value)
-    values = from_matrices(weights, shape, leaf.axes).astype(leaf.value.dtype)
-    return values, from_matrices(masks, shape, leaf.axes)
+    values = in_place(leaf, weights).astype(leaf.value.dtype)
+    return values, in_place(leaf, masks)
+
+
+def in_place(leaf: Leaf, matrices: jax.Array) -> jax.Array:
+    """Matrices in the shape of a leaf, and where it lies."""
+    array = from_matrices(matrices, jnp.shape(leaf.value), leaf.axes)
+    return placed(array, leaf.value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +82,8 @@ class LayerInputs:
 
         Both in the wider of their dtypes, at least float32.
         """
-        weights = to_matrices(leaf.value, leaf.axes)
-        gram = self.grams[leaf.path]
+        weights = to_matrices(gathered(leaf.value), leaf.axes)
+        gram = gathered(jnp.asarray(self.grams[leaf.path]))
         layers, inputs, _ = weights.shape
         if jnp.size(gram) != layers * inputs**2 or jnp.shape(gram)[-1] != inputs:
             raise ValueError(

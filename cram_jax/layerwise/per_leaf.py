@@ -1,6 +1,5 @@
 """A projector of its own for each leaf."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import jax
 
 from cram_jax.axes import AxesLike, axes_value
-from cram_jax.leaves import Leaf, LeafProjector, PathFilter, matching
+from cram_jax.leaves import Leaf, LeafProjector
 from cram_jax.paths import named_leaves
 from cram_jax.projector import Params, Projection
 
@@ -47,12 +46,23 @@ def per_leaf(
                 f"projectors[{path!r}] must be one that works leaf by leaf, such as "
                 f"top_k, got {projector!r}"
             )
-    named = "|".join(map(re.escape, projectors))
     return PerLeaf(
         tuple(projectors.items()),
-        where=matching(f"^({named})$"),
+        where=Named(frozenset(projectors)),
         axes=axes_value(axes),
     )
+
+
+@dataclass(frozen=True)
+class Named:
+    """Chooses leaves by their exact paths, whatever their shape."""
+
+    paths: frozenset[str]
+
+    def __call__(self, path: str, leaf: jax.Array) -> bool:
+        """Whether a leaf is chosen."""
+        del leaf
+        return path in self.paths
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,7 +71,7 @@ class PerLeaf(LeafProjector):
 
     projectors: tuple[tuple[str, LeafProjector], ...]
     _: KW_ONLY
-    where: PathFilter
+    where: Named
     axes: Any = None
 
     def __repr__(self) -> str:

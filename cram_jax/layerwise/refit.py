@@ -100,6 +100,19 @@ class Refit(Projector):
     def __repr__(self) -> str:
         return f"refit({self.projector!r}, ...)"
 
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the other projector is."""
+        return self.projector.is_scheduled
+
+    def changes(self, params: Params) -> list[bool]:
+        """The leaves that the other projector changes, and those it solves for."""
+        refitted = self._refitted(params)
+        return [
+            is_pruned or index in refitted
+            for index, is_pruned in enumerate(self.projector.changes(params))
+        ]
+
     def init(self, params: Params) -> Any:
         """The state of the other projector."""
         self._refitted(params)

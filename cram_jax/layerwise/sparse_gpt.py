@@ -67,7 +67,8 @@ def sparse_gpt(
 
     Raises:
       ValueError: a number is out of range, or a sum not a square of finite numbers; at
-        use, if one does not fit its leaf, or no leaf has one.
+        use, if one does not fit its leaf, or no leaf has one, or, outside of ``jit``,
+        the damping is too small to invert it.
       TypeError: an argument is of a wrong type.
 
     Example:
@@ -141,6 +142,12 @@ class SparseGPT(LeafProjector):
             jnp.asarray([kept_count(size, share) for size in sizes]),
             options=_Options(block, group, self.bits),
         )
+        is_known = not isinstance(pruned, jax.core.Tracer)
+        if is_known and jnp.isnan(pruned).any() and not jnp.isnan(weights).any():
+            raise ValueError(
+                f"damping={self.damping} is too small for {leaf.path!r}, whose inputs "
+                f"depend on each other"
+            )
         return like_leaf(leaf, pruned, masks)
 
 

@@ -11,7 +11,7 @@ from cram_jax.axes import Axes, AxesLike, axes_value
 from cram_jax.layerwise.matrices import (
     Grams,
     LayerInputs,
-    from_matrices,
+    in_place,
     layer_inputs,
 )
 from cram_jax.layerwise.patterns import Pattern, chooser
@@ -111,7 +111,7 @@ class Wanda(LeafProjector):
         for leaf, (_, chosen) in zip(
             leaves, self.chooser.project_leaves(scores), strict=True
         ):
-            mask = from_matrices(chosen, jnp.shape(leaf.value), leaf.axes)
+            mask = in_place(leaf, chosen)
             pairs.append((apply_masks(mask, leaf.value), mask))
         return pairs
 

@@ -158,11 +158,6 @@ class Channels(Projector):
         return f"channels({', '.join([repr(self.sparsity), 'structure', *options])})"
 
     @property
-    def draws(self) -> bool:
-        """A projector without state."""
-        return False
-
-    @property
     def shared(self) -> Hashable:
         """Itself with another sparsity."""
         return None if isinstance(self.sparsity, Traced) else replace(self, sparsity=0)
@@ -322,6 +317,10 @@ class Channels(Projector):
         sizes = np.array([block.size for block in blocks])
         block_of = np.repeat(np.arange(len(blocks)), sizes)
         means = jax.ops.segment_sum(scores[groups], block_of, len(blocks)) / sizes
+        # Rounding must not lift a block of equal scores above the one before it.
+        last = np.cumsum(sizes) - 1
+        best, worst = (scores[groups[at]] for at in (last - sizes + 1, last))
+        means = jnp.clip(means, worst, best)
         means = jnp.where(np.array([b.stays for b in blocks]), jnp.inf, means)
         order = jnp.argsort(-means, stable=True)
         position = jnp.zeros(len(blocks), int).at[order].set(jnp.arange(len(blocks)))

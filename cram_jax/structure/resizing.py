@@ -101,9 +101,10 @@ def _pad(
         labelled.eqn.params["padding_config"], labelled.outs[0].axes, strict=True
     ):
         kept = replay.positions(axis)
-        if low > 0 or high > 0:
-            low = int(kept[: max(low, 0)].sum())
-            high = int(kept[len(kept) - max(high, 0) :].sum())
+        if low > 0:
+            low = int(kept[:low].sum())
+        if high > 0:
+            high = int(kept[-high:].sum())
         config.append((low, high, interior))
     return bind(labelled.eqn, args, padding_config=tuple(config))
 

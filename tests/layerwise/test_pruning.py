@@ -7,8 +7,18 @@ import pytest
 import references
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cram_jax import Axes, compose, compress, fake_quant, sparsity_report, top_k
+from cram_jax import (
+    Axes,
+    compose,
+    compress,
+    fake_quant,
+    matching,
+    scheduled,
+    sparsity_report,
+    top_k,
+)
 from cram_jax.layerwise import per_leaf, refit, sparse_gpt, wanda
 from cram_jax.sparsity import kept_count
 
@@ -314,6 +324,43 @@ def test_each_leaf_has_its_own_projector():
     masks = compress(params, projector).masks
     assert [int(masks[name].sum()) for name in "abc"] == [6, 12, 3]
     assert projector == per_leaf({"a": top_k(0.5), "c": top_k(0.75)})
+    bias = {"a": params["a"], "b": jnp.arange(1.0, 5.0)}
+    masks = compress(bias, per_leaf({"a": top_k(0.5), "b": top_k(0.5)})).masks
+    assert [int(masks[name].sum()) for name in "ab"] == [6, 2]
+
+
+def test_refitting_knows_of_a_schedule_and_of_all_that_it_changes():
+    params, grams = {"a": jnp.ones((4, 2)), "b": jnp.ones((4, 2))}, {"a": jnp.eye(4)}
+    with pytest.raises(ValueError, match="follows a schedule"):
+        compress(params, refit(scheduled(top_k, lambda step: 0.1 * step), grams))
+    assert refit(top_k(0.5, where=matching("b")), grams).changes(params) == [True] * 2
+
+
+def test_a_damping_that_inverts_nothing_is_refused():
+    inputs = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    grams = {"kernel": jnp.asarray(inputs.T @ inputs)}
+    params = {"kernel": jnp.ones((64, 3))}
+    with pytest.raises(ValueError, match="damping=1e-12 is too small for 'kernel'"):
+        compress(params, sparse_gpt(0.5, grams, damping=1e-12))
+
+
+@pytest.mark.several_devices
+@pytest.mark.parametrize("spec", [("d", None), (None, "d"), (None, None)])
+@pytest.mark.parametrize("make", [wanda, sparse_gpt])
+def test_leaves_on_explicit_axes_are_pruned_where_they_are(make, spec):
+    weights, inputs = np.random.default_rng(0).standard_normal((2, 16, 16), np.float32)
+    projector = make(0.5, {"kernel": jnp.asarray(inputs.T @ inputs)})
+    expected = compress({"kernel": jnp.asarray(weights)}, projector)
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        leaf = jax.device_put(weights, sharding)
+        ours = compress({"kernel": leaf}, projector)
+    np.testing.assert_array_equal(ours.masks["kernel"], expected.masks["kernel"])
+    np.testing.assert_allclose(
+        ours.params["kernel"], expected.params["kernel"], rtol=1e-5, atol=1e-6
+    )
+    assert jax.typeof(ours.masks["kernel"]).sharding == jax.typeof(leaf).sharding
 
 
 KERNEL = {"kernel": jnp.ones((4, 2))}

@@ -235,7 +235,7 @@ MUTANTS = {
             Mutant("place[group] = range(len(group))", "place[group] = 0"),
             Mutant("states[first + 1 :]", "states[first:-1]"),
             Mutant("p=None if weights is None else", "p=None if True else"),
-            Mutant("abs(weights.sum() - 1) > 1e-6", "False"),
+            Mutant("not abs(weights.sum() - 1) <= 1e-6", "False"),
         ],
     ),
     "caching": (

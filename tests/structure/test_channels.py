@@ -138,6 +138,18 @@ def test_multiple_of_keeps_whole_vectors(sparsity):
     assert set(np.flatnonzero(kept[:16])) == set(np.argsort(-scores[:16])[:first])
 
 
+@pytest.mark.parametrize("score", [0.7, 0.1, 1 / 3])
+def test_equal_scores_are_kept_in_whole_vectors(score):
+    """The mean of a shorter block rounds differently."""
+    params = {"a": jnp.full((3, 20), score).at[:, :8].set(3 * score)}
+    params["b"] = jnp.ones((20, 2))
+    structure = trace_structure(
+        lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, jnp.ones((1, 3))
+    )
+    kept = channels(0.4, structure, multiple_of=8).keep(params)
+    np.testing.assert_array_equal(np.flatnonzero(kept), range(8))
+
+
 def test_a_family_below_the_multiple_stays_whole():
     kept = keep(channels(0.5, STRUCTURE, multiple_of=16))
     assert kept.all()

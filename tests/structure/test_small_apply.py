@@ -223,3 +223,19 @@ def test_fine_tuning_goes_down():
         value, small = step(small)
         losses.append(float(value))
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_pad_may_grow_one_end_and_crop_the_other():
+    """As a shift by one token does."""
+
+    def apply(params, x):
+        h = jax.nn.relu(x @ params["a"])
+        shifted = jax.lax.pad(h, 0.0, ((0, 0, 0), (1, -1, 0), (0, 0, 0)))
+        return (h + shifted) @ params["c"]
+
+    params, x = {name: PARAMS[name] for name in "ac"}, RNG.normal(size=(2, 5, 3))
+    structure = trace_structure(apply, params, x)
+    masked = compress(params, channels(0.5, structure))
+    kept = channels(0.5, structure).keep(params)
+    small = small_apply(structure, kept)(shrink(structure, params, kept), x)
+    np.testing.assert_allclose(small, apply(masked.params, x), rtol=1e-5, atol=1e-6)
