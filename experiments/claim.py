@@ -2,8 +2,9 @@
 
 import contextlib
 from pathlib import Path
+from typing import get_args
 
-from experiments.config import RunConfig
+from experiments.config import GradientRule, RunConfig
 from experiments.errors import RunError
 from experiments.kinds import kind_of
 from experiments.metrics import Report
@@ -56,15 +57,17 @@ def _take_up(run: Path, config: RunConfig, report: Report) -> None:
         return
     rule = config.optimizer
     extended = [*changed] == ["epochs"] and config.epochs > stored.epochs
-    if extended and rule.schedule == "constant" and not rule.warmup:
+    is_constant = rule.schedule == "constant" and not rule.warmup
+    if extended and is_constant and rule.rule in get_args(GradientRule):
         save_config(run, config)
         report.say(f"{run}: {config.epochs} epochs instead of {stored.epochs}")
         return
     advice = "resume it with the configuration in its config.json"
     if extended:
+        rules = ", ".join(get_args(GradientRule))
         advice = (
-            f"its learning rates are scheduled for {stored.epochs} epochs (only the "
-            f"constant schedule without warm-up takes more); train a new run from it "
-            f"with --init-from {run}"
+            f"it is scheduled for {stored.epochs} epochs (only {rules} with a constant "
+            f"learning rate and no warm-up take more); train a new run from it with "
+            f"--init-from {run}"
         )
     raise RunError(f"{run} was started with a different {', '.join(changed)}; {advice}")

@@ -24,7 +24,13 @@ from experiments.config import RunConfig
 from experiments.errors import ConfigError, NonFiniteLoss, RunError, Stopped
 from experiments.evaluation import Accuracy, evaluate_target, make_evaluation
 from experiments.kinds import prepare
-from experiments.methods.bench import METHODS, Entry, configured, trained_targets
+from experiments.methods.bench import (
+    METHODS,
+    Entry,
+    configured,
+    trained_targets,
+    untuned,
+)
 from experiments.metrics import progress_bar
 from experiments.results import (
     Results,
@@ -48,8 +54,8 @@ class Bench(NamedTuple):
       base: the recipe whose data, network and schedule all methods share.
       names: the targets.
       budget: evaluations of the gradient, in passes over the examples.
-      held_out: training examples that knobs are chosen on; 0: each knob has the second
-        of its values.
+      held_out: training examples that knobs are chosen on; 0: each knob has the value
+        of `untuned`.
       tuned_on: the target for which methods with a network for each target are tuned.
     """
 
@@ -61,13 +67,15 @@ class Bench(NamedTuple):
 
     def stored(self) -> dict[str, Any]:
         """The same as JSON."""
-        return {
+        stored = {
             "task": self.base.name,
             "targets": list(self.names),
             "budget": self.budget,
             "held_out": self.held_out,
             "tuned_on": self.tuned_on,
         }
+        weights = getattr(self.base, "weights", None)
+        return stored | ({"weights": weights} if weights else {})
 
 
 class Trained(NamedTuple):
@@ -194,10 +202,12 @@ def _judged(accuracy: Accuracy) -> float:
     return accuracy.pruned if after is None else after
 
 
-def chosen_value(entry: Entry, search: Sequence[dict[str, float]]) -> float:
-    """The best value of the knob; the second of its values if none was tried."""
+def chosen_value(
+    entry: Entry, search: Sequence[dict[str, float]], base: RunConfig
+) -> float:
+    """The best value of the knob; if none was tried, see `untuned`."""
     if not search:
-        return entry.values[1]
+        return untuned(entry, base)
     return max(search, key=lambda found: found["score"])["value"]
 
 
@@ -225,7 +235,7 @@ def _trainings(
                     own: dict[str, Any] = own,
                     method: str = method,
                 ) -> None:
-                    value = chosen_value(entry, own["search"])
+                    value = chosen_value(entry, own["search"], bench.base)
                     config = runner.config(entry, target, value, seed)
                     if "cost" not in own:
                         own["cost"] = runner.cost(entry, config)
@@ -234,6 +244,7 @@ def _trainings(
                     except NonFiniteLoss:
                         own["diverged"].append({"trained_for": target, "seed": seed})
                         return
+                    results["metric"] = runner.metric
                     add_run(results, method, config, found.accuracies, found.seconds)
                     own["runs"][-1] |= {
                         "trained_for": target,
@@ -269,6 +280,11 @@ class _Runner:
             value=value,
         )
         return dataclasses.replace(config, seed=seed)
+
+    @property
+    def metric(self) -> str:
+        """The main metric of the task."""
+        return self._data()[1].metric
 
     def run(
         self, entry: Entry, target: str | None, value: float, seed: int, word: str

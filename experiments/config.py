@@ -11,7 +11,8 @@ from experiments import targets
 from experiments.errors import ConfigError
 from experiments.methods.config import SEVERAL_TARGETS, Method, PruningConfig
 
-Rule = Literal["none", "sam", "cram", "cram_plus", "topk_plus", Method]
+GradientRule = Literal["none", "sam", "cram", "cram_plus", "topk_plus"]
+Rule = Literal[GradientRule, Method]
 Base = Literal["sgd", "adam"]
 Schedule = Literal["cosine", "linear", "constant"]
 Dtype = Literal["float32", "bfloat16"]

@@ -21,6 +21,11 @@ def default_data_dir() -> Path:
     )
 
 
+def data_dir_note(data_dir: Path | None) -> dict[str, str]:
+    """What the status of a run says of where its data are."""
+    return {"data_dir": str((data_dir or default_data_dir()).absolute())}
+
+
 def open_dataset(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
     """Finds a data set; the digits are prepared if they are missing.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from experiments.datasets import data_dir_note
 from experiments.display import accuracy_table, plot_accuracy
 from experiments.errors import ConfigError, command_line
 from experiments.evaluation import Evaluation, evaluate_target, make_evaluation
@@ -74,6 +75,7 @@ def demo(
                     progress,
                     train_step=train_step,
                     overwrite=True,
+                    notes=data_dir_note(data_dir),
                 )
                 model = state.judged, state.batch_stats
                 accuracies = [
@@ -98,7 +100,7 @@ def demo(
     if importlib.util.find_spec("llvmlite") is None:
         console.print("No picture of the speed: pip install 'cram_jax[engine]'")
     else:
-        _show_speed(run, console, data, task, evaluation, epochs)
+        _show_speed(run, console, data, task, evaluation, epochs, data_dir)
     seconds = time.perf_counter() - begin
     _conclude(console, results, run, config, seconds)
     return results
@@ -111,6 +113,7 @@ def _show_speed(
     task: Task,
     evaluation: Evaluation,
     epochs: int | None,
+    data_dir: Path | None,
 ) -> None:
     """Trains one model for blocks, and draws what its targets cost and gain."""
     # Slow to import, and needed only here.
@@ -133,7 +136,13 @@ def _show_speed(
     )
     with progress_bar(console) as progress:
         state = train(
-            config, run / f"{config.name}-seed0", data, task, progress, overwrite=True
+            config,
+            run / f"{config.name}-seed0",
+            data,
+            task,
+            progress,
+            overwrite=True,
+            notes=data_dir_note(data_dir),
         )
     subject = subject_of_model(
         config.name, config, data, evaluation, state.judged, state.batch_stats

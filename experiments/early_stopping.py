@@ -10,6 +10,7 @@ from experiments import checkpoints
 from experiments.config import RunConfig
 from experiments.kinds import kind_of
 from experiments.metrics import read_lines
+from experiments.run_directory import read_status, write_status
 from experiments.sharding import on_first_process
 
 
@@ -55,6 +56,9 @@ class Stopping:
     def _keep_sources(self, directory: Path) -> None:
         kind = kind_of(self._config)
         kind.keep_sources(kind.kept_sources(self._config, self._run), directory)
+        where = read_status(self._run).get("data_dir")
+        if where is not None:
+            write_status(directory, data_dir=where)
 
     def _since_best(self) -> int:
         """Evaluations since the best one, or since the first of equal ones."""

@@ -11,7 +11,7 @@ from rich.console import Console
 from experiments import paper, targets
 from experiments.config import OptimizerConfig, RunConfig
 from experiments.display import accuracy_table, plot_accuracy
-from experiments.errors import RunError, command_line
+from experiments.errors import ConfigError, RunError, command_line
 from experiments.results import (
     Results,
     cell,
@@ -23,7 +23,7 @@ from experiments.results import (
     save_results,
     summarize,
 )
-from experiments.run_directory import load_config, write_text
+from experiments.run_directory import compressed_to, load_config, write_text
 from experiments.stored_config import differences
 
 SCOPES: dict[targets.Scope, str] = {
@@ -139,7 +139,7 @@ def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> Non
         results[key] = stored[key]
     results["targets"] = in_order(results["targets"], stored["targets"])
     (entry,) = (entry for m in stored["methods"].values() for entry in m["runs"])
-    label = _label(section, config)
+    label = _label(section, config, compressed_to(run))
     section.configs.setdefault(label, config)
     others = results["methods"].setdefault(label, {"runs": []})["runs"]
     if any(other["seed"] == config.seed for other in others):
@@ -147,9 +147,9 @@ def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> Non
     others.append(entry)
 
 
-def _label(section: Section, config: RunConfig) -> str:
+def _label(section: Section, config: RunConfig, target: str) -> str:
     """The method's label; if others have it too, with what tells them apart."""
-    label = short = method_label(config.optimizer)
+    label = short = method_label(config.optimizer) + _made(target)
     own, words = _but_for_seed(config), []
     while (known := section.configs.get(label)) and _but_for_seed(known) != own:
         changed = differences(own, _but_for_seed(known))
@@ -160,13 +160,26 @@ def _label(section: Section, config: RunConfig) -> str:
     return label
 
 
+def _made(target: str) -> str:
+    """What was done to a model, in words."""
+    if not target:
+        return ""
+    try:
+        return f", compressed to {targets.label(target)}"
+    except ConfigError:  # such as what `allocate` stores
+        return f", {target}"
+
+
 def _but_for_seed(config: RunConfig) -> RunConfig:
     """The configuration without the seed and the runs that it starts or learns from.
 
-    Whether there is a teacher is kept.
+    What is kept of those: whether there are any, and what the start was compressed to.
     """
     teacher = None if config.teacher is None else ""
-    return dataclasses.replace(config, seed=0, init_from=None, teacher=teacher)
+    start = None
+    if config.init_from is not None:
+        start = compressed_to(Path(config.init_from))
+    return dataclasses.replace(config, seed=0, init_from=start, teacher=teacher)
 
 
 def _runs(results: Results, configs: dict[str, RunConfig]) -> list[str]:

@@ -26,7 +26,9 @@ OURS = (
     "compressed",
     "compression.json",
     "evaluation.json",
-    "evaluation.part.json",
+    "evaluation.*.json",  # of other models, and of targets so far
+    "audit.json",
+    "allocation-*.json",
     "tradeoff.*",
     "vocabulary",
     "*.unfinished",
@@ -172,6 +174,16 @@ def check_path(run: Path) -> None:
         )
     if len(run.name.encode()) > 255 or len(path.encode()) > 3800:
         raise RunError(f"{run.name[:40]}... is too long for the name of a directory")
+
+
+def compressed_to(run: Path) -> str:
+    """The target that the model of a run was compressed to; empty if it was not.
+
+    Raises:
+      RunError: the file that says so cannot be read.
+    """
+    path = run / "compression.json"
+    return str(read_json(path)["target"]) if path.exists() else ""
 
 
 def check_free(run: Path, *, overwrite: bool) -> None:

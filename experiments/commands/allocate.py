@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from experiments.evaluation import Evaluation, make_evaluation
 from experiments.metrics import make_console
 from experiments.open_run import OpenRun, open_run
 from experiments.pruning_options import PrunerOptions
-from experiments.run_directory import write_text
+from experiments.run_directory import check_free, read_json, write_text
 
 if TYPE_CHECKING:
     from experiments.verbs.allocate import Allocate
@@ -32,6 +33,15 @@ def allocate(options: "Allocate") -> None:
     """Prints accuracy at equal budgets; stores models and sparsities."""
     console = make_console()
     say = partial(console.print, soft_wrap=True)
+    ending = f"{options.measure}-{options.pruner}"
+    models_of = {
+        speedup: options.run / "compressed" / f"spdy{speedup:g}x-{ending}"
+        for speedup in options.speedup
+    }
+    for out in models_of.values():
+        check_free(out, overwrite=True)
+    path = options.run / f"allocation-{ending}.json"
+    found = _earlier(path, options)
     run = open_run(options.run, options.data_dir, say)
     pruning = PrunerOptions(layerwise=options.layerwise)
     evaluation = make_evaluation(run.config, run.data, run.task, pruning)
@@ -48,7 +58,6 @@ def allocate(options: "Allocate") -> None:
         run, weighed, compress, options.pruner, options.levels, options.examples
     )
     refit = "r" * options.pruner.startswith("r")
-    found: dict[str, Any] = {"measure": options.measure, "pruner": options.pruner}
     for speedup in options.speedup:
         budget = weighed.total / speedup
         levels = database.allocate(budget, options.seed, options.starts)
@@ -73,14 +82,18 @@ def allocate(options: "Allocate") -> None:
         }
         statistics = evaluation.recalibrate(stitched, run.batch_stats)
         accuracy = found[f"{speedup:g}x"]["methods"]["SPDY"]["recalibrated"]
-        target = f"spdy{speedup:g}x"
-        out = options.run / "compressed" / target
-        model = stitched, statistics
-        store(out, options.run, run, target, model, accuracy, options.data_dir)
-    path = options.run / f"allocation-{options.measure}-{options.pruner}.json"
-    write_text(path, json.dumps(found, indent=2) + "\n")
+        out, model = models_of[speedup], (stitched, statistics)
+        store(out, options.run, run, out.name, model, accuracy, options.data_dir)
+        write_text(path, json.dumps(found, indent=2) + "\n")
     console.print(_table(found, run))
     say(f"Sparsities in {path}, models in {options.run / 'compressed'}")
+
+
+def _earlier(path: Path, options: "Allocate") -> dict[str, Any]:
+    """What is stored of other speedups, by the same measure and pruner."""
+    if path.exists():
+        return dict(read_json(path))
+    return {"measure": options.measure, "pruner": options.pruner}
 
 
 def _judged(evaluation: Evaluation, run: OpenRun, params: Any) -> dict[str, float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cram_jax
 from experiments import checkpoints, targets
-from experiments.datasets import default_data_dir
+from experiments.datasets import data_dir_note
 from experiments.errors import ConfigError
 from experiments.evaluation import check_targets, has_statistics, make_evaluation
 from experiments.kinds import kind_of
@@ -16,6 +16,7 @@ from experiments.pruning_options import PrunerOptions
 from experiments.run_directory import (
     check_free,
     check_path,
+    clear,
     load_config,
     write_status,
     write_text,
@@ -36,8 +37,8 @@ def compress(
     check_path(out)
     if out.exists() and out.resolve() in (run.resolve(), *run.resolve().parents):
         raise ConfigError(f"out must be a directory of its own, got {out}, the run's")
-    if not (out / "compression.json").exists():  # one of ours is replaced
-        check_free(out, overwrite=overwrite)
+    is_made = (out / "compression.json").exists()  # ours, which is replaced
+    check_free(out, overwrite=overwrite or is_made)
     console = make_console()
     say = partial(console.print, soft_wrap=True)
     config, data, task, params, batch_stats = open_run(run, data_dir, say)
@@ -80,7 +81,7 @@ def store(
     """Stores a compressed model as a run of its own.
 
     Args:
-      out: its directory.
+      out: its directory; what `check_free` allowed to remove there is removed.
       source: that of the run it was made from.
       run: the same, opened.
       target: what it was compressed to.
@@ -88,9 +89,10 @@ def store(
       accuracy: by the metric that counts.
       data_dir: where tensorflow-datasets keeps its data; None: where the run found it.
     """
+    if out.exists():
+        clear(out)  # what it says is of an earlier model
     checkpoints.save_model(out, load_config(source), *model)
     kind_of(run.config).keep_sources(run.config, out)
     facts = {"source": str(source), "target": target, run.task.metric: accuracy}
     write_text(out / "compression.json", json.dumps(facts, indent=2) + "\n")
-    found = data_dir or stored_data_dir(source) or default_data_dir()
-    write_status(out, data_dir=str(found.absolute()))
+    write_status(out, **data_dir_note(data_dir or stored_data_dir(source)))

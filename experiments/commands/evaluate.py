@@ -25,7 +25,7 @@ from experiments.results import (
     new_results,
     save_results,
 )
-from experiments.resumable_evaluation import resumable
+from experiments.resumable_evaluation import forget, resumable
 from experiments.run_directory import load_config
 
 
@@ -84,7 +84,7 @@ def evaluate(
     rule = config.optimizer.rule_name
     add_run(results, rule, load_config(run), accuracies, seconds, model)
     save_results(_with_earlier(results, out, say), out)
-    unfinished.unlink(missing_ok=True)
+    forget(unfinished, depends_on, names)
     drawn = calibrations > 1 and has_statistics(batch_stats)
     draws = f", {calibrations} calibrations" if drawn else ""
     say(f"{run}:")

@@ -18,7 +18,7 @@ from rich.table import Table
 from cram_jax import KeepPrunedState, prunable
 from experiments import checkpoints
 from experiments.config import RunConfig
-from experiments.datasets import default_data_dir
+from experiments.datasets import data_dir_note
 from experiments.distillation import check_teacher, load_teacher
 from experiments.errors import ConfigError, Stopped
 from experiments.kinds import kind_of, prepare
@@ -120,7 +120,7 @@ class _Rounds:
     ):
         self.config, self.plan, self.out = config, plan, out
         self.mesh, self.progress = mesh, progress
-        self.notes = {"data_dir": str((data_dir or default_data_dir()).absolute())}
+        self.notes = data_dir_note(data_dir)
         self.data, self.task = prepare(config, data_dir)
         steps = total_steps(config, self.data)
         if plan.rewind_step >= steps:

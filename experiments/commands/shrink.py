@@ -18,7 +18,7 @@ from cram_jax.structure import (
 from cram_jax.structure.costs import total
 from experiments import checkpoints
 from experiments.config import RunConfig
-from experiments.datasets import default_data_dir
+from experiments.datasets import data_dir_note
 from experiments.errors import ConfigError, command_line
 from experiments.evaluation import check_targets, make_evaluation
 from experiments.kinds import kind_of
@@ -27,6 +27,7 @@ from experiments.open_run import open_run, stored_data_dir
 from experiments.run_directory import (
     check_free,
     check_path,
+    clear,
     load_config,
     write_status,
     write_text,
@@ -41,8 +42,8 @@ def shrink_run(
     check_path(out)
     if out.exists() and out.resolve() in (run.resolve(), *run.resolve().parents):
         raise ConfigError(f"out must be a directory of its own, got {out}, the run's")
-    if not (out / "compression.json").exists():  # a smaller network of ours is replaced
-        check_free(out, overwrite=overwrite)
+    is_made = (out / "compression.json").exists()  # ours, which is replaced
+    check_free(out, overwrite=overwrite or is_made)
     say = partial(make_console().print, soft_wrap=True)
     config, data, task, params, batch_stats = open_run(run, data_dir, say)
     check_targets((target,), config, task)
@@ -61,6 +62,8 @@ def shrink_run(
     result = small_task.evaluate(small, small_statistics, data.evaluation)
 
     stored = shrunken(load_config(run), data, structure, kept, target)
+    if out.exists():
+        clear(out)  # what it says is of an earlier model
     checkpoints.save_model(out, stored, small, small_statistics)
     kind_of(config).keep_sources(config, out)
     facts = {
@@ -70,8 +73,7 @@ def shrink_run(
         task.metric: result[task.metric],
     }
     write_text(out / "compression.json", json.dumps(facts, indent=2) + "\n")
-    found = data_dir or stored_data_dir(run) or default_data_dir()
-    write_status(out, data_dir=str(found.absolute()))
+    write_status(out, **data_dir_note(data_dir or stored_data_dir(run)))
     costs = structure.costs
     products = [total(costs.multiply_adds, costs.parts, k) for k in (None, kept)]
     sizes = [sum(x.size for x in jax.tree.leaves(p)) for p in (params, small)]

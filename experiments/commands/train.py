@@ -10,7 +10,7 @@ import jax
 
 from experiments import checkpoints
 from experiments.config import RunConfig
-from experiments.datasets import default_data_dir
+from experiments.datasets import data_dir_note
 from experiments.distillation import check_teacher, load_teacher
 from experiments.errors import ConfigError, NonFiniteLoss, command_line
 from experiments.evaluation import check_targets
@@ -95,7 +95,7 @@ def train(config: RunConfig, conduct: Conduct) -> None:
             cadence=conduct.cadence,
             max_steps=conduct.max_steps,
             loggers=conduct.loggers,
-            notes={"data_dir": str((data_dir or default_data_dir()).absolute())},
+            notes=data_dir_note(data_dir),
             quiet=False,
         )
     if unfinished := state_of(run):

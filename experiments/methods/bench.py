@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from experiments import targets
 from experiments.config import RunConfig
 from experiments.errors import ConfigError
+from experiments.recipes import RECIPES
 
 ZEROS = frozenset({"global", "layer", "blocks", "n of m"})
 ANY = ZEROS | {"quantised"}
@@ -143,6 +144,23 @@ def trained_targets(entry: Entry, names: tuple[str, ...]) -> tuple[str | None, .
         for name in names
         if all(part.form in entry.forms for part in targets.parse(name))
     )
+
+
+def untuned(entry: Entry, base: RunConfig) -> float:
+    """The value of a method's knob where none is tuned.
+
+    That of the recipe, or, for SAM, of the recipe's variant with SAM; the second of the
+    values that would be tried if the recipe has none.
+    """
+    with_sam = RECIPES.get(f"{base.name}_sam")
+    match entry.changes["rule"], entry.knob:
+        case _, "learning_rate" | "weight_decay":
+            return float(getattr(base.optimizer, entry.knob))
+        case "cram_plus", "rho":
+            return base.optimizer.rho
+        case "sam", "rho" if with_sam:
+            return with_sam.optimizer.rho
+    return entry.values[1]
 
 
 def configured(

@@ -106,6 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert isinstance(base, ImageConfig)
     methods = candidates(base)
     out = results_of(options, "structured")
+    if options.init_from and base.data.validation != HELD_OUT[options.recipe]:
+        print(
+            f"note: {options.init_from} has seen the images that settings are chosen "
+            f"on; one trained with --data.validation {HELD_OUT[options.recipe]} has not"
+        )
     best = chosen(
         {method: methods[method] for method in options.methods},
         HELD_OUT[options.recipe],
@@ -114,7 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     rows = []
     for method, config in dict(best).items():
-        seeded = [dataclasses.replace(config, seed=seed) for seed in options.seeds]
+        data = dataclasses.replace(config.data, validation=0)
+        seeded = [
+            dataclasses.replace(config, seed=seed, data=data) for seed in options.seeds
+        ]
         runs = [remembered(run, out, options.data_dir) for run in seeded]
         cells = [spread([run[target] for run in runs]) for target in base.eval_targets]
         rows.append(f"| {method} | {config.name} | {' | '.join(cells)} |")

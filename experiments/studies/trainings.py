@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from experiments.config import RunConfig
+from experiments.errors import RunError
 from experiments.evaluation import Accuracy, evaluate_target, make_evaluation
 from experiments.kinds import kind_of, prepare
 from experiments.recipes import RECIPES
-from experiments.run_directory import load_config, write_text
+from experiments.run_directory import load_config, read_json, write_text
 from experiments.step import init_state, make_train_step, total_steps
+from experiments.stored_config import to_dict
 from experiments.warm_start import initial_model
 
 
@@ -109,16 +111,27 @@ def _accuracy(result: Accuracy) -> float:
 
 
 def remembered(config: RunConfig, out: Path, data_dir: Path | None) -> dict[str, float]:
-    """The accuracies that `run` finds, read from their file if there is one."""
+    """The accuracies that `run` finds, read from their file if there is one.
+
+    Raises:
+      RunError: the file is of another configuration.
+    """
     held_out = "held-out-" if getattr(config.data, "validation", 0) else ""
     file = out / f"{held_out}{config.name}-seed{config.seed}.json"
+    # As JSON gives it back.
+    stored: Any = json.loads(json.dumps(to_dict(config)))
     if not file.exists():
-        result = run(config, data_dir)
+        result = {"config": stored} | run(config, data_dir)
         write_text(file, json.dumps(result, indent=2) + "\n")
         row = " ".join(f"{v:.1f}" for v in result["accuracy"].values())
         print(f"{file.stem}: {row} ({result['cpu_seconds']} CPU seconds)", flush=True)
-    found: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))["accuracy"]
-    return found
+    found = read_json(file)
+    if found.get("config") != stored:
+        raise RunError(
+            f"{file} is a result of another configuration; choose another --out"
+        )
+    accuracy: dict[str, float] = found["accuracy"]
+    return accuracy
 
 
 def spread(values: Sequence[float]) -> str:

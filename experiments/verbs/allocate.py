@@ -20,7 +20,7 @@ class Allocate:
 
     SPDY: each layer is pruned to many sparsities separately; then a search finds the
     combination with the least loss on training examples within the budget. Each
-    speedup's model is stored in RUN/compressed/spdySPEEDUPx.
+    speedup's model is stored in RUN/compressed/spdySPEEDUPx-MEASURE-PRUNER.
     """
 
     run: tyro.conf.Positional[Path]

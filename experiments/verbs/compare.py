@@ -48,7 +48,8 @@ class Compare:
     tuned_on: str = "k90"
     """The target for which the knob of methods with a network for each is chosen."""
     tune: bool = True
-    """Whether to tune knobs on held-out images; otherwise defaults are used."""
+    """Whether to tune knobs on held-out images. Otherwise, and on text, those that the
+    recipe sets have its values, and others the second that would be tried."""
     out: Path | None = None
     """Where results go; by default runs/compare-TASK."""
     weights: str | None = None
@@ -89,9 +90,10 @@ class Compare:
         results = compare(
             bench, self._methods(), self.seeds, out, console, data_dir=self.data_dir
         )
+        seeds = len({r["seed"] for m in results["methods"].values() for r in m["runs"]})
         title = (
             f"{base.model.title} on {base.data.name}, {bench.budget} passes of "
-            f"gradients, {self.seeds} seeds, accuracy (%)"
+            f"gradients, {seeds} seeds, {results['metric']} (%)"
         )
         console.print(report.table(results, title))
         report.store(results, out, title)

@@ -60,6 +60,22 @@ def test_compress_stores_a_model_that_evaluates_the_same(run, data_dir, capsys):
     assert again["pruned"] == {"dense": stored["accuracy"]}
 
 
+@pytest.mark.parametrize("verb", ["compress", "shrink"])
+def test_a_model_that_is_replaced_leaves_nothing(verb, run, data_dir, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = f"{verb} {run} --target c50 --out {out} --data-dir {data_dir}".split()
+    assert main(command) == 0
+    (out / "evaluation.json").write_text("{}")  # of the model before
+    (out / "best").mkdir()
+    assert main(command) == 0
+    assert not (out / "evaluation.json").exists()
+    assert not (out / "best").exists()
+    (out / "notes.txt").write_text("mine")
+    assert main(command) == 1
+    assert "'notes.txt', which no run wrote" in capsys.readouterr().err
+    assert (out / "notes.txt").exists()
+
+
 def test_a_model_is_not_written_over_its_run(run, capsys):
     for verb in ("compress", "shrink"):
         for out in (run, run.parent):
@@ -300,7 +316,13 @@ def test_allocate_compares_masks_at_equal_cost(run, data_dir, capsys):
         # Four levels are coarse; counts of weights are whole.
         assert method["share"] <= 1 / 1.5 + 0.01
     assert found["1.5x"]["methods"]["uniform"]["share"] >= 1 / 1.5 - 0.01
-    stored = run / "compressed" / "spdy1.5x"
+    stored = run / "compressed" / "spdy1.5x-multiply_adds-u"
     assert main(f"evaluate {stored} --data-dir {data_dir}".split()) == 0
+    assert (stored / "evaluation.json").exists()
+    again = command.replace("1.5", "1.25") + f" --pruner u --data-dir {data_dir}"
+    assert main(again.split()) == 0
+    both = json.loads((run / "allocation-multiply_adds-u.json").read_text())
+    assert both["1.5x"] == found["1.5x"]
+    assert both["1.25x"]["methods"]
     assert main(f"allocate {run} --speedup 900 --data-dir {data_dir}".split()) == 1
     assert "speedup must be smaller" in capsys.readouterr().err

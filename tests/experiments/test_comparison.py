@@ -11,6 +11,7 @@ from experiments.errors import ConfigError, NonFiniteLoss
 from experiments.methods.bench import METHODS, check_methods, configured
 from experiments.methods.config import PruningConfig
 from experiments.metrics import make_console
+from experiments.recipes import RECIPES
 from experiments.results import load_results
 from experiments.verbs.compare import Compare
 
@@ -125,11 +126,28 @@ def test_a_method_that_diverges_is_noted_and_not_tried_again(
     assert again["methods"] == results["methods"]
 
 
-def test_without_a_search_a_knob_has_its_second_value():
+def test_without_a_search_a_knob_has_the_value_of_the_recipe():
+    text = RECIPES["sst2_small"]
+    for name, expected in {
+        "cram_plus": text.optimizer.rho,
+        "sam": RECIPES["sst2_small_sam"].optimizer.rho,
+        "ste": text.optimizer.learning_rate,
+        "sgd": text.optimizer.weight_decay,
+        "gradual": 0.75,  # a share of the steps suits every task
+    }.items():
+        assert chosen_value(METHODS[name], [], text) == expected, name
     entry = METHODS["gradual"]
-    assert chosen_value(entry, []) == 0.75
     search = [{"value": 0.9, "score": 80.0}, {"value": 0.5, "score": 90.0}]
-    assert chosen_value(entry, search) == 0.5
+    assert chosen_value(entry, search, text) == 0.5
+
+
+def test_another_bert_is_another_comparison():
+    base = RECIPES["sst2_small"]
+    stored = [
+        Bench(dataclasses.replace(base, weights=name), NAMES, 8, 0, "k50").stored()
+        for name in ("a", "b")
+    ]
+    assert stored[0] != stored[1]
 
 
 def test_what_is_wrong_is_said_before_jax():

@@ -2,12 +2,14 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from experiments import checkpoints
+from experiments.open_run import stored_data_dir
 from experiments.run_directory import load_config
 from experiments.step import init_state
 from experiments.training import train
@@ -69,13 +71,15 @@ def test_without_patience_the_last_model_counts(setting, progress, tmp_path):
     config, data, make, step = setting
     config = dataclasses.replace(config, patience=0)
     task, judged = make([40.0, 60.0, 50.0, 60.0, 55.0])
-    state = train(config, tmp_path, data, task, progress, train_step=step)
+    notes = {"data_dir": "/where/images/are"}
+    state = train(config, tmp_path, data, task, progress, train_step=step, notes=notes)
     assert int(state.step) == 10
     assert not (tmp_path / "model").exists()
     equal(stored_model(tmp_path, config, data, task)[0], judged[-1])
     # The best one is a run of its own.
     assert load_config(tmp_path / "best") == config
     equal(stored_model(tmp_path / "best", config, data, task)[0], judged[1])
+    assert stored_data_dir(tmp_path / "best") == Path("/where/images/are")
 
 
 def test_a_run_that_is_judged_at_its_end_alone_has_no_best(setting, progress, tmp_path):

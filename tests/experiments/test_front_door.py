@@ -58,14 +58,23 @@ def test_a_file_that_holds_no_configuration_is_one_message(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_epochs_are_added_if_the_schedule_allows(schedule, config, tmp_path):
-    optimizer = dataclasses.replace(config.optimizer, schedule=schedule, warmup=0.0)
+@pytest.mark.parametrize(
+    ("schedule", "rule"),
+    [("constant", "cram_plus"), ("cosine", "cram_plus"), ("constant", "gradual")],
+)
+def test_epochs_are_added_if_the_schedule_allows(schedule, rule, config, tmp_path):
+    optimizer = dataclasses.replace(
+        config.optimizer,
+        schedule=schedule,
+        warmup=0.0,
+        rule=rule,
+        train_targets=("k50",),
+    )
     config = dataclasses.replace(config, optimizer=optimizer)
     longer = dataclasses.replace(config, epochs=config.epochs + 3)
     run = tmp_path / "run"
     save_config(run, config)
-    allowed = schedule == "constant"
+    allowed = (schedule, rule) == ("constant", "cram_plus")
     outcome = (
         contextlib.nullcontext()
         if allowed

@@ -163,3 +163,28 @@ def test_what_is_not_there_is_named(store, tmp_path, capsys):
     message = f"error: {run} was not evaluated; do it with\n  "
     message += f"python -m experiments evaluate {run}"
     assert message in capsys.readouterr().err
+
+
+def test_what_a_run_starts_from_and_was_made_into_tells_runs_apart(store, tmp_path):
+    """Fixed masks need a start, and a start of its own for every seed is one method."""
+    started = dataclasses.replace(cifar10.sgd, init_from="")
+    fixed = variant(started, "fixed", keep_pruned=True)
+    starts = [tmp_path / f"start{number}" for number in range(3)]
+    for start, target in zip(starts, ("k80", "k80", "k90"), strict=True):
+        save_config(start, cifar10.sgd)
+        (start / "compression.json").write_text(f'{{"target": "{target}"}}')
+
+    def run_from(start, seed, accuracy, name="fixed"):
+        config = dataclasses.replace(fixed, name=name, init_from=str(start))
+        return store(config, seed, {"dense": accuracy})
+
+    runs = [run_from(starts[0], 0, 90.0), run_from(starts[1], 1, 92.0)]
+    runs.append(run_from(starts[2], 2, 80.0))
+    made = store(variant(cifar10.sgd, "made"), 0, {"dense": 70.0})
+    (made / "compression.json").write_text('{"target": "spdy2x"}')
+    runs += [store(cifar10.sgd, 0, {"dense": 91.0}), made]
+    (section,) = gather(runs)
+    methods = section.results["methods"]
+    assert [len(method["runs"]) for method in methods.values()] == [2, 1, 1, 1]
+    *_, last = methods
+    assert "spdy2x" in last

@@ -8,7 +8,7 @@ import pytest
 from experiments.errors import RunError
 from experiments.evaluation import Accuracy
 from experiments.results import digest
-from experiments.resumable_evaluation import resumable
+from experiments.resumable_evaluation import forget, resumable
 
 ACCURACIES = {
     "dense": Accuracy("dense", 90.125, None, metrics={"f1": 90.125, "exact": 0.1}),
@@ -52,7 +52,7 @@ def test_what_is_done_is_not_done_again(file):
 
 def test_seconds_are_those_of_the_evaluation(file):
     stored = json.loads(file.read_text())
-    stored["targets"]["dense"]["seconds"] = 7.5
+    stored["entries"][0]["targets"]["dense"]["seconds"] = 7.5
     file.write_text(json.dumps(stored))
     ((_, seconds),) = resumable(file, {"model": "a"}, ["dense"], Recorder())
     assert seconds == 7.5
@@ -69,9 +69,18 @@ def test_results_of_another_model_do_not_count(file):
     recorder = Recorder()
     list(resumable(file, {"model": "b"}, ["dense"], recorder))
     assert recorder.evaluated == ["dense"]
-    stored = json.loads(file.read_text())
-    assert stored["depends_on"] == {"model": "b"}
-    assert list(stored["targets"]) == ["dense"]
+
+
+def test_what_was_asked_for_in_between_loses_nothing(file):
+    list(resumable(file, {"model": "b"}, ["dense"], Recorder()))
+    forget(file, {"model": "b"}, ["dense"])
+    list(resumable(file, {"model": "a"}, ["k90"], Recorder()))
+    forget(file, {"model": "a"}, ["k90"])
+    recorder = Recorder()
+    list(resumable(file, {"model": "a"}, list(ACCURACIES), recorder))
+    assert recorder.evaluated == ["k90"]
+    forget(file, {"model": "a"}, list(ACCURACIES))
+    assert not file.exists()
 
 
 def test_a_damaged_file_is_named(file):

@@ -35,6 +35,8 @@ def run(tmp_path):
     write_status(run, state="finished", step=3, steps=3)
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
     (run / "checkpoints" / "3").mkdir(parents=True)
+    for name in ("evaluation.1.json", "audit.json", "allocation-bytes-rg.json"):
+        (run / name).write_text("{}")
     return run
 
 

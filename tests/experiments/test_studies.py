@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.errors import RunError
 from experiments.evaluation import make_evaluation
 from experiments.kinds import prepare
 from experiments.recipes import RECIPES
@@ -103,6 +104,15 @@ def test_trainings_start_from_the_network_of_a_run(text_run, text_config, tmp_pa
     assert found["dense"] == pytest.approx(dense, abs=1e-9)
     assert [*found] == [*facts.eval_targets]
     assert trainings.remembered(facts, tmp_path, Path("nowhere")) == found  # stored
+
+
+def test_results_of_another_configuration_are_not_taken_for_ours(trained, tmp_path):
+    config = RECIPES["digits"]
+    trainings.remembered(config, tmp_path, None)
+    longer = dataclasses.replace(config, epochs=config.epochs + 1)
+    with pytest.raises(RunError, match="another configuration; choose another --out"):
+        trainings.remembered(longer, tmp_path, None)
+    assert len(trained) == 1
 
 
 def test_a_study_from_another_start_is_stored_apart():
