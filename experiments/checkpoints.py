@@ -63,9 +63,10 @@ def save(checkpoints: ocp.CheckpointManager, state: Any) -> None:
     stored = state._asdict()
     stored["checksums"] = _each(stored, checksums)
     try:
-        if step in checkpoints.all_steps():  # a damaged one, which was skipped
-            checkpoints.delete(step)
-        checkpoints.save(step, args=ocp.args.StandardSave(stored))
+        for later in [s for s in checkpoints.all_steps() if s >= step]:
+            checkpoints.delete(later)  # damaged ones, which were skipped
+        if not checkpoints.save(step, args=ocp.args.StandardSave(stored)):
+            raise OSError("orbax did not save it")
     except Exception as error:  # of the system, of tensorstore or of orbax
         raise cannot_write(Path(checkpoints.directory) / str(step), error) from error
 

@@ -52,6 +52,8 @@ def initial_model(config: RunConfig, task: Task) -> Model | None:
       WeightsError: the model does not fit.
     """
     check_source(config)
+    if config.new_head:
+        _check_head(config, task)
     if config.init_from is None:
         pretrained = task.pretrained(config.seed)
         if pretrained is None or not config.new_head:
@@ -70,6 +72,15 @@ def initial_model(config: RunConfig, task: Task) -> Model | None:
         params = params | {name: ours[0][name] for name in task.head}
     _check_shapes((params, batch_stats), ours, config, task.head)
     return jax.tree.map(jnp.asarray, (params, batch_stats))
+
+
+def _check_head(config: RunConfig, task: Task) -> None:
+    params, _ = jax.eval_shape(task.init, 0)
+    if missing := [name for name in task.head if name not in params]:
+        raise ConfigError(
+            f"new_head needs a last layer called {missing[0]!r}; {config.model.title} "
+            f"has {', '.join(params)}"
+        )
 
 
 def _check_shapes(

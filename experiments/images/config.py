@@ -33,6 +33,8 @@ class DataConfig:
         train on them in memory; 0: they are decoded as needed and become 224x224.
       classes: the classes to keep of a data set in memory, which are renumbered; empty:
         all.
+      labels: with ``name`` "folder", the names of the classes, in the order of their
+        numbers; by default those of the folders, which a run remembers.
       batch_size: images in a training step; the last partial batch is left out.
       shift: largest random shift, in pixels.
       flip: random horizontal flips.
@@ -45,6 +47,7 @@ class DataConfig:
     folder: str = ""
     side: int = 0
     classes: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
     batch_size: int = 64
     shift: int = 1
     flip: bool = False

@@ -14,7 +14,7 @@ from experiments.datasets import (
     examples,
     open_dataset,
 )
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, DataError
 from experiments.images import digits  # noqa: F401  registers the builder
 from experiments.images.catalogue import CATALOGUE, DatasetInfo
 from experiments.images.config import DataConfig
@@ -117,6 +117,11 @@ def _of_classes(images: Examples, classes: Sequence[int]) -> Examples:
 def _own_images(config: DataConfig, workers: int) -> Dataset:
     """The images of a folder."""
     folder = read_folder(config.folder)
+    if config.labels and folder.classes != config.labels:
+        raise DataError(
+            f"{config.folder} must have the classes {', '.join(config.labels)}, which "
+            f"the run was trained for, got {', '.join(folder.classes)}"
+        )
     left = _left(config, len(folder.train))
     held = folder.train[left:] if config.validation else folder.test
     if not held:
@@ -134,12 +139,13 @@ def _own_images(config: DataConfig, workers: int) -> Dataset:
 
 def _in_memory(train: Examples, evaluation: Examples, classes: int) -> Dataset:
     pixels = train.arrays["image"].reshape(-1, train.arrays["image"].shape[-1])
+    std = pixels.std(axis=0, dtype=np.float64).astype(np.float32)
     return Dataset(
         train=train,
         evaluation=evaluation,
         classes=classes,
         mean=pixels.mean(axis=0, dtype=np.float64).astype(np.float32),
-        std=pixels.std(axis=0, dtype=np.float64).astype(np.float32),
+        std=np.where(std > 0, std, np.float32(1)),  # a colour that never occurs
     )
 
 

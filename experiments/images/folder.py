@@ -30,7 +30,7 @@ class ImageFiles:
         file, label = self._files[index]
         try:
             with Image.open(file) as opened:
-                picture = opened.convert("RGB")
+                picture = _colours(opened)
         except UNREADABLE as error:
             raise DataError(f"{file} cannot be read as an image: {error}") from error
         if self._side:
@@ -42,6 +42,21 @@ class ImageFiles:
                 (left, top, left + short, top + short),
             )
         return {"image": np.asarray(picture, np.uint8), "label": label}
+
+
+def _colours(opened: Image.Image) -> Image.Image:
+    """Three bytes a pixel. Pillow would clip wider numbers at 255.
+
+    Raises:
+      ValueError: the range of the numbers is not known.
+    """
+    if opened.mode.startswith("I;16"):
+        opened = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8))
+    elif opened.mode in ("I", "F"):
+        raise ValueError(
+            f"pixels of mode {opened.mode!r} have no known range; store 8 or 16 bits"
+        )
+    return opened.convert("RGB")
 
 
 class Folder(NamedTuple):
@@ -83,12 +98,20 @@ def read_folder(place: str) -> Folder:
     train_root = next((root / n for n in TRAIN if (root / n).is_dir()), root)
     test_root = next((root / n for n in TEST if (root / n).is_dir()), None)
     classes = _classes(train_root)
+    if train_root == root and (both := set(classes) & set(TEST)):
+        raise DataError(
+            f"{root} has a folder {min(both)!r} beside its classes; put the classes "
+            f"into {root / TRAIN[0]}"
+        )
     if len(classes) < 2:
         raise DataError(
             f"{train_root} must hold at least two folders, one a class, it holds "
             f"{', '.join(classes) or 'none'}"
         )
     train = _files(train_root, classes)
+    empty = set(range(len(classes))) - {label for _, label in train}
+    if empty:
+        raise DataError(f"{train_root / classes[min(empty)]} holds no images")
     order = np.random.default_rng(0).permutation(len(train))
     test = []
     if test_root is not None and test_root != train_root and train_root != root:
@@ -113,9 +136,6 @@ def _files(root: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
         for file in sorted((root / name).glob("*"))
         if file.suffix.lower() in known
     ]
-    empty = set(range(len(classes))) - {label for _, label in files}
-    if root.name in TRAIN and empty:
-        raise DataError(f"{root / classes[min(empty)]} holds no images")
     if not files:
         raise DataError(f"{root} holds no images")
     return files

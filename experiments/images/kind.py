@@ -13,6 +13,7 @@ from experiments.errors import ConfigError, cannot_write
 from experiments.images.config import ImageConfig, ModelConfig
 from experiments.images.data import Dataset, load
 from experiments.images.deployment import deploy, samples
+from experiments.images.folder import read_folder
 from experiments.images.models import IMAGENET_RESNETS, read_layer_widths
 from experiments.images.own import widths_left
 from experiments.images.task import classification, make_network
@@ -66,8 +67,12 @@ def check_weights(config: ImageConfig) -> None:
 
 
 def resolve(config: ImageConfig) -> ImageConfig:
-    """The data add nothing."""
-    return config
+    """Adds the names of the classes of a folder."""
+    data = config.data
+    if data.name != "folder" or data.labels:
+        return config
+    labels = read_folder(data.folder).classes
+    return dataclasses.replace(config, data=dataclasses.replace(data, labels=labels))
 
 
 def check_teacher(config: ImageConfig, theirs: ImageConfig, run: Path) -> None:
@@ -77,6 +82,12 @@ def check_teacher(config: ImageConfig, theirs: ImageConfig, run: Path) -> None:
             f"teacher {run} is of the network {theirs.model.module}, whose code is run "
             f"only for a student of the same"
         )
+    tasks = [
+        (c.data.name, c.data.classes, c.data.labels or config.data.labels)
+        for c in (config, theirs)
+    ]
+    if tasks[0] != tasks[1]:
+        raise ConfigError(f"teacher must be for {tasks[0]}, {run} is for {tasks[1]}")
 
 
 def load_weights(config: ImageConfig, file: Path, classes: int | None) -> Model:

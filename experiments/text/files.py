@@ -70,15 +70,36 @@ def read_labelled(
         texts = tuple(row[column] for column in text_columns)
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{file}: row {number}: texts must be text, got {texts}")
+        check_text(f"{file}: row {number}", *texts)
         rows.append(Labelled(number, texts, str(label)))
     if not rows:
         raise DataError(f"{file} holds no rows")
     return rows
 
 
+def check_text(place: str, *texts: str) -> None:
+    """Raises a DataError that names the place if a text is not valid Unicode.
+
+    JSON may hold half of a surrogate pair, as of an emoji that was cut off.
+    """
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{place}: not valid Unicode: {error}") from error
+
+
 def _read_csv(content: str, file: Path) -> Iterator[Mapping[str, Any]]:
+    csv.field_size_limit(max(len(content), 2**17))  # a text may be long
     try:
-        yield from csv.DictReader(io.StringIO(content, newline=""), strict=True)
+        rows = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+        for number, row in enumerate(rows, 1):
+            if None in row:
+                raise DataError(
+                    f"{file}: row {number} has more fields than the header; quote "
+                    f"texts that hold commas"
+                )
+            yield row
     except csv.Error as error:
         raise DataError(f"{file} is not CSV: {error}") from error
 

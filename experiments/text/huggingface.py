@@ -7,6 +7,7 @@ A directory holds ``config.json`` and ``model.safetensors``, or the older
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +89,7 @@ def load_bert(
     labels: int | None = None,
     dtype: Any = None,
     seed: int = 0,
+    new_head: bool = False,
 ) -> Loaded:
     """Reads an encoder, and the task head if it is there.
 
@@ -101,6 +103,8 @@ def load_bert(
       labels: of the classifier; by default as many as the file's has, or 2.
       dtype: of the computation, see Bert.
       seed: for tensors that the file lacks.
+      new_head: draw the head at random even if the file has one, perhaps of another
+        size.
 
     Returns:
       The model, the names of tensors drawn at random, and those of unused ones.
@@ -119,6 +123,9 @@ def load_bert(
         )
     config = read_config(directory)
     tensors, file = _read_tensors(Path(directory))
+    if new_head:
+        heads = ("classifier.", "qa_outputs.")
+        tensors = {n: x for n, x in tensors.items() if not n.startswith(heads)}
     options = {"dtype": dtype}
     if head == "classification":
         stored = tensors.get("classifier.weight", np.empty((2, 0)))
@@ -140,7 +147,7 @@ def load_bert(
     return Loaded(model, tuple(fresh.values()), tuple(tensors))
 
 
-def save_bert(directory: str | Path, model: Model) -> None:
+def save_bert(directory: str | Path, model: Model, labels: Sequence[str] = ()) -> None:
     """Writes ``config.json`` and ``model.safetensors``, as transformers reads them.
 
     If a Bert has no pooler, transformers will draw one at random.
@@ -148,6 +155,7 @@ def save_bert(directory: str | Path, model: Model) -> None:
     Args:
       directory: created if missing; the two files in it are replaced.
       model: with its parameters, as trained or as compressed.
+      labels: the names of the classes of a classifier, by default LABEL_0 and so on.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -159,7 +167,8 @@ def save_bert(directory: str | Path, model: Model) -> None:
         **dataclasses.asdict(bert.config),
     }
     if isinstance(model, BertForSequenceClassification):
-        names = [f"LABEL_{i}" for i in range(model.classifier.out_features)]
+        count = model.classifier.out_features
+        names = labels or [f"LABEL_{i}" for i in range(count)]
         settings["id2label"] = {str(i): name for i, name in enumerate(names)}
         settings["label2id"] = {name: i for i, name in enumerate(names)}
     tensors = {}

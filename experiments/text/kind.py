@@ -179,6 +179,9 @@ def check_teacher(config: TextConfig, theirs: TextConfig, run: Path) -> None:
         raise ConfigError(
             f"teacher must have the same vocabulary, got another in {run}"
         )
+    tasks = [(c.data.name, c.data.labels) for c in (config, theirs)]
+    if tasks[0] != tasks[1]:
+        raise ConfigError(f"teacher must be for {tasks[0]}, {run} is for {tasks[1]}")
 
 
 def load_weights(config: TextConfig, file: Path, classes: int | None) -> Model:
@@ -214,7 +217,8 @@ def export(
     source = vocabulary or run / VOCABULARY
     vocabulary_files(source)  # says what is missing before anything is written
     try:
-        save_bert(out, _family(config).network(config).module(model[0]))
+        network = _family(config).network(config)
+        save_bert(out, network.module(model[0]), config.data.labels)
         copy_vocabulary(source, out)
     except OSError as error:
         raise cannot_write(out, error) from error

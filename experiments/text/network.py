@@ -89,7 +89,9 @@ def network(
         check_weights(config)
         if config.weights is None:
             return None
-        loaded = load_bert(config.weights, head, seed=seed, **options)
+        loaded = load_bert(
+            config.weights, head, seed=seed, new_head=config.new_head, **options
+        )
         return _params(loaded.model), {}
 
     def module(params: Any) -> Model:

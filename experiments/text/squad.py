@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.datasets import examples, open_dataset
 from experiments.errors import ConfigError, DataError
+from experiments.text.files import check_text
 from experiments.text.tokenization import Tokens, WordPiece
 
 
@@ -255,6 +256,7 @@ def _checked(questions: list[Question], source: str) -> list[Question]:
     seen = set()
     for question in questions:
         where = f"{source}: question {question.id!r}"
+        check_text(where, question.question, question.context)
         if question.id in seen:
             raise DataError(f"{where} appears twice")
         seen.add(question.id)

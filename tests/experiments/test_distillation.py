@@ -151,6 +151,9 @@ def test_a_teacher_that_cannot_be_one_is_refused(student, data, task):
     message = r"head/bias is \(4,\) there, expected \(3,\)"
     with pytest.raises(ConfigError, match=message):
         load_teacher(student, fewer, classification(student, fewer))
+    other = dataclasses.replace(student.data, classes=(1, 2, 3, 4))
+    with pytest.raises(ConfigError, match=r"must be for \('digits', \(1, 2, 3, 4\)"):
+        load_teacher(dataclasses.replace(student, data=other), data, task)
 
 
 def test_the_code_of_a_teachers_own_network_is_not_run(

@@ -158,12 +158,19 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
     assert steps(run) == [5, 10]
     said = " ".join(capsys.readouterr().out.split())
     assert "resuming from the previous checkpoint, 5" in said
+    # One that is stopped before the damaged step has saved what it did.
+    damage(run / "checkpoints" / "10" / "default", name, how)
+    stopped = run_training(run, setting, resume=True, max_steps=8)
+    assert int(stopped.step) == 8
+    assert steps(run) == [5, 8]
+    assert_same_parameters(run_training(run, setting, resume=True), trained[1])
+    assert steps(run) == [8, 10]
     # Both at once: there is nothing to go on from, and nothing is removed.
-    for step in ("5", "10"):
+    for step in ("8", "10"):
         damage(run / "checkpoints" / step / "default", name, how)
     with pytest.raises(RunError, match="no earlier checkpoint is whole"):
         run_training(run, setting, resume=True)
-    assert steps(run) == [5, 10]
+    assert steps(run) == [8, 10]
 
 
 def test_a_checkpoint_of_another_configuration_is_not_called_damaged(

@@ -182,6 +182,13 @@ def test_a_source_that_cannot_be_one_is_refused(source, message, finetuning, tas
         initial_model(config, task)
 
 
+def test_a_new_head_needs_a_layer_of_that_name(finetuning, task):
+    config = dataclasses.replace(finetuning(), new_head=True)
+    other = task._replace(head=("logits",))
+    with pytest.raises(ConfigError, match="a last layer called 'logits'; resnet has"):
+        initial_model(config, other)
+
+
 def test_masks_without_a_compressed_model_are_refused():
     with pytest.raises(ConfigError, match="keep_pruned needs init_from"):
         ImageConfig(optimizer=OptimizerConfig(keep_pruned=True))

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from experiments.errors import ConfigError, DataError, DatasetMissing
-from experiments.images.config import DataConfig
+from experiments.images.config import DataConfig, ImageConfig
 from experiments.images.data import load
+from experiments.images.kind import resolve
 
 
 def draw(path, shade, size=(12, 8)):
@@ -66,3 +67,47 @@ def test_what_a_folder_lacks_is_named(place, tmp_path):
     (place / "train" / "dogs" / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"0\.png cannot be read as an image"):
         load(settings(place))
+
+
+def test_sixteen_bits_are_scaled_and_unknown_ranges_refused(place):
+    ramp = np.linspace(0, 65535, 96).astype(np.uint16).reshape(12, 8)
+    Image.fromarray(ramp).save(place / "test" / "cats" / "0.png")
+    found = load(settings(place)).evaluation.arrays["image"][0].astype(int)
+    assert abs(found.mean() - 127.5) < 3
+    shades = Image.fromarray(np.linspace(0, 1, 96, dtype=np.float32).reshape(12, 8))
+    shades.save(place / "test" / "dogs" / "1.tiff")
+    with pytest.raises(DataError, match=r"1.tiff .* mode 'F' have no known range"):
+        load(settings(place))
+
+
+def test_a_colour_that_never_occurs_is_zero(place):
+    for split in ("train", "test"):
+        for file in (place / split).glob("*/*.png"):
+            Image.new("RGB", (8, 8), (int(file.stem), 9, 0)).save(file)
+    data = load(settings(place))
+    normal = data.normalize(data.evaluation.arrays["image"])
+    assert np.isfinite(normal).all()
+    assert (normal[..., 2] == 0).all()
+
+
+def test_a_run_keeps_the_names_of_its_classes(place):
+    config = resolve(ImageConfig(data=settings(place)))
+    assert config.data.labels == ("cats", "dogs")
+    load(config.data)
+    (place / "train" / "cats").rename(place / "train" / "felines")
+    (place / "test" / "cats").rename(place / "test" / "felines")
+    with pytest.raises(DataError, match=r"classes cats, dogs, .* got dogs, felines"):
+        load(config.data)
+
+
+def test_folders_that_are_no_classes_are_named(place):
+    for name in ("cats", "dogs"):
+        (place / "train" / name).rename(place / name)
+    (place / "train").rmdir()
+    with pytest.raises(DataError, match="a folder 'test' beside its classes"):
+        load(settings(place, validation=2))
+    (place / "test").rename(place.parent / f"{place.name}-test")
+    load(settings(place, validation=2))
+    (place / "birds").mkdir()
+    with pytest.raises(DataError, match="birds holds no images"):
+        load(settings(place, validation=2))

@@ -48,6 +48,8 @@ def test_both_formats_hold_the_same_rows(name, tmp_path):
         ("a.csv", "text,class\na,b\n", "row 1 lacks 'label'; it has text, class"),
         ("a.csv", "text,label\nonly\n", "row 1 lacks 'label'"),
         ("a.csv", 'text,label\n"open,b\n', "is not CSV"),
+        ("a.csv", "text,label\na,b\na, b,c\n", "row 2 has more fields than the header"),
+        ("a.jsonl", '{"text": "\\ud83d", "label": 1}', "row 1: not valid Unicode"),
         ("a.jsonl", '{"text": "a"', "line 1 is not JSON"),
         ("a.jsonl", "[1]", "line 1 must be an object"),
         ("a.jsonl", '{"text": 3, "label": 1}', "texts must be text"),
@@ -63,6 +65,13 @@ def test_what_a_file_lacks_is_named(name, content, message, tmp_path):
         path.write_text(content)
     with pytest.raises(DataError, match=message):
         read_labelled(path, ["text"], "label")
+
+
+def test_a_text_may_be_long(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(f"text,label\n{'a' * 200_000},b\n")
+    (row,) = read_labelled(path, ["text"], "label")
+    assert len(row.texts[0]) == 200_000
 
 
 @pytest.fixture

@@ -128,6 +128,21 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, head):
     assert encoder.config == config
 
 
+def test_a_head_of_another_size_may_be_replaced(tmp_path):
+    make = HEADS["classification"]
+    model = make(BertConfig(**ONE_LAYER), labels=5, rngs=nnx.Rngs(0))
+    save_bert(tmp_path, model, labels=["a", "b", "c", "d", "e"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["id2label"]["4"] == "e"
+    assert config["label2id"] == dict(zip("abcde", range(5), strict=True))
+    with pytest.raises(WeightsError, match=r"classifier.* must have shape"):
+        load_bert(tmp_path, "classification", labels=3)
+    loaded = load_bert(tmp_path, "classification", labels=3, new_head=True)
+    assert loaded.model.classifier.out_features == 3
+    assert loaded.initialized == ("classifier.bias", "classifier.weight")
+    assert_same_weights(loaded.model.bert, model.bert)
+
+
 @pytest.mark.parametrize("case", ["encoder", "classification"])
 def test_the_names_that_go_out_are_those_that_came_in(stored, tmp_path, case):
     folder, tensors = stored(case)
@@ -291,7 +306,7 @@ def test_a_pytorch_file_is_read_with_torch(stored):
     torch.save({name: torch.tensor(t) for name, t in tensors.items()}, file)
     assert_same_weights(load_bert(folder).model, expected)
     torch.save({"a": dataclasses.replace}, file)  # not a tensor: could run code
-    with pytest.raises(WeightsError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="PyTorch cannot read"):
         load_bert(folder)
 
 
