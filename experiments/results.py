@@ -106,8 +106,12 @@ def merged(stored: Results, new: Results) -> Results | None:
 
 
 def in_order(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """The union; each new name follows the name it follows in the second list."""
-    both, place = list(names), 0
+    """The union; each new name follows the name it follows in the second list.
+
+    The first ones come before the first that is known, or last if none is.
+    """
+    both = list(names)
+    place = min((both.index(n) for n in others if n in both), default=len(both))
     for name in others:
         if name not in both:
             both.insert(place, name)

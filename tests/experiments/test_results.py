@@ -10,6 +10,7 @@ from experiments.images.config import ImageConfig
 from experiments.results import (
     add_run,
     cell,
+    in_order,
     load_results,
     merged,
     new_results,
@@ -105,6 +106,19 @@ def test_targets_of_one_model_are_kept_and_the_newer_figure_counts():
     (run,) = both["methods"]["SGD"]["runs"]
     assert run["pruned"] == {"dense": 99.0, "k90": 60.0, "k80": 90.0}
     assert run["seconds"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("names", "others", "expected"),
+    [
+        ("dense b50", "c25 c50", "dense b50 c25 c50"),
+        ("k90", "dense k90 k95", "dense k90 k95"),
+        ("dense k50 k95", "dense k50 k90", "dense k50 k90 k95"),
+        ("", "dense k50", "dense k50"),
+    ],
+)
+def test_targets_keep_their_order(names, others, expected):
+    assert in_order(names.split(), others.split()) == expected.split()
 
 
 def test_results_of_different_models_are_not_merged():
