@@ -123,7 +123,8 @@ def interdependence(predictions: Any) -> Array:
         design = np.column_stack([others, np.ones(len(values))])
         residual = column - design @ np.linalg.lstsq(design, column)[0]
         total = np.sum((column - column.mean()) ** 2)
-        found.append(1 - residual @ residual / total if total else np.nan)
+        changes = column.min() < column.max()  # a rounded mean may differ from it
+        found.append(1 - residual @ residual / total if changes else np.nan)
     return np.array(found)
 
 

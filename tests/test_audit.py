@@ -123,3 +123,9 @@ def test_bad_arrays_are_refused():
         audit.by_group([], [])
     with pytest.raises(ValueError, match="probabilities must be between 0 and 1"):
         audit.calibration_error([1.5], [True])
+
+
+def test_an_attribute_that_never_changes_depends_on_nothing():
+    """The mean of many 0.1 is not 0.1."""
+    predictions = np.column_stack([np.full(10, 0.1), np.arange(10.0)])
+    assert np.isnan(audit.interdependence(predictions)[0])

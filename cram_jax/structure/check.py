@@ -144,6 +144,8 @@ class Expressions:
         if inner is not None:
             return self._run(inner, args)
         name = eqn.primitive.name
+        if name == "cond":
+            args = [self._unclamped(args[0], len(eqn.params["branches"])), *args[1:]]
         if name in NO_OPERATION or _changes_nothing(eqn):
             return list(args)
         if name == "convert_element_type" and self.entries[args[0]][0] == "constant":
@@ -157,6 +159,16 @@ class Expressions:
             self._number(name, params, place, _type(var), tuple(args))
             for place, var in enumerate(eqn.outvars)
         ]
+
+    def _unclamped(self, index: int, branches: int) -> int:
+        """The number of a branch before it was clamped, which changes nothing."""
+        while self.entries[index][0] == "clamp":
+            low, inner, high = self.entries[index][-1]
+            bounds = [self._constant(np.int32(end)) for end in (0, branches - 1)]
+            if [low, high] != bounds:
+                break
+            index = inner
+        return index
 
     def _converted(self, entry: tuple[Any, ...], dtype: Any) -> int:
         _, name, shape, content, _ = entry

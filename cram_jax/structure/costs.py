@@ -34,7 +34,7 @@ class Costs(NamedTuple):
         positions; -1 for positions that stay.
       parameters: terms that add up to the number of parameters.
       multiply_adds: terms that add up to those of one call with the traced inputs; a
-        loop of unknown length counts once.
+        loop of unknown length counts once, and every branch of a ``lax.cond``.
     """
 
     parts: tuple[Ids, ...]

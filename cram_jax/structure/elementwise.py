@@ -87,13 +87,12 @@ LOSE_ZERO = frozenset(
         "shift_right_arithmetic",
         "igamma",
         "igammac",
-        "complex",
         "eq_to",
         "lt_to",
         "le_to",
     ]
 )
-ALL_ZERO = frozenset(["add", "sub", "add_any", "or", "xor"])
+ALL_ZERO = frozenset(["add", "sub", "add_any", "or", "xor", "complex"])
 ANY_ZERO = frozenset(["mul", "and"])
 FIRST_ZERO = frozenset(["div", "rem"])
 OTHERS = frozenset(["max", "min", "clamp", "select_n", "integer_pow", "pow"])
@@ -264,9 +263,14 @@ def _along(parameter: str) -> Rule:
         for dimension in range(len(ins[0].axes)):
             axes = [value.axes[dimension] for value in ins]
             align(labels, axes, (*key, dimension))
+        # Along the axis, zeros become anything; elsewhere they stay zeros.
+        stays = eqn.primitive.name != "cumlogsumexp"
         outs = []
         for value in ins:
-            axes = [tuple(Factor(f.ids, False) for f in axis) for axis in value.axes]
+            axes = [
+                tuple(Factor(f.ids, f.zero and stays and i != along) for f in axis)
+                for i, axis in enumerate(value.axes)
+            ]
             outs.append(Value(tuple(axes), max(v.source for v in ins)))
         return outs
 

@@ -1,4 +1,4 @@
-"""Rules of operations that move positions: reshape, broadcast, slice, concatenate."""
+"""Rules of operations that move positions: reshape, broadcast, slice, stack."""
 
 from collections.abc import Sequence
 
@@ -130,6 +130,45 @@ def concatenate_(
     return [Value(tuple(axes), max(value.source for value in ins))]
 
 
+def stack(
+    labels: Labels, eqn: jex.JaxprEqn, ins: Sequence[Value], key: Key
+) -> list[Value]:
+    """Unites the labels of all axes; the new one is frozen."""
+    axes = [
+        _met(labels, [value.axes[i] for value in ins], (*key, i))
+        for i in range(len(ins[0].axes))
+    ]
+    along = int(eqn.params["axis"])
+    new = labels.axis((*key, "new"), len(ins), frozen="a stack along it")
+    axes.insert(along, new)
+    return [Value(tuple(axes), max(value.source for value in ins))]
+
+
+def unstack(
+    labels: Labels, eqn: jex.JaxprEqn, ins: Sequence[Value], key: Key
+) -> list[Value]:
+    """Freezes the axis, which every result drops."""
+    del key
+    value, along = ins[0], int(eqn.params["axis"])
+    labels.freeze(value.axes[along], "unstack along it")
+    axes = (axis for i, axis in enumerate(value.axes) if i != along)
+    return [Value(tuple(axes), value.source)] * len(eqn.outvars)
+
+
+def tile(
+    labels: Labels, eqn: jex.JaxprEqn, ins: Sequence[Value], key: Key
+) -> list[Value]:
+    """Repeats are free, like the new axes of a broadcast."""
+    value = ins[0]
+    axes = tuple(
+        axis if count == 1 else (*labels.axis((*key, i), int(count)), *axis)
+        for i, (axis, count) in enumerate(
+            zip(value.axes, eqn.params["reps"], strict=True)
+        )
+    )
+    return [Value(axes, value.source, value.literal)]
+
+
 def _met(labels: Labels, axes: Sequence[Axis], key: Key) -> Axis:
     """The axis of values that are combined: 0 only where all are."""
     aligned = align(labels, axes, key)
@@ -219,6 +258,9 @@ RULES: dict[str, Rule] = {
     "slice": slice_,
     "split": split,
     "concatenate": concatenate_,
+    "stack": stack,
+    "unstack": unstack,
+    "tile": tile,
     "pad": pad,
     **dict.fromkeys(GENERATORS, generated),
 }

@@ -61,7 +61,8 @@ def _squares_and_counts(
         leaf = structure.leaves[member.leaf]
         groups = leaf.groups[member.axis][member.part]
         parts = [len(part) for part in leaf.groups[member.axis]]
-        squares = jnp.square(jnp.asarray(leaves[member.leaf]).astype(jnp.float32))
+        sizes = jnp.abs(jnp.asarray(leaves[member.leaf]))  # of complex numbers, too
+        squares = jnp.square(sizes.astype(jnp.float32))
         others = tuple(i for i in range(len(leaf.shape)) if i != member.axis)
         grid = jnp.sum(squares, axis=others).reshape(parts)
         rest = tuple(i for i in range(len(parts)) if i != member.part)

@@ -109,6 +109,16 @@ def _pad(
     return bind(labelled.eqn, args, padding_config=tuple(config))
 
 
+def _tile(
+    replay: "Replay", labelled: Labelled, args: Sequence[Any], key: Key
+) -> list[Any]:
+    """Repeats may go, too."""
+    del key
+    sizes = zip(replay.shape(labelled.outs[0]), args[0].shape, strict=True)
+    counts = tuple(whole // part if part else 1 for whole, part in sizes)
+    return bind(labelled.eqn, args, reps=counts)
+
+
 def _generated(
     replay: "Replay", labelled: Labelled, args: Sequence[Any], key: Key
 ) -> list[Any]:
@@ -222,6 +232,7 @@ RULES: dict[str, ReplayRule] = {
     "slice": _slice,
     "split": _split,
     "pad": _pad,
+    "tile": _tile,
     "conv_general_dilated": _convolution,
     "gather": _sliced,
     "dynamic_slice": _sliced,

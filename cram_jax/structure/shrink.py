@@ -53,13 +53,22 @@ def shrink(structure: Structure, variables: Any, kept: Any) -> Any:
     """
     groups = as_kept(structure, kept)
     paths = [leaf.path for leaf in structure.leaves]
+    shapes = {leaf.path: leaf.shape for leaf in structure.leaves}
 
     def is_like(tree: Any) -> bool:
-        return [path for path, _ in named_leaves(tree)] == paths
+        named = named_leaves(tree)
+        # Or of some of the leaves, as what `optax.masked` leaves of a state.
+        return [path for path, _ in named] == paths or (
+            bool(named)
+            and all(
+                shapes.get(path) == np.shape(leaf)
+                for (path, _), leaf in zip(named, jax.tree.leaves(tree), strict=True)
+            )
+        )
 
     trees = jax.tree.leaves(variables, is_leaf=is_like)
     treedef: Any = jax.tree.structure(variables, is_leaf=is_like)
-    if not any(is_like(tree) for tree in trees):
+    if not any(map(is_like, trees)) or is_like(variables):
         leaves_like(structure, "variables", variables)
     cut = [
         _shrink_tree(structure, tree, groups) if is_like(tree) else tree
@@ -77,11 +86,18 @@ def as_kept(structure: Structure, kept: Any) -> Kept:
 
 
 def _shrink_tree(structure: Structure, tree: Any, kept: Kept) -> Any:
-    leaves = leaves_like(structure, "variables", tree)
+    named = named_leaves(tree)
+    if len(named) == len(structure.leaves):
+        leaves_like(structure, "variables", tree)
     rows = np.atleast_2d(kept)
     stacked = stacked_leaves(structure, len(rows))
+    described = {
+        leaf.path: (leaf, of_layers)
+        for leaf, of_layers in zip(structure.leaves, stacked, strict=True)
+    }
     small = []
-    for leaf, array, of_layers in zip(structure.leaves, leaves, stacked, strict=True):
+    for (path, _), array in zip(named, jax.tree.leaves(tree), strict=True):
+        leaf, of_layers = described[path]
         for axis in range(len(leaf.shape)):
             if has_groups(leaf, axis):
                 own = [kept_positions(leaf, axis, row) for row in rows]

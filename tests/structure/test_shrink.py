@@ -1,5 +1,6 @@
 """Cutting channels out of trees, and masks that cannot be cut."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +47,19 @@ def test_masks_say_the_same_as_groups():
     by_masks = shrink(STRUCTURE, PARAMS, masks)
     by_groups = shrink(STRUCTURE, PARAMS, KEPT)
     jax.tree.map(np.testing.assert_array_equal, by_masks, by_groups)
+
+
+def test_the_state_of_part_of_the_parameters_shrinks_too():
+    chosen = dict.fromkeys(PARAMS, False) | {next(iter(PARAMS)): True}
+    optimizer = optax.chain(
+        optax.trace(0.9), optax.masked(optax.scale_by_adam(), chosen)
+    )
+    small = shrink(STRUCTURE, PARAMS, KEPT)
+    ours = shrink(STRUCTURE, optimizer.init(PARAMS), KEPT)
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours, optimizer.init(small))
+    alone = optax.masked(optax.scale_by_adam(), chosen)
+    ours = shrink(STRUCTURE, alone.init(PARAMS), KEPT)
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours, alone.init(small))
 
 
 def test_the_state_of_an_optimiser_shrinks_and_goes_on():

@@ -8,6 +8,7 @@ import pytest
 from cram_jax import compress
 from cram_jax.structure import (
     channels,
+    check_apply,
     group_masks,
     shrink,
     small_apply,
@@ -239,3 +240,68 @@ def test_a_pad_may_grow_one_end_and_crop_the_other():
     kept = channels(0.5, structure).keep(params)
     small = small_apply(structure, kept)(shrink(structure, params, kept), x)
     np.testing.assert_allclose(small, apply(masked.params, x), rtol=1e-5, atol=1e-6)
+
+
+def stacked_halves(params, x):
+    """Interleaved, as rotary embeddings are."""
+    h = x @ params["a"] + params["b"]
+    turned = jnp.stack([-h[:, 1::2], h[:, 0::2]], -1).reshape(h.shape)
+    return turned @ params["c"]
+
+
+def tiled(params, x):
+    h = jnp.tile(jax.nn.relu(x @ params["a"]), (1, 2))
+    return h @ jnp.concatenate([params["c"], 2 * params["c"]])
+
+
+def unstacked(params, x):
+    h = jax.nn.relu(x @ params["a"])
+    first, *others = jnp.unstack(jnp.stack([h, 2 * h, h - 1], 1), axis=1)
+    return sum(others, first) @ params["c"]
+
+
+def complex_parts(params, x):
+    h = jax.nn.relu(x @ params["a"])
+    turned = jax.lax.complex(h, 2 * h) * jnp.exp(0.3j)
+    return (turned.real + turned.imag) @ params["c"]
+
+
+def summed_along_tokens(params, x):
+    h = jnp.cumsum(jax.nn.relu(x @ params["a"]), axis=0)
+    return h / jnp.sqrt(jnp.mean(h**2, -1, keepdims=True) * 8 + 1) @ params["c"]
+
+
+@pytest.mark.parametrize(
+    ("apply", "groups"),
+    [
+        (stacked_halves, 4),
+        (tiled, 8),
+        (unstacked, 8),
+        (complex_parts, 8),
+        (summed_along_tokens, 8),
+    ],
+)
+def test_the_smaller_network_computes_what_the_masked_one_does(apply, groups):
+    structure = trace_structure(apply, PARAMS, X)
+    assert structure.size == groups
+    masked = compress(PARAMS, channels(0.5, structure)).params
+    kept = channels(0.5, structure).keep(PARAMS)
+    assert kept.sum() == groups // 2
+    small = small_apply(structure, kept)(shrink(structure, PARAMS, kept), X)
+    np.testing.assert_allclose(small, apply(masked, X), rtol=1e-5, atol=1e-6)
+
+
+def test_a_branch_is_chosen_by_the_model_as_by_its_replay():
+    def apply(params, x, index):
+        activations = [jax.nn.relu, jnp.tanh, lambda h: h]
+        return jax.lax.switch(index, activations, x @ params["a"]) @ params["c"]
+
+    structure = trace_structure(apply, PARAMS, X, jnp.int32(1))
+    assert check_apply(structure, KEPT) is None
+    other = [jnp.tanh, jax.nn.relu, lambda h: h]
+    reason = check_apply(
+        structure,
+        KEPT,
+        apply=lambda p, x, i: jax.lax.switch(i, other, x @ p["a"]) @ p["c"],
+    )
+    assert reason is not None
