@@ -214,6 +214,8 @@ class Labels:
             root = new
 
     def _hand_out(self, key: Key, size: int) -> list[Ids]:
+        if size == 0:
+            return [self._run(key, 0, 0)]
         cuts, above = [], size
         for tail in sorted(self.refinements.get(key, ()), reverse=True):
             if tail < above and above % tail == 0:

@@ -271,9 +271,15 @@ def summed_along_tokens(params, x):
     return h / jnp.sqrt(jnp.mean(h**2, -1, keepdims=True) * 8 + 1) @ params["c"]
 
 
+def with_empty_parts(params, x):
+    h = jnp.concatenate([jnp.zeros((len(x), 0)), jax.nn.relu(x @ params["a"])], -1)
+    return h @ params["c"] + (x[:, :0] @ params["a"][:0]).sum()
+
+
 @pytest.mark.parametrize(
     ("apply", "groups"),
     [
+        (with_empty_parts, 8),
         (stacked_halves, 4),
         (tiled, 8),
         (unstacked, 8),
@@ -282,12 +288,13 @@ def summed_along_tokens(params, x):
     ],
 )
 def test_the_smaller_network_computes_what_the_masked_one_does(apply, groups):
-    structure = trace_structure(apply, PARAMS, X)
+    params = PARAMS | {"none": np.zeros((0, 3), np.float32)}
+    structure = trace_structure(apply, params, X)
     assert structure.size == groups
-    masked = compress(PARAMS, channels(0.5, structure)).params
-    kept = channels(0.5, structure).keep(PARAMS)
+    masked = compress(params, channels(0.5, structure)).params
+    kept = channels(0.5, structure).keep(params)
     assert kept.sum() == groups // 2
-    small = small_apply(structure, kept)(shrink(structure, PARAMS, kept), X)
+    small = small_apply(structure, kept)(shrink(structure, params, kept), X)
     np.testing.assert_allclose(small, apply(masked, X), rtol=1e-5, atol=1e-6)
 
 
