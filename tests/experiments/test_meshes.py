@@ -69,6 +69,7 @@ def test_a_run_on_a_mesh_goes_on_on_another(
     assert_close(again, on_one_device)
 
 
+@pytest.mark.nightly
 def test_lottery_tickets_are_found_on_a_mesh(
     tmp_path, with_method, data, task, monkeypatch
 ):
