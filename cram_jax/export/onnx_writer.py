@@ -268,8 +268,9 @@ class OnnxWriter:
         if len(x) > 3:
             one = self._constant(f"{name}.one", 1.0)
             floats = self._onnx.TensorProto.FLOAT
-            present = self._add("Cast", x[3], to=self._onnx.TensorProto.BOOL)
-            absent = self._add("Sub", one, self._add("Cast", present, to=floats))
+            # Any number but zero is a token. By way of BOOL, OpenVINO's INT8 was wrong.
+            mask = self._add("Abs", self._add("Cast", x[3], to=floats))
+            absent = self._add("Sub", one, self._add("Min", mask, one))
             far = self._constant(f"{name}.far", -1e30)
             axes = self._constant(f"{name}.axes", [1, 2], np.int64)
             far = self._add("Unsqueeze", self._add("Mul", absent, far), axes)
