@@ -97,26 +97,26 @@ _pool = _Pool()
 
 
 # In the order in which they are taken. LLVM has locks of its own, so nothing may be
-# compiled by another thread during a fork.
-_COMPILING = (runner, jit, llvm)
+# compiled by another thread during a fork: the one that forks holds these, in the
+# parent and in the child.
+_COMPILING = (runner.lock, jit.lock, llvm.lock)
 
 
 def _before_fork() -> None:
-    for module in _COMPILING:
-        module.lock().acquire()
+    for lock in _COMPILING:
+        lock.acquire()
 
 
 def _after_fork() -> None:
-    for module in reversed(_COMPILING):
-        module.lock().release()
+    for lock in reversed(_COMPILING):
+        lock.release()
 
 
 def _in_child() -> None:
-    """A child has none of the threads, and locks that the parent released."""
+    """A child has none of the threads."""
     global _pool
     _pool = _Pool()
-    for module in _COMPILING:
-        module.forget_lock()
+    _after_fork()
 
 
 if hasattr(os, "register_at_fork"):

@@ -11,7 +11,7 @@ from cram_jax.engine.targets import Target
 _addresses: dict[tuple[Target, KernelSpec], int] = {}
 # The code lives as long as the process: plans hold bare addresses.
 _code: list[llvm.Compiled] = []
-_lock = threading.RLock()
+lock = threading.RLock()
 
 
 def write_kernels(specs: Iterable[KernelSpec], target: Target) -> tuple[str, list[str]]:
@@ -28,7 +28,7 @@ def write_kernels(specs: Iterable[KernelSpec], target: Target) -> tuple[str, lis
 
 def compile_kernels(specs: Iterable[KernelSpec], target: Target) -> None:
     """Compiles the kernels that are not there yet, as one module."""
-    with _lock:
+    with lock:
         wanted = dict.fromkeys(specs)
         missing = [spec for spec in wanted if (target, spec) not in _addresses]
         if missing:
@@ -47,14 +47,3 @@ def kernel_address(spec: KernelSpec, target: Target) -> int:
 def features(target: Target) -> str:
     """LLVM features that make vectors of the target's width legal."""
     return "-prefer-256-bit" if target.lanes == 16 and target.features else ""
-
-
-def lock() -> threading.RLock:
-    """What is held while kernels are compiled."""
-    return _lock
-
-
-def forget_lock() -> None:
-    """In the child of a fork: the parent holds its own."""
-    global _lock
-    _lock = threading.RLock()

@@ -12,7 +12,7 @@ _MESSAGE = (
     "pip install 'cram_jax[engine]'"
 )
 # LLVM compiles one module at a time.
-_lock = threading.Lock()
+lock = threading.Lock()
 
 
 @cache
@@ -99,7 +99,7 @@ def optimise(text: str, target_machine: Any) -> Any:
 def compile_text(text: str, features: str = "") -> Compiled:
     """Machine code of the text of a module, for this processor."""
     llvm = binding()
-    with _lock:
+    with lock:
         target_machine = machine(features=features)
         module = optimise(text, target_machine)
         engine = llvm.create_mcjit_compiler(module, target_machine)
@@ -110,7 +110,7 @@ def compile_text(text: str, features: str = "") -> Compiled:
 
 def assembly(text: str, cpu: str, features: str = "") -> str:
     """The assembly of the text of a module for a named processor."""
-    with _lock:
+    with lock:
         target_machine = machine(cpu, features)
         return str(target_machine.emit_assembly(optimise(text, target_machine)))
 
@@ -118,14 +118,3 @@ def assembly(text: str, cpu: str, features: str = "") -> str:
 def function(address: int, *arguments: Any) -> Any:
     """A Python callable of a void function; it releases the interpreter's lock."""
     return ctypes.CFUNCTYPE(None, *arguments)(address)
-
-
-def lock() -> threading.Lock:
-    """What is held while LLVM works."""
-    return _lock
-
-
-def forget_lock() -> None:
-    """In the child of a fork: the parent holds its own."""
-    global _lock
-    _lock = threading.Lock()

@@ -97,7 +97,7 @@ end:
 }
 """
 
-_lock = threading.Lock()
+lock = threading.Lock()
 _function: Any = None
 _compiled: llvm.Compiled | None = None
 
@@ -105,7 +105,7 @@ _compiled: llvm.Compiled | None = None
 def runner() -> Any:
     """``run(records, count, epoch, thread, current, pause)``, without the GIL."""
     global _function, _compiled
-    with _lock:
+    with lock:
         if _function is None:
             _compiled = llvm.compile_text(_PROGRAM)
             word, pointer = ctypes.c_int64, ctypes.c_void_p
@@ -123,14 +123,3 @@ def pause() -> int:
     address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
     assert address is not None
     return address
-
-
-def lock() -> threading.Lock:
-    """What is held while the function is made."""
-    return _lock
-
-
-def forget_lock() -> None:
-    """In the child of a fork: the parent holds its own."""
-    global _lock
-    _lock = threading.Lock()
