@@ -83,7 +83,8 @@ def allocate(options: "Allocate") -> None:
         statistics = evaluation.recalibrate(stitched, run.batch_stats)
         accuracy = found[f"{speedup:g}x"]["methods"]["SPDY"]["recalibrated"]
         out, model = models_of[speedup], (stitched, statistics)
-        store(out, options.run, run, out.name, model, accuracy, options.data_dir)
+        facts = {"target": out.name, run.task.metric: accuracy}
+        store(out, options.run, run, model, facts, options.data_dir)
         write_text(path, json.dumps(found, indent=2) + "\n")
     console.print(_table(found, run))
     say(f"Sparsities in {path}, models in {options.run / 'compressed'}")

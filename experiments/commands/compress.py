@@ -3,9 +3,11 @@
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cram_jax
 from experiments import checkpoints, targets
+from experiments.config import RunConfig
 from experiments.datasets import data_dir_note
 from experiments.errors import ConfigError
 from experiments.evaluation import check_targets, has_statistics, make_evaluation
@@ -34,14 +36,11 @@ def compress(
 ) -> None:
     """Compresses, recalibrates batch norm, stores the model, prints a summary."""
     out = out or run / "compressed" / target
-    check_path(out)
-    if out.exists() and out.resolve() in (run.resolve(), *run.resolve().parents):
-        raise ConfigError(f"out must be a directory of its own, got {out}, the run's")
-    is_made = (out / "compression.json").exists()  # ours, which is replaced
-    check_free(out, overwrite=overwrite or is_made)
+    check_out(out, run, overwrite=overwrite)
     console = make_console()
     say = partial(console.print, soft_wrap=True)
-    config, data, task, params, batch_stats = open_run(run, data_dir, say)
+    opened = open_run(run, data_dir, say)
+    config, data, task, params, batch_stats = opened
     check_targets((target,), config, task)
     evaluation = make_evaluation(config, data, task, pruning)
     before = evaluation.accuracy(params, batch_stats)
@@ -49,8 +48,8 @@ def compress(
     statistics = evaluation.recalibrate(compressed, batch_stats)
     after = evaluation.accuracy(compressed, statistics)
 
-    opened = OpenRun(config, data, task, params, batch_stats)
-    store(out, run, opened, target, (compressed, statistics), after, data_dir)
+    facts = {"target": target, task.metric: after}
+    store(out, run, opened, (compressed, statistics), facts, data_dir)
     say(_shown(cram_jax.sparsity_report(compressed, masks)))
     recalibrated = " with batch norm recalibrated" if has_statistics(statistics) else ""
     say(
@@ -69,30 +68,49 @@ def _shown(report: cram_jax.SparsityReport) -> str:
     return "\n".join(shown)
 
 
+def check_out(out: Path, run: Path, *, overwrite: bool) -> None:
+    """Raises unless a model that is made from a run may have a directory.
+
+    Args:
+      out: the directory; a model that was made before is replaced.
+      run: that of the run.
+      overwrite: whether any other run there may be removed, see `check_free`.
+
+    Raises:
+      ConfigError: it is the run's.
+      RunError: see `check_free`.
+    """
+    check_path(out)
+    if out.exists() and out.resolve() in (run.resolve(), *run.resolve().parents):
+        raise ConfigError(f"out must be a directory of its own, got {out}, the run's")
+    is_made = (out / "compression.json").exists()
+    check_free(out, overwrite=overwrite or is_made)
+
+
 def store(
     out: Path,
     source: Path,
     run: OpenRun,
-    target: str,
     model: Model,
-    accuracy: float,
+    facts: dict[str, Any],
     data_dir: Path | None,
+    config: RunConfig | None = None,
 ) -> None:
-    """Stores a compressed model as a run of its own.
+    """Stores a model that was made from a run as a run of its own.
 
     Args:
       out: its directory; what `check_free` allowed to remove there is removed.
       source: that of the run it was made from.
       run: the same, opened.
-      target: what it was compressed to.
       model: parameters and batch statistics.
-      accuracy: by the metric that counts.
+      facts: its ``target``, and its accuracy by the metric that counts.
       data_dir: where tensorflow-datasets keeps its data; None: where the run found it.
+      config: its configuration; by default that of the run.
     """
     if out.exists():
         clear(out)  # what it says is of an earlier model
-    checkpoints.save_model(out, load_config(source), *model)
+    checkpoints.save_model(out, config or load_config(source), *model)
     kind_of(run.config).keep_sources(run.config, out)
-    facts = {"source": str(source), "target": target, run.task.metric: accuracy}
+    facts = {"source": str(source)} | facts
     write_text(out / "compression.json", json.dumps(facts, indent=2) + "\n")
     write_status(out, **data_dir_note(data_dir or stored_data_dir(source)))

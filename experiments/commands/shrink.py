@@ -1,7 +1,6 @@
 """Cuts channels out of a trained model and stores the smaller network as a run."""
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,15 @@ from cram_jax.structure import (
     small_shapes,
 )
 from cram_jax.structure.costs import total
-from experiments import checkpoints
+from experiments.commands.compress import check_out, store
 from experiments.config import RunConfig
-from experiments.datasets import data_dir_note
 from experiments.errors import ConfigError, command_line
 from experiments.evaluation import check_targets, make_evaluation
 from experiments.kinds import kind_of
 from experiments.metrics import make_console
-from experiments.open_run import open_run, stored_data_dir
+from experiments.open_run import open_run
 from experiments.run_directory import (
-    check_free,
-    check_path,
-    clear,
     load_config,
-    write_status,
-    write_text,
 )
 from experiments.task import Task
 
@@ -39,13 +32,10 @@ def shrink_run(
     run: Path, target: str, out: Path, overwrite: bool, data_dir: Path | None
 ) -> None:
     """Compresses, recalibrates batch norm, shrinks, stores; prints a summary."""
-    check_path(out)
-    if out.exists() and out.resolve() in (run.resolve(), *run.resolve().parents):
-        raise ConfigError(f"out must be a directory of its own, got {out}, the run's")
-    is_made = (out / "compression.json").exists()  # ours, which is replaced
-    check_free(out, overwrite=overwrite or is_made)
+    check_out(out, run, overwrite=overwrite)
     say = partial(make_console().print, soft_wrap=True)
-    config, data, task, params, batch_stats = open_run(run, data_dir, say)
+    opened = open_run(run, data_dir, say)
+    config, data, task, params, batch_stats = opened
     check_targets((target,), config, task)
     evaluation = make_evaluation(config, data, task)
     before = evaluation.accuracy(params, batch_stats)
@@ -62,18 +52,8 @@ def shrink_run(
     result = small_task.evaluate(small, small_statistics, data.evaluation)
 
     stored = shrunken(load_config(run), data, structure, kept, target)
-    if out.exists():
-        clear(out)  # what it says is of an earlier model
-    checkpoints.save_model(out, stored, small, small_statistics)
-    kind_of(config).keep_sources(config, out)
-    facts = {
-        "source": str(run),
-        "target": target,
-        "shrunken": True,
-        task.metric: result[task.metric],
-    }
-    write_text(out / "compression.json", json.dumps(facts, indent=2) + "\n")
-    write_status(out, **data_dir_note(data_dir or stored_data_dir(run)))
+    facts = {"target": target, "shrunken": True, task.metric: result[task.metric]}
+    store(out, run, opened, (small, small_statistics), facts, data_dir, stored)
     costs = structure.costs
     products = [total(costs.multiply_adds, costs.parts, k) for k in (None, kept)]
     sizes = [sum(x.size for x in jax.tree.leaves(p)) for p in (params, small)]
