@@ -5,8 +5,8 @@
 A training step takes the longer of its arithmetic and its communication, which overlap
 at best, and the shares below are of that. Counted, by the tests and by
 `benchmarks.scaling`: CrAM+ computes and exchanges what SGD does twice, and a global
-top_k reads the weights twelve times, reads them once more to write them and their
-masks, and exchanges a few integers in each of the twelve passes.
+top_k reads the weights up to eleven times, reads them once more to write them and
+their masks, and exchanges a few integers in each of the eleven passes.
 Taken from data sheets: the peak arithmetic, memory and link rates. Assumed: 40 % of the
 peak arithmetic, 80 % of the others, and 20 microseconds for an exchange of a few bytes.
 """
@@ -60,7 +60,7 @@ MODELS = (
 )
 
 ARITHMETIC, RATES, LATENCY = 0.4, 0.8, 20e-6
-PASSES = 12
+PASSES = 11
 FLOAT, BFLOAT, MASK = 4, 2, 1
 
 

@@ -69,7 +69,10 @@ def main() -> None:
     """Prints one line per configuration."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=3, help="of the longer run")
+    parser.add_argument(
+        "--epochs", type=int, choices=range(2, 100), default=3, metavar="2...",
+        help="of the longer run",
+    )
     parser.add_argument("--steps", type=int, default=40, help="in an epoch")
     options = parser.parse_args()
     print(timing.machine(), end="\n\n")

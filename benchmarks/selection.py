@@ -24,7 +24,7 @@ SLOW = ("jnp.sort", "jax.lax.top_k")
 
 
 def contenders(array: jax.Array, k: int) -> dict[str, Callable[[], Any]]:
-    """From names to functions that give a mask, or None if a peer is missing."""
+    """From names to functions that give a mask; other libraries' only in float32."""
     threshold = jnp.sort(jnp.abs(array.ravel()[:100_000]))[
         -max(1, 100_000 * k // array.size)
     ]
@@ -41,8 +41,11 @@ def contenders(array: jax.Array, k: int) -> dict[str, Callable[[], Any]]:
         "cram_jax.keep_largest": lambda: keep_largest([array], k)[0],
         "jnp.sort": lambda: by_sort(array),
         "jax.lax.top_k": lambda: by_top_k(array),
-        "numpy.partition": by_partition,
+        "one masking pass": lambda: masked(array, threshold),
     }
+    if array.dtype != jnp.float32:
+        return functions
+    functions["numpy.partition"] = by_partition
     try:
         import torch
     except ImportError:
@@ -59,7 +62,7 @@ def contenders(array: jax.Array, k: int) -> dict[str, Callable[[], Any]]:
             return magnitudes >= torch.kthvalue(magnitudes, host.size - k + 1).values
 
         functions |= {"torch.topk": by_torch_top_k, "torch.kthvalue": by_kthvalue}
-    return functions | {"one masking pass": lambda: masked(array, threshold)}
+    return functions
 
 
 def run(millions: float, sparsity: float, dtype: str, repeats: int) -> None:
@@ -69,10 +72,6 @@ def run(millions: float, sparsity: float, dtype: str, repeats: int) -> None:
     array = jnp.asarray(values, dtype)
     k = size - int(sparsity * size)
     functions = contenders(array, k)
-    if dtype != "float32":
-        functions = {
-            n: f for n, f in functions.items() if "numpy" not in n and "torch" not in n
-        }
     print(f"\n{millions:g} million {dtype}, {k:,} to keep")
     seconds = timing.interleaved(
         {n: f for n, f in functions.items() if n not in SLOW}, repeats

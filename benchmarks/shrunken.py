@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints the machine and a table for every network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = ["bert4", "bert6", "bert_base", "resnet20"]
-    parser.add_argument("--networks", nargs="+", default=names)
+    parser.add_argument("--networks", nargs="+", choices=names, default=names)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)

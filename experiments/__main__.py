@@ -4,7 +4,6 @@ Nothing here imports jax before it is needed: the first line of help takes a sec
 """
 
 import contextlib
-import importlib.metadata
 import os
 import signal
 import sys
@@ -49,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> None:
     if arguments[:1] == ["--version"]:
-        print(f"cram-jax {importlib.metadata.version('cram-jax')}")
+        import cram_jax  # not above: jax takes a second to load
+
+        print(f"cram-jax {cram_jax.__version__}")
         return
     verb = parse(arguments)
     verb.check()

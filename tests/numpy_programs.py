@@ -328,6 +328,7 @@ WITH_PARAMS = {
     "expand_dims": lambda eqn, params, x: np.expand_dims(x, params["dimensions"]),
     "transpose": lambda eqn, params, x: np.transpose(x, params["permutation"]),
     "rev": lambda eqn, params, x: np.flip(x, tuple(params["dimensions"])),
+    "stack": lambda eqn, params, *xs: np.stack(xs, params["axis"]),
     "concatenate": lambda eqn, params, *xs: np.concatenate(xs, params["dimension"]),
     "convert_element_type": _convert,
     "integer_pow": _integer_pow,

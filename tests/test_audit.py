@@ -85,6 +85,10 @@ def test_the_rarer_value_is_that_of_training(attributes):
         counts = [np.sum(a[:, attribute] == rare) for a in (predictions, labels)]
         assert found[attribute] == pytest.approx(counts[0] / counts[1])
     assert np.isnan(audit.rare_value_ratio([[True]], [[False]], [[False]])[0])
+    # True is rare in training, though two of three examples have it here.
+    predictions, truths = [[True], [False], [False]], [[True], [True], [False]]
+    training = [[True], [False], [False], [False]]
+    assert audit.rare_value_ratio(predictions, truths, training) == [0.5]
 
 
 def test_bias_is_amplified_by_a_model_that_predicts_the_group():
@@ -102,6 +106,15 @@ def test_bias_is_amplified_by_a_model_that_predicts_the_group():
     assert np.isnan(audit.bias_amplification(own, own, group, own, group))
     none = np.zeros_like(labels)
     assert np.isnan(audit.bias_amplification(none, labels, group, labels, group)).all()
+    # In training the label goes with the other group, so predictions reverse that.
+    for training in ((labels[::-1], group), (labels, ~group)):
+        found = audit.bias_amplification(predictions, labels, group, *training)
+        assert found[0] == pytest.approx(-1 / 3)
+    # 5 % apart is too little to say which group a label goes with; 15 % is enough.
+    close = np.zeros((60, 2), bool)
+    close[:21, 0] = close[:23, 1] = close[30:50] = True
+    found = audit.bias_amplification(close, close, group, close, group)
+    np.testing.assert_array_equal(found, [np.nan, 0])
     # True predictions exaggerate nothing.
     found = audit.bias_amplification(labels, labels, group, labels, group)
     np.testing.assert_array_equal(found[:2], 0)

@@ -177,6 +177,17 @@ def test_nvfp4_agrees_with_ml_dtypes(kernel, rounded):
     np.testing.assert_array_equal(rounded["NVFP4"], expected)
 
 
+def test_stacked_layers_are_rounded_one_by_one():
+    layers = make_kernel(3 * 32, 4).reshape(3, 32, 4)
+    layers *= np.float32([[[1]], [[50]], [[0.01]]])
+    of_all, of_one = [Axes("stack", "input", "output")], [Axes("input", "output")]
+    for make in (nvfp4, lambda axes: nested(4, axes=axes)):
+        stacked = compress([layers], make(axes=of_all)).params[0]
+        for layer, expected in zip(layers, stacked, strict=True):
+            one = compress([layer], make(axes=of_one)).params[0]
+            np.testing.assert_array_equal(one, expected)
+
+
 @given(st.lists(st.floats(-7, 7, width=32), min_size=8, max_size=8))
 def test_e2m1_is_the_nearest_half_to_even(values):
     values = np.float32([*values[:7], round(4 * values[7]) / 4])  # ties among them

@@ -195,6 +195,43 @@ def test_the_rule_inside_gets_its_arguments_and_a_masked_gradient():
     chex.assert_trees_all_close(updates, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("seed", [0, 5])
+def test_a_rule_sees_every_gradient_and_gets_a_new_key_each_time(seed):
+    """Watched at five updates, renewed at two of them; nothing is masked twice alike."""
+
+    def init(params, key):
+        masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+        nothing = {"watched": jnp.zeros(5), "keys": jnp.zeros((5, 2), jnp.uint32)}
+        return masks, nothing | {"seen": jnp.zeros(5)}
+
+    def watch(state, step):
+        place = step.count - 1
+        return state | {
+            "watched": state["watched"].at[place].set(step.gradients["kernel"].sum()),
+            "keys": state["keys"].at[place].set(jax.random.key_data(step.key)),
+        }
+
+    def renew(masks, state, step):
+        seen = jnp.count_nonzero(state["watched"])
+        state = state | {"seen": state["seen"].at[step.count - 1].set(seen)}
+        return jax.tree.map(lambda m: m.at[..., 0].set(False), masks), state
+
+    def run(key):
+        rule = MaskRule(init, renew, watch)
+        return train(pruned(sgd(), rule, every=2, key=key), 5)
+
+    way, state = run(seed)
+    kernels = [gradient(params)["kernel"].sum() for params in [START, *way[:-1]]]
+    np.testing.assert_allclose(state.rule_state["watched"], kernels, rtol=1e-5)
+    np.testing.assert_array_equal(state.rule_state["seen"], [0, 2, 0, 4, 0])
+    keys = np.asarray(state.rule_state["keys"])
+    assert len(np.unique(keys, axis=0)) == 5
+    _, same = run(jax.random.key(seed))
+    np.testing.assert_array_equal(same.rule_state["keys"], keys)
+    _, other = run(seed + 1)
+    assert not (np.asarray(other.rule_state["keys"]) == keys).all(axis=1).any()
+
+
 def test_structured_masks_rest_where_the_schedule_is_zero():
     rule = renew_by(lambda share: n_m(2, 4), square_wave(1, 0.5))
     way, _ = train(pruned(sgd(), rule), 3)

@@ -12,7 +12,17 @@ import references
 from flax import serialization
 from least_squares import START, gradient, loss_fn
 
-from cram_jax import cached, compose, fake_quant, identity, n_m, pulled, sam, top_k
+from cram_jax import (
+    cached,
+    compose,
+    fake_quant,
+    identity,
+    n_m,
+    one_of,
+    pulled,
+    sam,
+    top_k,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -148,6 +158,18 @@ def test_a_target_is_renewed_only_when_it_is_due():
         targets.append(np.asarray(state[0].target["kernel"]))
     changes = [not np.array_equal(*pair) for pair in itertools.pairwise(targets)]
     assert changes == [False, False, True, False, False, True]
+
+
+def test_a_projector_that_draws_draws_anew_each_time():
+    params = {"kernel": jnp.arange(1.0, 33.0).reshape(8, 4)}
+    optimizer = pulled(one_of(top_k(0.25), top_k(0.75)), 1.0)
+    state, counts = optimizer.init(params), []
+    for _ in range(12):
+        pulls, state = optimizer.update(
+            jax.tree.map(jnp.zeros_like, params), state, params
+        )
+        counts.append(int(jnp.count_nonzero(pulls["kernel"])))
+    assert set(counts) == {8, 24}
 
 
 def test_what_projectors_may_change():

@@ -37,13 +37,25 @@ def contract(
     if a.source is Source.ACTIVATION and b.source is Source.ACTIVATION:
         labels.add_role(a_axis, Role.CONTRACTED)
         labels.add_role(b_axis, Role.CONTRACTED)
-    elif a.source is Source.WEIGHT and b.source is Source.WEIGHT:
-        # Merged factors, as of a low-rank update: the first one feeds the second.
+    elif _is_merge(left, right):
+        # Factors, as of a low-rank update: the first one feeds the second.
         labels.add_role(a_axis, Role.OUTPUT)
         labels.add_role(b_axis, Role.INPUT)
     for (value, axis), (other, _) in ((sides[0], sides[1]), (sides[1], sides[0])):
         if value.source is Source.WEIGHT and other.source is Source.ACTIVATION:
             labels.add_role(axis, Role.INPUT)
+            if not axis:
+                for rest in value.axes:
+                    labels.add_role(rest, Role.KERNEL)
+
+
+def _is_merge(*sides: tuple[Value, int]) -> bool:
+    """Whether two weights make a larger one, and not a norm or a projection."""
+    return all(
+        value.source is Source.WEIGHT
+        and any(axis for i, axis in enumerate(value.axes) if i != dimension)
+        for value, dimension in sides
+    )
 
 
 def dot_general(

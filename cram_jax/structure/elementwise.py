@@ -117,6 +117,14 @@ def elementwise(
     """Unites the axes of all inputs."""
     rank = len(shape_of(eqn.outvars[0]))
     source = max((value.source for value in ins), default=Source.CONSTANT)
+    # Not what was or is broadcast, such as the scale of each channel.
+    kernels = [
+        i
+        for i, value in enumerate(ins)
+        if value.source is Source.WEIGHT
+        and shape_of(eqn.invars[i]) == shape_of(eqn.outvars[0])
+        and all(map(labels.is_parameter, value.axes))
+    ]
     axes: list[Axis] = []
     for dimension in range(rank):
         # An axis of size 1 broadcasts.
@@ -134,13 +142,22 @@ def elementwise(
         if aligned is None:
             axes.append(tuple(Factor(factor.ids, False) for factor in axis[0]))
             continue
-        axes.append(_united(eqn, ins, dict(zip(long, aligned, strict=True))))
+        met = dict(zip(long, aligned, strict=True))
+        if source is Source.WEIGHT:
+            labels.share_roles([met[i] for i in kernels if i in met])
+        axes.append(_united(eqn, ins, met, kernels))
     return [Value(tuple(axes), source)]
 
 
-def _united(eqn: jex.JaxprEqn, ins: Sequence[Value], axes: dict[int, Axis]) -> Axis:
+def _united(
+    eqn: jex.JaxprEqn,
+    ins: Sequence[Value],
+    axes: dict[int, Axis],
+    kernels: Sequence[int],
+) -> Axis:
     """The axis of the result, with the labels of a weight if there is one."""
-    first = next((i for i in axes if ins[i].source is Source.WEIGHT), next(iter(axes)))
+    weights = (i for i in axes if ins[i].source is Source.WEIGHT)
+    first = next((i for i in kernels if i in axes), next(weights, next(iter(axes))))
     factors = []
     for place, factor in enumerate(axes[first]):
         zeros = [

@@ -17,6 +17,7 @@ from cram_jax.structure.labels import (
 
 ODD_RESHAPE = "a reshape that neither merges nor splits whole axes"
 EMPTY = "an array without entries"
+JOINED = "a reshape stacks what was joined along it"
 ODD_MEETING = "axes of different structure meet"
 ODD_SLICE = "a slice across the parts of an axis"
 ONE_POSITION = "a position of the axis is indexed by its number"
@@ -78,6 +79,11 @@ def _split(
     if (grid == grid[:1]).all():  # repeated as a whole
         frozen = labels.axis((*key, "repeats"), outer, frozen=reason)
         return list(frozen), [Factor(grid[0], factor.zero)]
+    if labels.is_joined(grid):  # side by side, and now a stack: they go together
+        for row in grid[1:]:
+            labels.unite(grid[0], row)
+        stacked = labels.axis((*key, "joined"), outer, frozen=JOINED)
+        return list(stacked), [Factor(grid[0], factor.zero)]
     for column in grid.T[1:]:
         labels.unite(grid[:, 0], column)
     frozen = labels.axis((*key, "rest"), inner, frozen=reason)

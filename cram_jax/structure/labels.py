@@ -35,6 +35,8 @@ class Role(enum.IntFlag):
     WINDOW = 32
     CONTRACTED = 64
     """A contraction of two activations runs over it, or a sum."""
+    KERNEL = 128
+    """A contraction with an activation runs over another axis, of size 1."""
 
 
 class Source(enum.IntEnum):
@@ -119,6 +121,7 @@ class Labels:
         self.count = 0
         self.freezes: list[tuple[Ids, str]] = []
         self.roles: list[tuple[Ids, Role]] = []
+        self._sharing: list[tuple[Ids, Ids]] = []
         self._unions: list[tuple[Ids, Ids]] = []
         self._runs: dict[tuple[Key, int], list[Ids]] = {}
         self._origins: list[Origin] = []
@@ -174,6 +177,36 @@ class Labels:
         """Notes what the axis does."""
         self.roles.extend((factor.ids, role) for factor in axis)
 
+    def share_roles(self, axes: Sequence[Axis]) -> None:
+        """Notes that weights are combined, entry by entry, before they are used."""
+        for same in zip(*axes, strict=True):
+            self._sharing.extend((same[0].ids, other.ids) for other in same[1:])
+
+    def role_bits(self) -> Ids:
+        """The roles of each label, with those of weights that it is combined with."""
+        root = self._classes(self._sharing)
+        bits: Ids = np.zeros(self.count, int)
+        for ids, role in self.roles:
+            np.bitwise_or.at(bits, root[ids], int(role))
+        shared: Ids = bits[root]
+        return shared
+
+    def is_parameter(self, axis: Axis) -> bool:
+        """Whether the labels of an axis are those of an input of the program."""
+        return all(
+            self._origin(int(factor.ids[0])).key[0] == "input"
+            for factor in axis
+            if len(factor.ids)
+        )
+
+    def is_joined(self, rows: Ids) -> bool:
+        """Whether each row of labels was handed out at once, but not all rows were."""
+        origins = [self._origin(int(row[0])) for row in rows]
+        return len(set(origins)) > 1 and all(
+            int(row[-1]) < origin.first + origin.size and (np.diff(row) == 1).all()
+            for row, origin in zip(rows, origins, strict=True)
+        )
+
     def refine(self, ids: Ids, inner: int) -> bool:
         """Asks that the axis of these labels be split after every ``inner`` of them.
 
@@ -198,11 +231,14 @@ class Labels:
 
     def solve(self) -> Ids:
         """The smallest label of each label's class."""
+        return self._classes(self._unions)
+
+    def _classes(self, pairs: Sequence[tuple[Ids, Ids]]) -> Ids:
         root: Ids = np.arange(self.count)
-        if not self._unions:
+        if not pairs:
             return root
-        left = np.concatenate([a for a, _ in self._unions])
-        right = np.concatenate([b for _, b in self._unions])
+        left = np.concatenate([a for a, _ in pairs])
+        right = np.concatenate([b for _, b in pairs])
         while True:
             low = np.minimum(root[left], root[right])
             new = root.copy()

@@ -115,6 +115,7 @@ def concatenate_(
     """Joins the labels of one axis, and unites those of the others."""
     along = int(eqn.params["dimension"])
     out = shape_of(eqn.outvars[0])
+    source = max(value.source for value in ins)
     axes: list[Axis] = []
     for dimension, size in enumerate(out):
         parts = [value.axes[dimension] for value in ins]
@@ -126,22 +127,23 @@ def concatenate_(
                 joined = labels.axis((*place, "odd"), size, frozen=ODD_MEETING)
             axes.append(joined)
         else:
-            axes.append(_met(labels, parts, place))
-    return [Value(tuple(axes), max(value.source for value in ins))]
+            axes.append(_met(labels, parts, place, source))
+    return [Value(tuple(axes), source)]
 
 
 def stack(
     labels: Labels, eqn: jex.JaxprEqn, ins: Sequence[Value], key: Key
 ) -> list[Value]:
     """Unites the labels of all axes; the new one is frozen."""
+    source = max(value.source for value in ins)
     axes = [
-        _met(labels, [value.axes[i] for value in ins], (*key, i))
+        _met(labels, [value.axes[i] for value in ins], (*key, i), source)
         for i in range(len(ins[0].axes))
     ]
     along = int(eqn.params["axis"])
     new = labels.axis((*key, "new"), len(ins), frozen="a stack along it")
     axes.insert(along, new)
-    return [Value(tuple(axes), max(value.source for value in ins))]
+    return [Value(tuple(axes), source)]
 
 
 def unstack(
@@ -169,11 +171,13 @@ def tile(
     return [Value(axes, value.source, value.literal)]
 
 
-def _met(labels: Labels, axes: Sequence[Axis], key: Key) -> Axis:
+def _met(labels: Labels, axes: Sequence[Axis], key: Key, source: Source) -> Axis:
     """The axis of values that are combined: 0 only where all are."""
     aligned = align(labels, axes, key)
     if aligned is None:
         return tuple(Factor(factor.ids, False) for factor in axes[0])
+    if source is Source.WEIGHT:
+        labels.share_roles(aligned)
     return tuple(
         Factor(same[0].ids, all(factor.zero for factor in same))
         for same in zip(*aligned, strict=True)
@@ -182,11 +186,12 @@ def _met(labels: Labels, axes: Sequence[Axis], key: Key) -> Axis:
 
 def join(labels: Labels, left: Value, right: Value, key: Key) -> Value:
     """One value that is either of two, such as what a loop carries."""
+    source = max(left.source, right.source)
     axes = (
-        _met(labels, pair, (*key, i))
+        _met(labels, pair, (*key, i), source)
         for i, pair in enumerate(zip(left.axes, right.axes, strict=True))
     )
-    return Value(tuple(axes), max(left.source, right.source))
+    return Value(tuple(axes), source)
 
 
 def pad(

@@ -298,7 +298,7 @@ def axis_roles(
             noted |= Role(int(np.bitwise_or.reduce(bits[ids])))
         seen.append(noted)
     everything = Role(int(np.bitwise_or.reduce(np.array([0, *seen]))))
-    reads = Role.INPUT | Role.WINDOW | Role.LOOKUP
+    reads = Role.INPUT | Role.WINDOW | Role.LOOKUP | Role.KERNEL
     if everything == Role.NONE:
         # Such as the scale of a batch norm, which is combined with its statistics
         # first.

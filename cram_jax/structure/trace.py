@@ -85,9 +85,7 @@ def trace_structure(
         raise ValueError(f"variables must have at least one array, got {variables!r}")
     analysis, result = read_program(apply, variables, inputs, outputs)
     members, groups, group_of = _find_groups(analysis, len(leaves))
-    bits = np.zeros(analysis.labels.count, int)
-    for ids, role in analysis.labels.roles:
-        bits[ids] |= int(role)
+    bits = analysis.labels.role_bits()
     described = tuple(
         _leaf(analysis, number, path, leaf.shape, bits, group_of)
         for number, (path, leaf) in enumerate(leaves)

@@ -1,6 +1,6 @@
 """Outcomes of benchmarks on the console, as Markdown and as JSON.
 
-``x INT8`` is how many times faster than the best engine that runs the dense network in
+``x INT8`` is how many times faster than the best other engine with the dense network in
 INT8, in CPU time; ``differs`` is the largest difference from the float32 network, over
 its largest output; ``exact`` is what that network scores.
 """
@@ -82,7 +82,7 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
 
 
 def best_dense_int8(rows: Sequence[Row], setting: tuple[int, int]) -> float | None:
-    """CPU milliseconds of the fastest engine that runs the dense network in INT8."""
+    """CPU milliseconds of the fastest engine but ours, dense in INT8."""
     times = [
         row.times[setting][0].median
         for row in rows

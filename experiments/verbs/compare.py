@@ -48,8 +48,8 @@ class Compare:
     tuned_on: str = "k90"
     """The target for which the knob of methods with a network for each is chosen."""
     tune: bool = True
-    """Whether to tune knobs on held-out images. Otherwise, and on text, those that the
-    recipe sets have its values, and others the second that would be tried."""
+    """Tune knobs on held-out images. Untuned, and on text, those that the recipe sets
+    have its values, and others the second that would be tried."""
     out: Path | None = None
     """Where results go; by default runs/compare-TASK."""
     weights: str | None = None

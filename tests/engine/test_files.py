@@ -39,6 +39,18 @@ def test_a_loaded_engine_gives_the_same_bits(examples, tmp_path, name, int8):
     all_equal(read(*inputs), written(*inputs))
 
 
+def test_an_engine_is_loaded_for_threads_and_instructions(examples, tmp_path):
+    written, inputs = compiled(examples, "pointwise", False)
+    written.save(tmp_path / "engine.safetensors")
+    read = load(tmp_path / "engine.safetensors", threads=3, target="portable")
+    assert (read.threads, read.target.name) == (3, "portable")
+    all_equal(read(*inputs), read(*inputs))
+    for got, expected in zip(read(*inputs), written(*inputs), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="target must be"):
+        load(tmp_path / "engine.safetensors", target="sse")
+
+
 def test_a_save_that_fails_leaves_the_file_before(examples, tmp_path, monkeypatch):
     written, _ = compiled(examples, "pointwise", False)
     path = tmp_path / "engine.safetensors"

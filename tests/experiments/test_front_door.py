@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import io
 import sys
 import types
@@ -11,6 +10,7 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
+import cram_jax
 from experiments.__main__ import main
 from experiments.claim import claim
 from experiments.errors import ConfigError, RunError
@@ -25,8 +25,7 @@ from experiments.verbs.train import parse_train
 
 def test_the_version_is_that_of_the_package(capsys):
     assert main(["--version"]) == 0
-    version = importlib.metadata.version("cram-jax")
-    assert capsys.readouterr().out == f"cram-jax {version}\n"
+    assert capsys.readouterr().out == f"cram-jax {cram_jax.__version__}\n"
 
 
 @pytest.mark.parametrize(

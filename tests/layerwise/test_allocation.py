@@ -81,6 +81,36 @@ def test_the_search_finds_which_layers_matter():
     np.testing.assert_array_equal(levels, again)
 
 
+def test_a_longer_search_scores_no_worse():
+    """30 layers, of which five matter: redrawing and more starts both help."""
+    rng = np.random.default_rng(2)
+    depth = np.linspace(0, 1, 6) ** 2
+    costs = np.tile(depth, (30, 1))
+    times = np.tile(np.linspace(1, 0, 6), (30, 1))
+    drawn = []
+    for seed in range(3):
+        weights = np.zeros(30)
+        weights[rng.choice(30, 5, replace=False)] = 1
+
+        def score(levels, weights=weights):
+            return float(weights @ depth[levels])
+
+        def best(seed=seed, score=score, **options):
+            found = search(score, costs, times, 12.0, buckets=60, seed=seed, **options)
+            return score(found)
+
+        drawn.append(
+            (
+                best(starts=1, failures=0),
+                best(starts=50, failures=0),
+                best(starts=50, failures=40),
+            )
+        )
+    one, many, longer = np.transpose(drawn)
+    assert (many <= one).all() and (many < one).any()
+    assert (longer <= many).all() and (longer < many).any()
+
+
 ONE = [[0.0, 1.0]]
 
 
