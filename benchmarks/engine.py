@@ -176,7 +176,9 @@ def _reloaded(compiled: engine.Engine, inputs: Inputs) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the machine and a table for every network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument(
+        "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS)
+    )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sparsity", type=float, default=0.9)

@@ -70,7 +70,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
-        "--epochs", type=int, choices=range(2, 100), default=3, metavar="2...",
+        "--epochs",
+        type=int,
+        choices=range(2, 100),
+        default=3,
+        metavar="2...",
         help="of the longer run",
     )
     parser.add_argument("--steps", type=int, default=40, help="in an epoch")

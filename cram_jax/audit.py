@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from cram_jax.validation import check_integer
+
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _FEWEST = 10
@@ -66,7 +68,7 @@ def calibration_error(probabilities: Any, outcomes: Any, *, buckets: int = 10) -
     Args:
       probabilities: (examples,), from 0 to 1.
       outcomes: (examples,), whether each came true.
-      buckets: the number of buckets.
+      buckets: the number of buckets, at least 1.
 
     Example:
       >>> from cram_jax import audit
@@ -76,7 +78,8 @@ def calibration_error(probabilities: Any, outcomes: Any, *, buckets: int = 10) -
     chances, truths = _alike(probabilities=probabilities, outcomes=outcomes)
     if not ((chances >= 0) & (chances <= 1)).all():
         raise ValueError("probabilities must be between 0 and 1")
-    bucket = np.floor(buckets * chances)
+    check_integer("buckets", buckets, 1)
+    bucket = np.searchsorted(np.arange(buckets + 1) / buckets, chances, "right")
     gaps = [
         abs(chances[bucket == b].mean() - truths[bucket == b].mean())
         * np.mean(bucket == b)

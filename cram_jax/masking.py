@@ -109,7 +109,8 @@ def pruned(
     parameters first, or the first gradient is that of the dense model.
 
     Args:
-      inner: the optimiser.
+      inner: the optimiser. Around it `optax.inject_hyperparams` works as always; around
+        this, ``inner``, ``rule`` and ``every`` are static arguments.
       rule: how masks start and change, such as `renew_by`.
       every: updates between renewals.
       restart: which optimiser state, such as momentum, is zeroed when weights come

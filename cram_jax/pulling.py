@@ -81,7 +81,9 @@ def pulled(
     after every update. That is Adam's second moment if Adam comes next and has this
     decay: the loss of removing a weight is estimated by :math:`s \theta^2`.
 
-    Only leaves that the projector may change are pulled, see `Projector.changes`.
+    Only leaves that the projector may change are pulled, see `Projector.changes`. Under
+    `optax.inject_hyperparams`, all arguments but ``strength`` are static:
+    ``static_args=("projector", "every", "importance", "key")``.
 
     Args:
       projector: the compression :math:`C`.

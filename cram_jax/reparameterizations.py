@@ -142,7 +142,7 @@ def soft_threshold(params: Params, thresholds: Scores) -> Params:
 
     def shrink(weights: jax.Array, threshold: jax.Array, _: int) -> jax.Array:
         size = jnp.abs(weights) - jax.nn.sigmoid(threshold)
-        return jnp.sign(weights) * jax.nn.relu(size)
+        return (jnp.sign(weights) * jax.nn.relu(size)).astype(weights.dtype)
 
     return _map_scored(shrink, params, thresholds)
 
@@ -260,17 +260,15 @@ def gated(params: Params, log_alpha: Scores, key: jax.Array | None = None) -> Pa
     def gate(weights: jax.Array, log_alpha: jax.Array, index: int) -> jax.Array:
         open_ = log_alpha
         if key is not None:
+            # A narrow dtype has too few numbers near 0 and 1 for the tails.
+            wide = jnp.promote_types(log_alpha.dtype, jnp.float32)
             uniform = jax.random.uniform(
-                jax.random.fold_in(key, index),
-                log_alpha.shape,
-                log_alpha.dtype,
-                1e-6,
-                1 - 1e-6,
+                jax.random.fold_in(key, index), log_alpha.shape, wide, 1e-6, 1 - 1e-6
             )
             logit = jnp.log(uniform) - jnp.log1p(-uniform)
             open_ = (logit + log_alpha) / TEMPERATURE
         stretched = jax.nn.sigmoid(open_) * (HIGH - LOW) + LOW
-        return weights * jnp.clip(stretched, 0, 1)
+        return weights * jnp.clip(stretched, 0, 1).astype(weights.dtype)
 
     return _map_scored(gate, params, log_alpha)
 

@@ -128,6 +128,12 @@ def sparsity_report(
         ]
     else:
         check_structure("masks", masks, params)
+        for leaf, mask in zip(leaves, jax.tree.leaves(masks), strict=True):
+            if jnp.shape(mask) != jnp.shape(leaf.value):
+                raise ValueError(
+                    f"masks[{leaf.path!r}] must have the shape "
+                    f"{jnp.shape(leaf.value)} of its parameter, got {jnp.shape(mask)}"
+                )
         kept = [_total(mask) for mask in jax.tree.leaves(masks)]
     if projector is not None:
         check_projector("projector", projector)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from experiments import targets
 from experiments.errors import ConfigError
-from experiments.methods.config import SEVERAL_TARGETS, Method, PruningConfig
+from experiments.methods.config import Method, PruningConfig, trains_for_one
 
 GradientRule = Literal["none", "sam", "cram", "cram_plus", "topk_plus"]
 Rule = Literal[GradientRule, Method]
@@ -95,7 +95,7 @@ class OptimizerConfig:
         check(self, "train_targets", self.train_targets, "at least one")
         for target in self.train_targets:
             targets.check(target, training=True)
-        if self.rule in typing.get_args(Method) and self.rule not in SEVERAL_TARGETS:
+        if trains_for_one(self.rule):
             is_one = len(self.train_targets) == 1
             check(self, "train_targets", is_one, f"one target for rule {self.rule}")
             check(self, "ema", not self.ema, f"0 for rule {self.rule}")
@@ -189,6 +189,11 @@ class RunConfig:
             raise ConfigError("keep_pruned needs init_from, a compressed model")
         in_range = 0 <= self.label_smoothing < 1
         check(self, "label_smoothing", in_range, "at least 0 and below 1")
+        if trains_for_one(self.optimizer.rule):
+            reason = (
+                f"0 for rule {self.optimizer.rule}, whose last model is the pruned one"
+            )
+            check(self, "patience", self.patience == 0, reason)
         judged = self.patience == 0 or self.evaluate_every > 0
         check(self, "patience", judged, "0 if evaluate_every is 0")
         check(self, "eval_targets", self.eval_targets, "at least one")

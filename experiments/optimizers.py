@@ -13,6 +13,7 @@ from experiments import targets
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigError
 from experiments.methods.build import Inner, Setting, front_rule, wrapped
+from experiments.methods.config import trains_for_one
 from experiments.targets import LeafFilters
 
 
@@ -51,6 +52,8 @@ def make_optimizer(
         frozen = _matching(config.frozen)
         base = optax.partition({True: optax.set_to_zero(), False: plain}, frozen)
         freeze, members = [optax.masked(optax.set_to_zero(), frozen)], [base]
+        if trains_for_one(config.rule):
+            freeze.append(_none_pruned(setting, frozen))
     whole = wrapped(setting, Inner(base, plain, learning_rate(config, steps)))
     hold = [cram_jax.keep_pruned(where=setting.filters.prunable)] * config.keep_pruned
     # Before the rule too: what is frozen or pruned takes no part in the ascent.
@@ -95,6 +98,35 @@ def _at_some_steps(
         return jax.random.bernoulli(jax.random.fold_in(dropout_key, 1), share)
 
     return optax.conditionally_transform(rule, applies, forward_extra_args=True)
+
+
+def _none_pruned(
+    setting: Setting, frozen: Callable[[Any], Any]
+) -> optax.GradientTransformation:
+    """Does nothing, if no weight that is to be pruned is frozen.
+
+    Raises:
+      ConfigError: at ``init``, some are: they would count as zeros, but stay.
+    """
+
+    def init(params: Any) -> optax.EmptyState:
+        if jax.tree.leaves(params):
+            chosen = cram_jax.prunable(params, setting.filters.prunable)
+            both = zip(jax.tree.leaves(frozen(params)), chosen, strict=True)
+            if any(is_frozen and is_chosen for is_frozen, is_chosen in both):
+                raise ConfigError(
+                    f"frozen must match no weights that the rule {setting.config.rule} "
+                    f"prunes, got {setting.config.frozen!r}"
+                )
+        return optax.EmptyState()
+
+    def update(
+        updates: Any, state: optax.EmptyState, params: Any = None
+    ) -> tuple[Any, optax.EmptyState]:
+        del params
+        return updates, state
+
+    return optax.GradientTransformation(init, update)
 
 
 def _matching(pattern: str) -> Callable[[Any], Any]:

@@ -63,6 +63,13 @@ def test_calibration_error_sums_over_buckets(attributes):
     assert audit.calibration_error(chances, outcomes) == pytest.approx(expected)
 
 
+def test_buckets_start_where_it_is_said():
+    """29 of 100 begins at 0.29, though 100 times that rounds to less."""
+    assert audit.calibration_error([0.29, 0.2999], [False, True], buckets=100) < 0.3
+    with pytest.raises(ValueError, match="buckets must be at least 1, got 0"):
+        audit.calibration_error([0.5], [True], buckets=0)
+
+
 def test_uncertainty_counts_what_lies_between_a_tenth_and_nine():
     assert audit.uncertainty([0.05, 0.15, 0.5, 0.89, 0.91]) == pytest.approx(0.6)
 

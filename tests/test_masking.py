@@ -197,7 +197,7 @@ def test_the_rule_inside_gets_its_arguments_and_a_masked_gradient():
 
 @pytest.mark.parametrize("seed", [0, 5])
 def test_a_rule_sees_every_gradient_and_gets_a_new_key_each_time(seed):
-    """Watched at five updates, renewed at two of them; nothing is masked twice alike."""
+    """Of five updates, two of which renew the masks."""
 
     def init(params, key):
         masks = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)

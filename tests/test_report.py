@@ -125,6 +125,13 @@ def test_masks_of_another_structure_are_refused():
         sparsity_report(PARAMS, {"bias": PARAMS["bias"] == 0})
 
 
+def test_masks_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"masks\['kernel'\] must have the shape"):
+        sparsity_report(
+            {"kernel": jnp.ones((2, 2))}, {"kernel": jnp.ones((4, 4), bool)}
+        )
+
+
 def test_a_python_number_is_a_leaf():
     params = {"kernel": jnp.ones((2, 2)), "scale": 0.5}
     report = sparsity_report(*compress(params, top_k(0.5)))

@@ -96,7 +96,7 @@ def report(
         "disagreement": criteria.disagreement(answers.chosen, dense.chosen),
         "broken": float(np.mean(~right & (dense.chosen == labels))),
         "calibration error": criteria.calibration_error(confidence, right),
-        "uncertain": criteria.uncertainty(confidence),
+        "uncertain": float(np.mean(confidence < 0.9)),
         "auc": float(np.nanmean(areas)),
         "by class": _named(criteria.by_group(right, labels)),
     }

@@ -80,8 +80,8 @@ def lottery(
     devices = make_mesh(mesh, config.data.batch_size)
     with locked(out), progress_bar(console) as progress:
         results = _stored(out / RESULTS, config, plan)
-        write_text(out / RESULTS, json.dumps(results, indent=2) + "\n")
         rounds = _Rounds(config, plan, out, data_dir, devices, progress)
+        write_text(out / RESULTS, json.dumps(results, indent=2) + "\n")
         for number, trained in enumerate(rounds.tickets()):
             if number == len(results["rounds"]):
                 results["rounds"].append(rounds.judged(trained))

@@ -147,7 +147,7 @@ def wrapped(setting: Setting, inner: Inner) -> optax.GradientTransformation | No
             rule = platon(
                 _cubic(0.0, share, begin, end),
                 window=own.every,
-                final=end,
+                final=min(end, steps - 1),  # its last masks are those of the run
                 where=filters.prunable,
             )
             return cram_jax.pruned(inner.parameters, rule, hold=False)

@@ -1,7 +1,7 @@
 """The configuration of methods that prune during training."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Method = Literal[
     "ste",
@@ -24,6 +24,11 @@ Method = Literal[
 
 SEVERAL_TARGETS = ("ste",)
 """Methods that may train for several targets; the others need exactly one."""
+
+
+def trains_for_one(rule: str) -> bool:
+    """Whether a rule is a method whose run ends near one target."""
+    return rule in get_args(Method) and rule not in SEVERAL_TARGETS
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,7 @@ def rigl(
                 weights,
                 jnp.abs(gradient)
                 if grow == "gradient"
-                else jax.random.uniform(
-                    jax.random.fold_in(step.key, i), mask.shape, weights.dtype
-                ),
+                else jax.random.uniform(jax.random.fold_in(step.key, i), mask.shape),
                 share,
             )
             if is_chosen
@@ -130,8 +128,8 @@ def kept_by_layer(
     sizes = np.array([math.prod(shape) for shape in shapes], float)
     if densities == "uniform":
         return [round(size * (1 - sparsity)) for size in sizes]
-    raw = np.array([sum(shape) for shape in shapes]) / sizes
-    dense = np.zeros(len(shapes), bool)
+    raw = np.array([sum(shape) for shape in shapes]) / np.maximum(sizes, 1)
+    dense = sizes == 0
     while True:
         rest = (1 - sparsity) * sizes.sum() - sizes[dense].sum()
         scale = rest / (raw * sizes)[~dense].sum()

@@ -56,7 +56,8 @@ def ac_dc(
     """AC/DC: compressed and decompressed phases in turn.
 
     Dense until ``begin``; then compressed and dense phases in turn, the last dense one
-    twice as long; compressed from ``end`` on. A compressed phase keeps the masks of its
+    twice as long (three times, if an even number of phases lies between ``begin`` and
+    ``end``); compressed from ``end`` on. A compressed phase keeps the masks of its
     first step. Weights come back as zeros, and all of the momentum restarts.
 
     Args:

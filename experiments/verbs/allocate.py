@@ -1,5 +1,6 @@
 """``allocate``: a sparsity for each layer under a budget."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,7 @@ class Allocate:
 
     def check(self) -> None:
         """The numbers are in range, and the run can be read."""
-        if not self.speedup or min(self.speedup) <= 1:
+        if not self.speedup or not all(1 < s < math.inf for s in self.speedup):
             raise ConfigError(f"speedup must be above 1, got {self.speedup}")
         if not re.fullmatch("r?[uwg]", self.pruner):
             raise ConfigError(

@@ -64,6 +64,15 @@ class Compare:
         check_methods(self._methods())
         for name in (*self.targets, self.tuned_on):
             targets.check(name)
+        trained = [name for name in self.targets if name != "dense"]
+        for method in self._methods():
+            if METHODS[method].trains_for_all and not trained:
+                raise ConfigError(
+                    f"targets must be more than dense for the method {method}, got "
+                    f"{', '.join(self.targets)}"
+                )
+            for name in trained if METHODS[method].trains_for_all else ():
+                targets.check(name, training=True)
         for name, value in (("seeds", self.seeds), ("budget", self.budget)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")

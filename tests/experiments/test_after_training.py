@@ -98,6 +98,8 @@ def test_a_report_counts_answers():
     assert found["uncertain"] == 0.25
     assert found["by class"] == {"0": 0.5, "1": 1.0}
     assert found["by group"] == {"x": 1.0, "y": 2 / 3}
+    guesses = np.full((4, 10), 0.1)  # as unsure as can be
+    assert report(Answers(labels, guesses), dense, labels, None)["uncertain"] == 1
     # The bucket of 0.95 holds three right ones, that of 0.6 a wrong one.
     assert found["calibration error"] == pytest.approx(0.75 * 0.05 + 0.25 * 0.6)
     assert found["auc"] == 1.0

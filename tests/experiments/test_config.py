@@ -33,6 +33,14 @@ def test_a_configuration_survives_json(config):
         (lambda: OptimizerConfig(masks_every=0), "masks_every must be at least 1"),
         (lambda: OptimizerConfig(train_targets=("u100",)), "target 'u100': sparsity"),
         (lambda: OptimizerConfig(subsample=0), "subsample must be at least 1, got 0"),
+        (
+            lambda: ImageConfig(
+                optimizer=OptimizerConfig(rule="gradual", train_targets=("k90",)),
+                evaluate_every=1,
+                patience=1,
+            ),
+            "patience must be 0 for rule gradual, whose last model",
+        ),
         (lambda: ModelConfig(patch=0), "patch must be at least 1, got 0"),
         (lambda: OptimizerConfig(momentum=1.0), "momentum must be"),
         (

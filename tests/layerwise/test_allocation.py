@@ -107,8 +107,9 @@ def test_a_longer_search_scores_no_worse():
             )
         )
     one, many, longer = np.transpose(drawn)
-    assert (many <= one).all() and (many < one).any()
-    assert (longer <= many).all() and (longer < many).any()
+    for better, worse in ((many, one), (longer, many)):
+        assert (better <= worse).all()
+        assert (better < worse).any()
 
 
 ONE = [[0.0, 1.0]]

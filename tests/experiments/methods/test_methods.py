@@ -251,6 +251,31 @@ def test_tickets_are_rewound_and_train_under_their_masks():
         mask = references.keep_largest([trained], 20 - removed)[0]
 
 
+def test_platon_ends_pruned_even_if_it_prunes_to_the_end():
+    own = PruningConfig(begin=0.0, end=1.0, every=5)
+    config = dataclasses.replace(configured("platon"), pruning=own)
+    optimizer = make_optimizer(config, loss_fn, STEPS)
+    params = make_params()
+    state = optimizer.init(params)
+
+    @jax.jit
+    def advance(params, state):
+        grads = jax.grad(lambda p: loss_fn(p, **{"batch": BATCH})[0])(params)
+        updates, state = optimizer.update(grads, state, params, batch=BATCH)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(STEPS):
+        params, state = advance(params, state)
+    assert any((leaf == 0).any() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("method", ["gradual", "rigl", "movement", "admm"])
+def test_weights_that_are_pruned_cannot_be_frozen(method):
+    config = dataclasses.replace(configured(method), frozen="first/")
+    with pytest.raises(ConfigError, match=f"frozen must match no weights.*{method}"):
+        make_optimizer(config, loss_fn, STEPS).init(make_params())
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_frozen_parameters_stay(method):
     config = dataclasses.replace(configured(method), frozen="bias", base="adam")
