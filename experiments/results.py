@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Results = dict[str, Any]
 """What ``results.json`` holds: see `new_results` and `add_run`."""
 
-PACKAGES = ("cram-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def new_results(names: Sequence[str], metric: str = "accuracy") -> Results:
@@ -209,7 +209,10 @@ def _values(results: Results, method: str, kind: str, target: str) -> list[float
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
+    import cram_jax
+
+    # Not that of the metadata, which an old installation may have left.
+    versions = {"cram-jax": cram_jax.__version__}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

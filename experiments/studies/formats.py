@@ -47,7 +47,7 @@ def trainings(base: RunConfig) -> dict[str, RunConfig]:
     )
     return {
         "plain": plain,
-        **{name: cram(f"cram-{name}", name) for name in (*FORMATS, "nested2")},
+        **{name: cram(f"cram-{name}", name) for name in (*FORMATS, *NESTED)},
         "nested": cram("cram-nested", *NESTED),
     }
 
