@@ -8,7 +8,7 @@ import optax
 
 from cram_jax.keys import as_key
 from cram_jax.leaves import Where, prunable
-from cram_jax.paths import named_leaves
+from cram_jax.paths import check_mask_shapes, named_leaves
 from cram_jax.projector import (
     Params,
     Projection,
@@ -160,12 +160,7 @@ def _like(masks: Params, params: Params) -> Params:
     own, expected = named_leaves(masks), named_leaves(params)
     if [path for path, _ in own] != [path for path, _ in expected]:
         check_structure("masks", masks, params)
-    for (path, mask), (_, leaf) in zip(own, expected, strict=True):
-        if jnp.shape(mask) != jnp.shape(leaf):
-            raise ValueError(
-                f"masks[{path!r}] must have the shape of its parameter "
-                f"{jnp.shape(leaf)}, got {jnp.shape(mask)}"
-            )
+    check_mask_shapes(masks, params)
     structure: Any = jax.tree.structure(params)
     # Copies, because a training step may donate its state.
     return structure.unflatten([jnp.array(mask) for _, mask in own])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from cram_jax.projector import Params, leaf_path
 
@@ -111,3 +112,14 @@ def by_path(name: str, tree: Any, types: tuple[type, ...], expected: str) -> Any
                 f"{name} must be a tree of {expected}, got the leaf {entry!r}"
             )
     return ByPath(tuple(entries))
+
+
+def check_mask_shapes(masks: Params, params: Params) -> None:
+    """Raises a ValueError unless each mask has the shape of its parameter."""
+    leaves = zip(named_leaves(masks), named_leaves(params), strict=True)
+    for (path, mask), (_, leaf) in leaves:
+        if jnp.shape(mask) != jnp.shape(leaf):
+            raise ValueError(
+                f"masks[{path!r}] must have the shape of its parameter "
+                f"{jnp.shape(leaf)}, got {jnp.shape(mask)}"
+            )

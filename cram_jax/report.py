@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.leaves import Leaf, described, reasons_against
+from cram_jax.paths import check_mask_shapes
 from cram_jax.projector import Params, Projector, check_projector, check_structure
 
 
@@ -128,12 +129,7 @@ def sparsity_report(
         ]
     else:
         check_structure("masks", masks, params)
-        for leaf, mask in zip(leaves, jax.tree.leaves(masks), strict=True):
-            if jnp.shape(mask) != jnp.shape(leaf.value):
-                raise ValueError(
-                    f"masks[{leaf.path!r}] must have the shape "
-                    f"{jnp.shape(leaf.value)} of its parameter, got {jnp.shape(mask)}"
-                )
+        check_mask_shapes(masks, params)
         kept = [_total(mask) for mask in jax.tree.leaves(masks)]
     if projector is not None:
         check_projector("projector", projector)

@@ -120,13 +120,7 @@ def _none_pruned(
                 )
         return optax.EmptyState()
 
-    def update(
-        updates: Any, state: optax.EmptyState, params: Any = None
-    ) -> tuple[Any, optax.EmptyState]:
-        del params
-        return updates, state
-
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, optax.identity().update)
 
 
 def _matching(pattern: str) -> Callable[[Any], Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Results = dict[str, Any]
 """What ``results.json`` holds: see `new_results` and `add_run`."""
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = ("cram-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def new_results(names: Sequence[str], metric: str = "accuracy") -> Results:
@@ -32,7 +32,8 @@ def new_results(names: Sequence[str], metric: str = "accuracy") -> Results:
     return {
         "metric": metric,
         "targets": list(names),
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES},
         "machine": {
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
@@ -208,14 +209,14 @@ def _values(results: Results, method: str, kind: str, target: str) -> list[float
     return [run[kind][target] for run in runs]
 
 
-def _versions() -> dict[str, str]:
-    import cram_jax
+def version(name: str) -> str:
+    """Of a package, or that it is not installed."""
+    if name == "cram-jax":
+        import cram_jax
 
-    # Not that of the metadata, which an old installation may have left.
-    versions = {"cram-jax": cram_jax.__version__}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+        # Not that of the metadata, which an old installation may have left.
+        return cram_jax.__version__
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,7 +1,6 @@
 """What ``benchmark`` and ``tradeoff`` do."""
 
 import dataclasses
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -19,6 +18,7 @@ from experiments.deployment.tradeoff import drawn_targets, plot_tradeoff
 from experiments.errors import ConfigError
 from experiments.metrics import make_console
 from experiments.pruning_options import PrunerOptions
+from experiments.results import version
 
 PACKAGES = ("cram-jax", "jax", "llvmlite", "onnxruntime", "openvino", "numpy")
 
@@ -90,7 +90,7 @@ def about(conduct: Conduct) -> dict[str, Any]:
     return {
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.platform()}",
         "instruction_set": choose_target().name,
-        "versions": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
         "rounds": conduct.rounds,
         "calibration": f"{conduct.calibration} training examples, {conduct.method}",
     }
@@ -110,10 +110,3 @@ def _processor() -> str:
     from cram_jax.engine.llvm import binding
 
     return str(binding().get_host_cpu_name())
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -55,7 +55,7 @@ def test_set_keeps_the_largest_and_the_number():
 
 
 def test_set_grows_anywhere_in_bfloat16_too():
-    """The mean place of 200 renewals is the middle; ties would draw it to the front."""
+    """The mean place of 50 renewals is the middle; ties would draw it to the front."""
     rule = rigl(0.5, replaced=0.5, grow="random")
     weights = {"w": jnp.ones((32, 32), jnp.bfloat16)}
     masks, state = rule.init(weights, jax.random.key(0))

@@ -260,7 +260,7 @@ def test_platon_ends_pruned_even_if_it_prunes_to_the_end():
 
     @jax.jit
     def advance(params, state):
-        grads = jax.grad(lambda p: loss_fn(p, **{"batch": BATCH})[0])(params)
+        grads, _ = jax.grad(loss_fn, has_aux=True)(params, BATCH)
         updates, state = optimizer.update(grads, state, params, batch=BATCH)
         return optax.apply_updates(params, updates), state
 
