@@ -29,9 +29,11 @@ from experiments.methods.bench import (
     Entry,
     configured,
     trained_targets,
+    tried_values,
     untuned,
 )
 from experiments.metrics import progress_bar
+from experiments.recipes import RECIPES
 from experiments.results import (
     Results,
     add_run,
@@ -74,8 +76,16 @@ class Bench(NamedTuple):
             "held_out": self.held_out,
             "tuned_on": self.tuned_on,
         }
-        weights = getattr(self.base, "weights", None)
-        return stored | ({"weights": weights} if weights else {})
+        rate = self.base.optimizer.learning_rate
+        recipe = RECIPES.get(self.base.name)
+        changed = {
+            "weights": getattr(self.base, "weights", None),
+            "init_from": self.base.init_from,
+            "learning_rate": rate
+            if recipe and rate != recipe.optimizer.learning_rate
+            else None,
+        }
+        return stored | {name: value for name, value in changed.items() if value}
 
 
 class Trained(NamedTuple):
@@ -170,7 +180,7 @@ def _searches(
         search = results["methods"][method]["search"]
         known = [found["value"] for found in search]
         fitting = trained_targets(entry, (bench.tuned_on, *bench.names))
-        for value in entry.values:
+        for value in tried_values(entry, bench.base):
             if value in known or not fitting:
                 continue
 

@@ -1,6 +1,7 @@
 """A run's directory: what it holds, who may write it, and what may be removed."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -10,8 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.config import RunConfig
-from experiments.errors import RunError, cannot_write, command_line, first_line
+from experiments.config import AnyConfig, RunConfig
+from experiments.errors import (
+    ConfigError,
+    RunError,
+    cannot_write,
+    command_line,
+    first_line,
+)
+from experiments.kinds import kind_of
 from experiments.stored_config import from_dict, to_dict
 
 # What a run leaves in its directory; anything else there belongs to somebody else.
@@ -77,6 +85,28 @@ def save_config(run: Path, config: RunConfig) -> None:
       RunError: it cannot be written.
     """
     write_text(run / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def starting_from(config: AnyConfig, run: Path) -> AnyConfig:
+    """The configuration, on the data and from the network and weights of a run.
+
+    Args:
+      config: for example a recipe.
+      run: the directory of a run of the same kind.
+
+    Raises:
+      ConfigError: the run is of another kind.
+      RunError: it is not the directory of a run.
+    """
+    theirs = load_config(run)
+    if theirs.kind != config.kind:
+        raise ConfigError(
+            f"init_from must be a run on {config.kind}, got {run}, on {theirs.kind}"
+        )
+    theirs = kind_of(theirs).kept_sources(theirs, run)
+    return dataclasses.replace(
+        config, data=theirs.data, model=theirs.model, init_from=str(run)
+    )
 
 
 def load_config(run: Path) -> Any:

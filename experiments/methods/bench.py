@@ -24,10 +24,13 @@ class Entry(NamedTuple):
       changes: fields of the optimiser's configuration; those of its ``pruning`` begin
         with ``pruning.``.
       knob: the field that is tuned on held-out examples.
-      values: of the knob that are tried: three for every method, as for CrAM+.
+      values: of the knob that are tried: three for every method, as for CrAM+; see
+        `is_relative`.
       forms: the forms of targets that a network is trained for one by one; empty: one
         network serves all targets.
       trains_for_all: whether that network is trained for the targets of the bench.
+      is_relative: whether ``values`` are multiples of what `untuned` gives, since the
+        right scale depends on the task.
     """
 
     label: str
@@ -37,13 +40,20 @@ class Entry(NamedTuple):
     values: tuple[float, ...]
     forms: frozenset[str] = frozenset()
     trains_for_all: bool = False
+    is_relative: bool = False
 
 
 METHODS: dict[str, Entry] = {
     "sgd": Entry("SGD", 1, {"rule": "none"}, "weight_decay", (5e-4, 5e-3, 2e-2)),
-    "sam": Entry("SAM", 2, {"rule": "sam"}, "rho", (0.1, 0.2, 0.4)),
+    "sam": Entry("SAM", 2, {"rule": "sam"}, "rho", (0.5, 1.0, 2.0), is_relative=True),
     "cram_plus": Entry(
-        "CrAM+", 2, {"rule": "cram_plus"}, "rho", (0.2, 0.4, 0.8), trains_for_all=True
+        "CrAM+",
+        2,
+        {"rule": "cram_plus"},
+        "rho",
+        (0.5, 1.0, 2.0),
+        trains_for_all=True,
+        is_relative=True,
     ),
     "gradual": Entry(
         "gradual", 1, {"rule": "gradual"}, "pruning.end", (0.5, 0.75, 0.9), ZEROS
@@ -56,7 +66,15 @@ METHODS: dict[str, Entry] = {
         (20, 40, 80),
         ZEROS,
     ),
-    "ste": Entry("STE", 1, {"rule": "ste"}, "learning_rate", (0.1, 0.2, 0.4), ANY),
+    "ste": Entry(
+        "STE",
+        1,
+        {"rule": "ste"},
+        "learning_rate",
+        (0.25, 0.5, 1.0),
+        ANY,
+        is_relative=True,
+    ),
     "dpf": Entry("DPF", 1, {"rule": "dpf"}, "pruning.every", (8, 16, 32), ZEROS),
     "sr_ste": Entry(
         "SR-STE", 1, {"rule": "sr_ste"}, "pruning.strength", (2e-4, 2e-3, 2e-2), ANY
@@ -146,21 +164,28 @@ def trained_targets(entry: Entry, names: tuple[str, ...]) -> tuple[str | None, .
     )
 
 
+def tried_values(entry: Entry, base: RunConfig) -> tuple[float, ...]:
+    """The values of a method's knob that are tried on a task."""
+    scale = _of_recipe(entry, base) if entry.is_relative else 1.0
+    return tuple(scale * value for value in entry.values)
+
+
 def untuned(entry: Entry, base: RunConfig) -> float:
     """The value of a method's knob where none is tuned.
 
     That of the recipe, or, for SAM, of the recipe's variant with SAM; the second of the
     values that would be tried if the recipe has none.
     """
-    with_sam = RECIPES.get(f"{base.name}_sam")
-    match entry.changes["rule"], entry.knob:
-        case _, "learning_rate" | "weight_decay":
-            return float(getattr(base.optimizer, entry.knob))
-        case "cram_plus", "rho":
-            return base.optimizer.rho
-        case "sam", "rho" if with_sam:
-            return with_sam.optimizer.rho
+    if entry.knob in ("learning_rate", "weight_decay") or entry.is_relative:
+        return _of_recipe(entry, base)
     return entry.values[1]
+
+
+def _of_recipe(entry: Entry, base: RunConfig) -> float:
+    if entry.changes["rule"] == "sam":
+        with_sam = RECIPES.get(f"{base.name}_sam")
+        return with_sam.optimizer.rho if with_sam else base.optimizer.rho / 2
+    return float(getattr(base.optimizer, entry.knob))
 
 
 def configured(

@@ -13,9 +13,9 @@ import numpy as np
 from experiments.config import RunConfig
 from experiments.errors import RunError
 from experiments.evaluation import Accuracy, evaluate_target, make_evaluation
-from experiments.kinds import kind_of, prepare
+from experiments.kinds import prepare
 from experiments.recipes import RECIPES
-from experiments.run_directory import load_config, read_json, write_text
+from experiments.run_directory import read_json, starting_from, write_text
 from experiments.step import init_state, make_train_step, total_steps
 from experiments.stored_config import to_dict
 from experiments.warm_start import initial_model
@@ -51,14 +51,7 @@ def base_of(options: argparse.Namespace) -> RunConfig:
     """The recipe that a study varies."""
     config = RECIPES[options.recipe]
     if options.init_from:
-        theirs = load_config(options.init_from)
-        theirs = kind_of(theirs).kept_sources(theirs, options.init_from)
-        config = dataclasses.replace(
-            config,
-            data=theirs.data,
-            model=theirs.model,
-            init_from=str(options.init_from),
-        )
+        config = starting_from(config, options.init_from)
     rule = config.optimizer
     if options.learning_rate is not None:
         rule = dataclasses.replace(rule, learning_rate=options.learning_rate)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments import targets
-from experiments.config import RunConfig
+from experiments.config import RunConfig, variant
 from experiments.errors import ConfigError
 from experiments.images.config import ImageConfig
 from experiments.methods.bench import MAIN, METHODS, check_methods
+from experiments.run_directory import starting_from
 from experiments.text.config import TextConfig
 from experiments.verbs.common import recipe_named, start_jax
 
@@ -51,9 +52,13 @@ class Compare:
     """Tune knobs on held-out images. Untuned, and on text, those that the recipe sets
     have its values, and others the second that would be tried."""
     out: Path | None = None
-    """Where results go; by default runs/compare-TASK."""
+    """Where results go; by default runs/compare-TASK, with -from-RUN after it."""
     weights: str | None = None
     """Of text: the directory of a BERT as Hugging Face stores it, to start from."""
+    init_from: Path | None = None
+    """A run whose network, data and trained weights all methods start from."""
+    learning_rate: float | None = None
+    """By default the recipe's."""
     data_dir: Path | None = None
     """Where the prepared data are kept; by default the user's cache."""
 
@@ -86,15 +91,17 @@ class Compare:
         from experiments.metrics import make_console
 
         base = kind_of(self._base()).resolve(self._base())
-        is_tuned = self.tune and isinstance(base, ImageConfig)
+        held_out = self.held_out(base)
+        if isinstance(base, ImageConfig):
+            if self.init_from and base.data.validation < held_out:
+                print(f"note: {self.init_from} has seen images that knobs are tuned on")
+            data = dataclasses.replace(base.data, validation=0)
+            base = dataclasses.replace(base, data=data)
         bench = Bench(
-            base,
-            self.targets,
-            self.budget or 2 * base.epochs,
-            HELD_OUT.get(base.data.name, 0) if is_tuned else 0,
-            self.tuned_on,
+            base, self.targets, self.budget or 2 * base.epochs, held_out, self.tuned_on
         )
-        out = self.out or Path("runs") / f"compare-{self.task}"
+        start = f"-from-{self.init_from.name}" if self.init_from else ""
+        out = self.out or Path("runs") / f"compare-{self.task}{start}"
         console = make_console()
         results = compare(
             bench, self._methods(), self.seeds, out, console, data_dir=self.data_dir
@@ -108,8 +115,18 @@ class Compare:
         report.store(results, out, title)
         console.print(f"Table, picture and numbers: {out}", soft_wrap=True)
 
+    def held_out(self, base: RunConfig) -> int:
+        """How many images knobs are tuned on: those that the start left out, if any."""
+        if not self.tune or not isinstance(base, ImageConfig):
+            return 0
+        return base.data.validation or HELD_OUT.get(base.data.name, 0)
+
     def _base(self) -> RunConfig:
         base = recipe_named(self.task)
+        if self.learning_rate is not None:
+            base = variant(base, base.name, learning_rate=self.learning_rate)
+        if self.init_from is not None:
+            base = starting_from(base, self.init_from)
         if self.weights is None:
             return base
         if not isinstance(base, TextConfig):

@@ -7,12 +7,18 @@ import pytest
 
 from experiments import comparison, comparison_report
 from experiments.comparison import Bench, chosen_value, compare
-from experiments.errors import ConfigError, NonFiniteLoss
-from experiments.methods.bench import METHODS, check_methods, configured
+from experiments.errors import ConfigError, NonFiniteLoss, RunError
+from experiments.methods.bench import (
+    METHODS,
+    check_methods,
+    configured,
+    tried_values,
+)
 from experiments.methods.config import PruningConfig
 from experiments.metrics import make_console
 from experiments.recipes import RECIPES
 from experiments.results import load_results
+from experiments.stored_config import to_dict
 from experiments.verbs.compare import Compare
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -139,6 +145,47 @@ def test_without_a_search_a_knob_has_the_value_of_the_recipe():
     entry = METHODS["gradual"]
     search = [{"value": 0.9, "score": 80.0}, {"value": 0.5, "score": 90.0}]
     assert chosen_value(entry, search, text) == 0.5
+
+
+def test_values_that_depend_on_the_task_are_multiples_of_the_recipes():
+    image, digits = RECIPES["cifar10_small"], RECIPES["digits"]
+    for name, on_image, on_digits in (
+        ("cram_plus", (0.075, 0.15, 0.3), (0.2, 0.4, 0.8)),
+        ("sam", (0.05, 0.1, 0.2), (0.1, 0.2, 0.4)),
+        ("ste", (0.025, 0.05, 0.1), (0.1, 0.2, 0.4)),
+        ("gradual", (0.5, 0.75, 0.9), (0.5, 0.75, 0.9)),
+    ):
+        assert tried_values(METHODS[name], image) == pytest.approx(on_image), name
+        assert tried_values(METHODS[name], digits) == pytest.approx(on_digits), name
+
+
+def test_methods_can_start_from_a_run(tmp_path):
+    """They have its network and data, and tune on the images that it left out."""
+    theirs = RECIPES["digits_channels"]
+    theirs = dataclasses.replace(
+        theirs, data=dataclasses.replace(theirs.data, validation=200)
+    )
+    run = tmp_path / "dense"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(to_dict(theirs)))
+    verb = Compare(init_from=run, learning_rate=0.05)
+    verb.check()
+    base = verb._base()
+    assert (base.model, base.init_from) == (theirs.model, str(run))
+    assert base.optimizer.learning_rate == 0.05
+    assert base.optimizer.rule == "cram_plus"
+    assert verb.held_out(base) == 200
+    assert dataclasses.replace(verb, tune=False).held_out(base) == 0
+
+    stored = Bench(base, NAMES, 8, 200, "k50").stored()
+    assert (stored["init_from"], stored["learning_rate"]) == (str(run), 0.05)
+    assert Bench(RECIPES["digits"], NAMES, 8, 200, "k50").stored().keys() == (
+        stored.keys() - {"init_from", "learning_rate"}
+    )
+    with pytest.raises(ConfigError, match="init_from must be a run on text, got"):
+        Compare(task="sst2_small", init_from=run).check()
+    with pytest.raises(RunError, match="is not a run"):
+        Compare(init_from=tmp_path).check()
 
 
 def test_another_bert_is_another_comparison():
