@@ -24,25 +24,29 @@ class Program:
         self._records = np.zeros((len(steps), runner.RECORD), np.int64)
         groups = list(groups_of(steps))
         # A cache line for every counter, and one for the epoch.
-        self._counters = np.zeros((len(groups) + 1, 8), np.int64)
+        self._counters = np.zeros((len(groups) + 1, runner.LINE), np.int64)
+        self._ranges = np.zeros((len(steps), threads, runner.LINE), np.int64)
         self._epoch = 0
         row = 0
         for number, group in enumerate(groups):
-            total = sum(step.jobs for step in group)
+            total, first = sum(step.jobs for step in group), row
             for step in group:
                 record = self._records[row]
                 record[runner.CODE] = jit.kernel_address(step.spec, target)
                 record[runner.WORDS] = self._words[row].ctypes.data
                 record[runner.JOBS] = step.jobs
+                record[runner.RANGES] = self._ranges[row].ctypes.data
                 record[runner.WAIT] = total if step is group[-1] else 0
                 record[runner.DONE] = self._counters[number].ctypes.data
+                record[runner.GROUP] = first
                 row += 1
         self._run = runner.runner()
         # Looked up once: in a small network the lookup would take as long as the call.
-        self._next = self._records[:, runner.NEXT]
+        self._next = self._ranges[:, :, 0]
+        self._starts = runner.starts(self._records[:, runner.JOBS], threads)
         self._done, self._current = self._counters[:-1], self._counters[-1]
         self._before = (self._records.ctypes.data, len(self._records))
-        self._after = (self._current.ctypes.data, runner.pause())
+        self._after = (threads, self._current.ctypes.data, runner.pause())
 
     def run(self) -> None:
         """Runs all steps; one caller at a time."""
@@ -50,7 +54,7 @@ class Program:
         # First the epoch, so that late threads leave; then its counters.
         self._current[0] = epoch
         self._done.fill(0)
-        self._next.fill(epoch << 32)
+        np.add(self._starts, epoch << 32, out=self._next)
         for thread in range(1, self.threads):
             _pool.submit(self._work, epoch, thread)
         self._work(epoch, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from cram_jax.engine.buffers import Buffer, Step, tiles_of
 from cram_jax.engine.graph import Node
 from cram_jax.engine.layout import phase_of
 from cram_jax.engine.model import PackedProduct, Range
+from cram_jax.engine.packing import round_up
 
 if TYPE_CHECKING:
     from cram_jax.engine.plan import Builder
@@ -74,8 +76,11 @@ def _add_tiled(
     tile = b.tiles(node.name, spec, vectors)
     parts = -(-vectors // tile)
     units = weights.padded_outputs // kernels.UNIT
-    chunks = min(units, -(-4 * b.threads // parts)) if b.threads > 1 else 1
     for size, count, first in tiles_of(vectors, tile):
+        # Every thread gets equally many jobs.
+        even = b.threads // math.gcd(count, b.threads)
+        chunks = min(units, round_up(-(-4 * b.threads // parts), even))
+        chunks = chunks if b.threads > 1 else 1
         share = count * size / vectors
         columns = count * size * y.grid.lanes
         b.steps.append(
