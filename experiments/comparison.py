@@ -41,7 +41,7 @@ from experiments.results import (
     new_results,
     save_results,
 )
-from experiments.run_directory import state_of
+from experiments.run_directory import locked, state_of
 from experiments.step import init_state, make_train_step
 from experiments.task import Task
 from experiments.training import train
@@ -117,7 +117,8 @@ def compare(
       bench: the task.
       methods: of `METHODS`.
       seeds: runs of every method.
-      out: a directory for comparison.json and the runs.
+      out: a directory for comparison.json and the runs. Several processes may share
+        it, each with methods of its own.
       console: where to report progress.
       data_dir: where the prepared data are kept.
 
@@ -149,8 +150,7 @@ def compare(
                     f"stopped in {name}; run the same command to continue",
                     stopped.signal,
                 ) from stopped
-            results["seconds"] += round(time.perf_counter() - start, 1)
-            save_results(results, path)
+            _store(results, path, bench, methods, time.perf_counter() - start)
             progress.update(models, advance=1)
             console.print(f"{name}: {time.perf_counter() - start:.0f} s")
     return results
@@ -167,6 +167,18 @@ def _stored(path: Path, bench: Bench) -> Results:
             f"{bench.stored()}; choose another --out"
         )
     return results
+
+
+def _store(
+    results: Results, path: Path, bench: Bench, methods: Sequence[str], seconds: float
+) -> None:
+    """Saves the results, with what other processes found about other methods."""
+    with locked(path.parent, waits=True):
+        stored = _stored(path, bench)
+        others = {m: own for m, own in stored["methods"].items() if m not in methods}
+        results["methods"].update(others)
+        results["seconds"] = round(stored["seconds"] + seconds, 1)
+        save_results(results, path)
 
 
 def _searches(

@@ -161,8 +161,12 @@ def state_of(run: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path, *, waits: bool = False) -> Iterator[None]:
     """Keeps other processes from writing a run while this one does.
+
+    Args:
+      run: the directory.
+      waits: whether to wait for another process that is writing it.
 
     Raises:
       RunError: another process is writing it, or the directory cannot be made.
@@ -175,7 +179,7 @@ def locked(run: Path) -> Iterator[None]:
         raise cannot_write(run, error) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise RunError(

@@ -22,7 +22,8 @@ class Compare:
     """Train many pruning methods on one budget of gradient evaluations; one table.
 
     If it is stopped, the same command continues; more methods or seeds are added to the
-    results. Methods that make one network for one target train one for each.
+    results. Several processes with different methods may share the work. Methods that
+    make one network for one target train one for each.
     """
 
     task: str = "digits"

@@ -29,7 +29,7 @@ class Numbered(KernelSpec):
 
 @pytest.fixture
 def program(monkeypatch):
-    """Makes a program of GROUPS whose jobs call a function of operation, job, thread."""
+    """Makes a program of GROUPS; its jobs call a function of operation, job, thread."""
     kernels = {}
 
     def make(threads, call):

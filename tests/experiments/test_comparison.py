@@ -132,6 +132,31 @@ def test_a_method_that_diverges_is_noted_and_not_tried_again(
     assert again["methods"] == results["methods"]
 
 
+def test_processes_with_other_methods_share_the_results(
+    config, data, task, tmp_path, monkeypatch
+):
+    """The second begins and ends while the first is at work; neither loses a run."""
+    console = make_console(quiet=True)
+    bench = Bench(config, ("dense", "k50"), budget=1, held_out=0, tuned_on="k50")
+    runs = []
+
+    def run(self, entry, target, value, seed, word):
+        runs.append(word)
+        if runs == ["sgd"]:
+            compare(bench, ("gradual",), 1, tmp_path, console)
+        return comparison.Trained([], 0.0, 1.0)
+
+    monkeypatch.setattr(comparison, "prepare", lambda base, data_dir: (data, task))
+    monkeypatch.setattr(comparison._Runner, "run", run)
+    monkeypatch.setattr(comparison._Runner, "cost", lambda self, entry, config: {})
+    results = compare(bench, ("sgd", "sam"), 1, tmp_path, console)
+    assert runs == ["sgd", "gradual", "sam"]
+    found = {name: len(own["runs"]) for name, own in results["methods"].items()}
+    assert found == {"sgd": 1, "sam": 1, "gradual": 1}
+    stored = load_results(tmp_path / "comparison.json")
+    assert json.dumps(stored, sort_keys=True) == json.dumps(results, sort_keys=True)
+
+
 def test_without_a_search_a_knob_has_the_value_of_the_recipe():
     text = RECIPES["sst2_small"]
     for name, expected in {
