@@ -60,8 +60,8 @@ def whole(shared, tmp_path_factory):
     return Found(folder, begun)
 
 
-def kernels(params):
-    leaves = zip(jax.tree.leaves(params), prunable(params), strict=True)
+def kernels(params, where=()):
+    leaves = zip(jax.tree.leaves(params), prunable(params, *where), strict=True)
     return [np.asarray(leaf) for leaf, is_chosen in leaves if is_chosen]
 
 
@@ -140,6 +140,31 @@ def test_a_lottery_that_was_stopped_ends_with_the_same_bits(
     assert results[0] == results[1]
     with pytest.raises(ConfigError, match="another lottery, whose share is 0.5"):
         lottery(config, Plan(2, 0.2, 3, "global"), tmp_path, None)
+
+
+def test_the_scope_layer_prunes_each_layer_alike(shared, task, tmp_path, monkeypatch):
+    begun, begin = {}, command._begin
+
+    def note(run, config, state):
+        begun[run.name] = jax.tree.map(np.asarray, state.params)
+        begin(run, config, state)
+
+    monkeypatch.setattr(command, "_begin", note)
+    lottery(shared[0], Plan(1, 0.5, 3, "layer"), tmp_path, None)
+    where = [task.filters.uniform]
+    trained, _ = checkpoints.read_model(tmp_path / "round0")
+    for kernel, start, got in zip(
+        kernels(trained, where),
+        kernels(begun["early"], where),
+        kernels(begun["round1"], where),
+        strict=True,
+    ):
+        kept = kernel.size - kernel.size // 2
+        (mask,) = references.keep_largest([kernel], kept)
+        np.testing.assert_array_equal(got, start * mask)
+    chosen = prunable(trained, task.filters.uniform)
+    leaves = zip(jax.tree.leaves(begun["round1"]), chosen, strict=True)
+    assert all((leaf != 0).any() for leaf, is_chosen in leaves if not is_chosen)
 
 
 def test_a_rewind_step_after_the_end_is_refused(shared, tmp_path):
