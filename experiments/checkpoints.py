@@ -247,13 +247,13 @@ def _check_fits(place: Path, abstract: Any, run: Path) -> None:
             stored = checkpointer.metadata(place.absolute()).item_metadata.tree
     except Exception:  # of json, of tensorstore or of orbax: it is damaged
         return
-    _check_same(place, _shapes(stored), _shapes(abstract), run)
+    _check_same(place, _types(stored), _types(abstract), run)
 
 
 def _check_same(
     place: Path,
-    there: dict[str, tuple[int, ...]],
-    here: dict[str, tuple[int, ...]],
+    there: dict[str, str],
+    here: dict[str, str],
     run: Path,
 ) -> None:
     if there != here:
@@ -265,13 +265,25 @@ def _check_same(
         )
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for name, leaf in _by_path(tree).items():
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)  # what is stored of it
-        shapes[name] = tuple(leaf.shape)
-    return shapes
+def _shapes(tree: Any) -> dict[str, str]:
+    return {name: str(leaf.shape) for name, leaf in _stored_form(tree).items()}
+
+
+def _types(tree: Any) -> dict[str, str]:
+    return {
+        name: f"{leaf.dtype}{list(leaf.shape)}"
+        for name, leaf in _stored_form(tree).items()
+    }
+
+
+def _stored_form(tree: Any) -> dict[str, Any]:
+    """The leaves by path, random keys as the integers that are stored of them."""
+    return {
+        name: jax.eval_shape(jax.random.key_data, leaf)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else leaf
+        for name, leaf in _by_path(tree).items()
+    }
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

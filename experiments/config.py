@@ -98,7 +98,8 @@ class OptimizerConfig:
         if trains_for_one(self.rule):
             is_one = len(self.train_targets) == 1
             check(self, "train_targets", is_one, f"one target for rule {self.rule}")
-            check(self, "ema", not self.ema, f"0 for rule {self.rule}")
+            for name in ("ema", "plain_steps"):
+                check(self, name, not getattr(self, name), f"0 for rule {self.rule}")
         check_pruning(self.pruning)
         try:
             re.compile(self.frozen)

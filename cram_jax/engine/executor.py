@@ -49,15 +49,22 @@ class Program:
         self._after = (threads, self._current.ctypes.data, runner.pause())
 
     def run(self) -> None:
-        """Runs all steps; one caller at a time."""
+        """Runs all steps; one caller at a time.
+
+        Whatever happens, no job is running when it ends: an interrupt, or a thread that
+        cannot be started, leaves nothing to the next call.
+        """
         epoch = self._epoch = self._epoch % 2**30 + 1
         # First the epoch, so that late threads leave; then its counters.
         self._current[0] = epoch
         self._done.fill(0)
         np.add(self._starts, epoch << 32, out=self._next)
-        for thread in range(1, self.threads):
-            _pool.submit(self._work, epoch, thread)
-        self._work(epoch, 0)
+        try:
+            for thread in range(1, self.threads):
+                _pool.submit(self._work, epoch, thread)
+        finally:
+            # Not by a function in Python, at whose start an interrupt may be raised.
+            self._run(*self._before, epoch, 0, *self._after)
 
     def _work(self, epoch: int, thread: int) -> None:
         self._run(*self._before, epoch, thread, *self._after)
@@ -73,13 +80,17 @@ class _Pool:
         self._lock = threading.Lock()
 
     def submit(self, work: Any, *arguments: Any) -> None:
-        """Runs work on some thread, soon."""
+        """Runs work on some thread, soon; never, if no thread can be started."""
         with self._lock:
             if self._queue.qsize() >= self._idle and self._threads < _limit():
+                name = f"cram_jax-engine-{self._threads + 1}"
+                thread = threading.Thread(target=self._serve, name=name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # too many in this process
+                    return
                 self._threads += 1
                 self._idle += 1
-                name = f"cram_jax-engine-{self._threads}"
-                threading.Thread(target=self._serve, name=name, daemon=True).start()
         self._queue.put((work, arguments))
 
     def _serve(self) -> None:

@@ -26,7 +26,7 @@ CODE, WORDS, JOBS, RANGES, WAIT, DONE, GROUP = range(7)
 its group must be done before the next operation (0: none), how many are, and the first
 operation of its group."""
 LINE = 8
-"""64-bit words of a counter: a cache line, so that threads do not disturb each other."""
+"""64-bit words of a counter: a cache line, as threads must not disturb each other."""
 PATIENCE = 4096
 """How often a thread looks whether the others are done before it helps them: some 20
 microseconds."""

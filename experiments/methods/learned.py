@@ -209,6 +209,7 @@ def train_beside(
             finished,
             params,
         )
+        loss = loss.astype(state.compressed_loss.dtype)
         return moves, LearnedState(
             count, state.key, scores, scores_state, inner_state, loss
         )

@@ -3,6 +3,7 @@
 import ctypes
 import itertools
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 
@@ -118,3 +119,49 @@ def test_others_do_the_jobs_of_a_thread_that_is_stuck(program, where):
     run = program(2, call)
     run.run()
     assert Counter(done) == Counter(EVERY)
+
+
+def test_after_a_failure_no_job_is_running(program, monkeypatch):
+    """Or it would count as one of the next call."""
+    running, lock = [0], threading.Lock()
+    submit, slow = executor._pool.submit, [True]
+
+    def call(number, job, thread):
+        with lock:
+            running[0] += 1
+        if slow[0]:
+            time.sleep(0.001)
+        with lock:
+            running[0] -= 1
+
+    def submit_one(work, epoch, thread):
+        if thread == 2:
+            raise KeyboardInterrupt
+        submit(work, epoch, thread)
+
+    run = program(3, call)
+    monkeypatch.setattr(executor._pool, "submit", submit_one)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert running == [0]
+    assert (run._done[:, 0] == [sum(jobs) for jobs in GROUPS]).all()
+
+
+def test_threads_that_cannot_start_are_not_counted(program, monkeypatch):
+    """As in a container whose number of processes is limited."""
+    pool = executor._Pool()
+    monkeypatch.setattr(executor, "_pool", pool)
+    done = []
+    run = program(3, lambda *job: done.append(job))
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(20):
+            run.run()
+    assert sorted(done) == sorted(20 * [(*job, 0) for job in EVERY])
+    assert (pool._threads, pool._idle, pool._queue.qsize()) == (0, 0, 0)
+    run.run()
+    assert pool._threads > 0

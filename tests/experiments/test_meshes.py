@@ -7,6 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.__main__ import main
@@ -91,15 +92,17 @@ def test_lottery_tickets_are_found_on_a_mesh(
     assert ticket == pytest.approx(0.5, abs=1e-3)
 
 
-def test_the_state_stays_where_it_was_put(with_method, data, task):
+@pytest.mark.parametrize("start", ["where it belongs", "everywhere"])
+def test_a_step_puts_the_state_where_it_belongs(with_method, data, task, start):
     config = with_method("cram_plus")
     mesh = make_mesh("fsdp=8", config.data.batch_size)
     state = init_state(config, data, task)
     shardings = state_shardings(mesh, state)
     step = make_train_step(config, data, task, mesh)
-    placed = jax.device_put(state, shardings)
+    everywhere = NamedSharding(mesh, P())
+    places = shardings if start == "where it belongs" else everywhere
     batch = data.train.take(range(8))
-    after, _ = step(placed, batch)
+    after, _ = step(jax.device_put(state, places), batch)
     chex.assert_trees_all_equal(
         jax.tree.map(
             lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim),
