@@ -18,6 +18,9 @@ from experiments.late_reads import late_reads_ignored
 from experiments.verbs import PARSERS, VERBS, Verb
 from experiments.verbs.common import PROGRAM
 
+CONTINUING = ("evaluate", "compare", "lottery", "allocate")
+"""Verbs that store each result as they find it."""
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived."""
@@ -36,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt as interrupt:
-        goes_on = arguments[:1] in (["evaluate"], ["compare"], ["lottery"])
+        goes_on = arguments[:1] in ([verb] for verb in CONTINUING)
         after = "run the same command to continue" if goes_on else "nothing was saved"
         print(f"stopped; {after}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130

@@ -178,7 +178,7 @@ def check_targets(names: tuple[str, ...], config: RunConfig, task: Task) -> None
         except ValueError as error:
             reason = str(error).split(", got shapes")[0]
             raise ConfigError(
-                f"target {name!r} fits no layer of {config.model.title}: {reason}"
+                f"target {name!r} does not suit {config.model.title}: {reason}"
             ) from error
 
 

@@ -190,6 +190,14 @@ def locked(run: Path, *, waits: bool = False) -> Iterator[None]:
         yield
 
 
+def move_aside(path: Path) -> Path:
+    """Renames a file, so that nothing is overwritten; returns its new name."""
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
 def check_path(run: Path) -> None:
     """Raises if checkpoints would not be found again under a path.
 

@@ -1,6 +1,8 @@
 """Finds a sparsity for each layer under a budget, and measures what it gains."""
 
+import dataclasses
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +21,23 @@ from experiments.allocation import (
     weigh,
 )
 from experiments.commands.compress import store
+from experiments.errors import ConfigError
 from experiments.evaluation import Evaluation, make_evaluation
 from experiments.metrics import make_console
 from experiments.open_run import OpenRun, open_run
 from experiments.pruning_options import PrunerOptions
-from experiments.run_directory import check_free, read_json, write_text
+from experiments.results import digest
+from experiments.run_directory import check_free, move_aside, read_json, write_text
 
 if TYPE_CHECKING:
     from experiments.verbs.allocate import Allocate
+
+
+SETTINGS = (
+    *("measure", "pruner", "levels", "starts", "examples", "seed"),
+    *("layerwise", "model"),
+)
+"""What results must share to stand in one table."""
 
 
 def allocate(options: "Allocate") -> None:
@@ -41,8 +52,8 @@ def allocate(options: "Allocate") -> None:
     for out in models_of.values():
         check_free(out, overwrite=True)
     path = options.run / f"allocation-{ending}.json"
-    found = _earlier(path, options)
     run = open_run(options.run, options.data_dir, say)
+    found = _earlier(path, _settings(options, run), say)
     pruning = PrunerOptions(layerwise=options.layerwise)
     evaluation = make_evaluation(run.config, run.data, run.task, pruning)
 
@@ -50,6 +61,7 @@ def allocate(options: "Allocate") -> None:
         return evaluation.compress(run.params, target, run.batch_stats).params
 
     weighed = weigh(run, options.measure, compress, options.pruner)
+    _check_dense(options.run, weighed)
     uniform = {
         speedup: uniform_target(weighed, options.pruner, weighed.total / speedup)
         for speedup in options.speedup
@@ -59,6 +71,9 @@ def allocate(options: "Allocate") -> None:
     )
     refit = "r" * options.pruner.startswith("r")
     for speedup in options.speedup:
+        if f"{speedup:g}x" in found and models_of[speedup].exists():
+            say(f"{speedup:g}x was found before")
+            continue
         budget = weighed.total / speedup
         levels = database.allocate(budget, options.seed, options.starts)
         targets = {
@@ -90,11 +105,38 @@ def allocate(options: "Allocate") -> None:
     say(f"Sparsities in {path}, models in {options.run / 'compressed'}")
 
 
-def _earlier(path: Path, options: "Allocate") -> dict[str, Any]:
-    """What is stored of other speedups, by the same measure and pruner."""
+def _settings(options: "Allocate", run: OpenRun) -> dict[str, Any]:
+    """See `SETTINGS`."""
+    return {
+        **{name: getattr(options, name) for name in SETTINGS[:-2]},
+        "layerwise": dataclasses.asdict(options.layerwise),
+        "model": digest((run.params, run.batch_stats)),
+    }
+
+
+def _earlier(
+    path: Path, settings: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What is stored of other speedups; of other settings, it is moved aside."""
     if path.exists():
-        return dict(read_json(path))
-    return {"measure": options.measure, "pruner": options.pruner}
+        stored = dict(read_json(path))
+        changed = [name for name in settings if stored.get(name) != settings[name]]
+        if not changed:
+            return stored
+        aside = move_aside(path)
+        say(f"{path} was of another {', '.join(changed)}; it is now {aside}")
+    return dict(settings)
+
+
+def _check_dense(run: Path, weighed: Weighed) -> None:
+    """Raises if layers have zeros, which would count as paid for."""
+    for path in weighed.layers:
+        zeros = 1 - np.count_nonzero(weighed.leaves[path]) / weighed.leaves[path].size
+        if zeros > 0.05:
+            raise ConfigError(
+                f"path must be a dense run, got {run}, where {100 * zeros:.0f} % of "
+                f"{path} are zero already; name the run that it was pruned from"
+            )
 
 
 def _judged(evaluation: Evaluation, run: OpenRun, params: Any) -> dict[str, float]:
@@ -109,15 +151,14 @@ def _spent(run: OpenRun, weighed: Weighed, params: Any) -> float:
     """What a network takes, given its zeros; seconds are measured."""
     if weighed.measure == "seconds":
         return sum(layer_seconds(run, params).values())
+    # Biases may begin at zero; a global mask also prunes layers that others leave.
     kept = {
-        path: _nonzero(leaf) / max(_nonzero(weighed.leaves[path]), 1)
-        for path, leaf in named_leaves(params)
+        path: float(np.count_nonzero(leaf) / max(np.count_nonzero(before), 1))
+        for (path, leaf), before in zip(
+            named_leaves(params), weighed.leaves.values(), strict=True
+        )
     }
     return weighed.spent(kept)
-
-
-def _nonzero(leaf: Any) -> int:
-    return int(np.count_nonzero(leaf))
 
 
 def _table(found: dict[str, Any], run: OpenRun) -> Table:
@@ -125,10 +166,9 @@ def _table(found: dict[str, Any], run: OpenRun) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD)
     for column in ("speedup", "masks", "of dense", "pruned", "recalib."):
         table.add_column(column, justify="right")
-    for name, entry in found.items():
-        if name in ("measure", "pruner"):
-            continue
-        for method, row in entry["methods"].items():
+    speedups = [name for name in found if name not in SETTINGS]
+    for name in sorted(speedups, key=lambda name: float(name[:-1])):
+        for method, row in found[name]["methods"].items():
             table.add_row(
                 name,
                 method,

@@ -19,7 +19,7 @@ from experiments.evaluation import check_targets, make_evaluation
 from experiments.metrics import make_console
 from experiments.open_run import OpenRun, open_run
 from experiments.pruning_options import PrunerOptions
-from experiments.run_directory import check_path, write_text
+from experiments.run_directory import check_path, reading, write_text
 
 if TYPE_CHECKING:
     from experiments.verbs.audit import Audit
@@ -53,7 +53,8 @@ def audit(options: "Audit") -> None:
     evaluation = make_evaluation(run.config, run.data, run.task, pruning)
     answer = partial(_answers, run, jax.jit(run.task.predict))
     found: dict[str, Any] = {}
-    dense = answer(run.params, run.batch_stats)
+    # Recalibrated as the others are, or it would count as an effect of pruning.
+    dense = answer(run.params, evaluation.recalibrate(run.params, run.batch_stats))
     for name in names:
         if name == "dense":
             answers = dense
@@ -63,7 +64,7 @@ def audit(options: "Audit") -> None:
             answers = answer(params, statistics)
         found[name] = report(answers, dense, labels, groups)
     write_text(out, json.dumps(found, indent=2) + "\n")
-    for table in _tables(found):
+    for table in tables(found):
         console.print(table)
     say(f"Stored in {out}")
 
@@ -137,7 +138,8 @@ def _labels(run: OpenRun) -> np.ndarray:
 def _groups(run: OpenRun, file: Path | None, count: int) -> np.ndarray | None:
     """The group of each example, from a file or by the length of the texts."""
     if file is not None:
-        lines = file.read_text().splitlines()
+        with reading(file):
+            lines = file.read_text(encoding="utf-8").splitlines()
         if len(lines) != count:
             raise ConfigError(
                 f"groups must have a line for each of the {count} examples, {file} has "
@@ -158,25 +160,30 @@ def _groups(run: OpenRun, file: Path | None, count: int) -> np.ndarray | None:
     return np.array(words)[np.searchsorted(quarters, lengths)]
 
 
-def _tables(found: dict[str, Any]) -> list[Table]:
+def tables(found: dict[str, Any]) -> list[Table]:
+    """What is printed: a row for each target, or for each of many groups."""
     whole = [name for name in found["dense"] if not name.startswith("by ")]
     parts = [name for name in found["dense"] if name.startswith("by ")]
-    tables = [_table("all examples (%)", found, whole, lambda row: row)]
+    shown = [_table("all examples (%)", found, whole, lambda row: row)]
     for part in parts:
         groups = list(found["dense"][part])
-        tables.append(
+        shown.append(
             _table(f"accuracy {part} (%)", found, groups, lambda row, p=part: row[p])
         )
-    return tables
+    return shown
 
 
 def _table(title: str, found: dict[str, Any], columns: list[str], pick: Any) -> Table:
+    labels = [targets.label(name) for name in found]
+    values = [[pick(row)[column] for column in columns] for row in found.values()]
+    corner = "target"
+    if len(columns) > max(len(labels), 10):  # many groups fit as rows only
+        labels, columns, corner = columns, labels, "group"
+        values = [list(row) for row in zip(*values, strict=True)]
     table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.add_column("target", no_wrap=True)
+    table.add_column(corner, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
-    for name, row in found.items():
-        values = pick(row)
-        cells = [f"{100 * values[column]:.1f}" for column in columns]
-        table.add_row(targets.label(name), *cells)
+    for label, row in zip(labels, values, strict=True):
+        table.add_row(label, *(f"{100 * value:.1f}" for value in row))
     return table

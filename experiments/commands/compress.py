@@ -9,7 +9,7 @@ import cram_jax
 from experiments import checkpoints, targets
 from experiments.config import RunConfig
 from experiments.datasets import data_dir_note
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, RunError
 from experiments.evaluation import check_targets, has_statistics, make_evaluation
 from experiments.kinds import kind_of
 from experiments.metrics import make_console
@@ -20,6 +20,7 @@ from experiments.run_directory import (
     check_path,
     clear,
     load_config,
+    read_json,
     write_status,
     write_text,
 )
@@ -36,7 +37,7 @@ def compress(
 ) -> None:
     """Compresses, recalibrates batch norm, stores the model, prints a summary."""
     out = out or run / "compressed" / target
-    check_out(out, run, overwrite=overwrite)
+    check_out(out, run, target, overwrite=overwrite)
     console = make_console()
     say = partial(console.print, soft_wrap=True)
     opened = open_run(run, data_dir, say)
@@ -68,12 +69,25 @@ def _shown(report: cram_jax.SparsityReport) -> str:
     return "\n".join(shown)
 
 
-def check_out(out: Path, run: Path, *, overwrite: bool) -> None:
+MADE = {
+    "compression.json",
+    "config.json",
+    "model",
+    "status.json",
+    "vocabulary",
+    ".lock",
+}
+"""What `store` leaves."""
+
+
+def check_out(out: Path, run: Path, target: str, *, overwrite: bool) -> None:
     """Raises unless a model that is made from a run may have a directory.
 
     Args:
-      out: the directory; a model that was made before is replaced.
+      out: the directory. The same model, made before and not evaluated since, is
+        replaced.
       run: that of the run.
+      target: what the run is compressed to.
       overwrite: whether any other run there may be removed, see `check_free`.
 
     Raises:
@@ -83,8 +97,20 @@ def check_out(out: Path, run: Path, *, overwrite: bool) -> None:
     check_path(out)
     if out.exists() and out.resolve() in (run.resolve(), *run.resolve().parents):
         raise ConfigError(f"out must be a directory of its own, got {out}, the run's")
-    is_made = (out / "compression.json").exists()
-    check_free(out, overwrite=overwrite or is_made)
+    made = out / "compression.json"
+    if overwrite or not made.exists():
+        check_free(out, overwrite=overwrite)
+        return
+    facts = read_json(made)
+    others = sorted({path.name for path in out.iterdir()} - MADE)
+    is_same = (facts.get("source"), facts.get("target")) == (str(run), target)
+    if not is_same or others:
+        holds = f"{facts.get('target')} of {facts.get('source')}"
+        raise RunError(
+            f"{out} holds {', '.join([holds, *others])}: choose another --out, or "
+            f"replace it with --overwrite"
+        )
+    check_free(out, overwrite=True)
 
 
 def store(

@@ -26,7 +26,7 @@ from experiments.results import (
     save_results,
 )
 from experiments.resumable_evaluation import forget, resumable
-from experiments.run_directory import load_config
+from experiments.run_directory import load_config, move_aside
 
 
 def evaluate(
@@ -99,9 +99,5 @@ def _with_earlier(results: Results, out: Path, say: Any) -> Results:
     both = merged(earlier, results)
     if both is not None:
         return both
-    number = 1
-    while (aside := out.with_name(f"{out.stem}.{number}.json")).exists():
-        number += 1
-    out.rename(aside)
-    say(f"{out} was of another model; it is now {aside}")
+    say(f"{out} was of another model; it is now {move_aside(out)}")
     return results

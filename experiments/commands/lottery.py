@@ -20,12 +20,13 @@ from experiments import checkpoints
 from experiments.config import RunConfig
 from experiments.datasets import data_dir_note
 from experiments.distillation import check_teacher, load_teacher
-from experiments.errors import ConfigError, Stopped
+from experiments.errors import ConfigError, RunError, Stopped
 from experiments.kinds import kind_of, prepare
 from experiments.methods.lottery import lottery_tickets
 from experiments.metrics import make_console, progress_bar
 from experiments.run_directory import (
     check_path,
+    load_config,
     locked,
     read_json,
     save_config,
@@ -186,8 +187,19 @@ class _Rounds:
             else:
                 model = initial_model(self.config, self.task)
                 state = init_state(self.config, self.data, self.task, model)
+            self._check_early(run if step else folder, state)
             _begin(folder, self.config, state)
-        return _read(folder, like)
+        early = _read(folder, like)
+        self._check_early(folder, early)
+        return early
+
+    def _check_early(self, run: Path, state: TrainState) -> None:
+        if int(state.step) != self.plan.rewind_step:
+            raise RunError(
+                f"{run} is at step {int(state.step)}, expected rewind_step="
+                f"{self.plan.rewind_step}, which rounds go back to; start again with "
+                f"another --out"
+            )
 
     def _train(
         self, number: int, early: TrainState, params: Any, masks: Any
@@ -198,6 +210,11 @@ class _Rounds:
             name = f"{config.name}-round{number}"
             config = dataclasses.replace(self.sparse, name=name)
             step = self.sparse_step
+            if checkpoints.latest_step(run) is not None:
+                # The same place may have had another name.
+                config = dataclasses.replace(
+                    config, init_from=load_config(run).init_from
+                )
         like = jax.eval_shape(partial(init_state, config, self.data, self.task))
         if number and checkpoints.latest_step(run) is None:
             _begin(run, config, rewound(early, like, params, masks))

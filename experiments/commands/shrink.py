@@ -32,7 +32,7 @@ def shrink_run(
     run: Path, target: str, out: Path, overwrite: bool, data_dir: Path | None
 ) -> None:
     """Compresses, recalibrates batch norm, shrinks, stores; prints a summary."""
-    check_out(out, run, overwrite=overwrite)
+    check_out(out, run, target, overwrite=overwrite)
     say = partial(make_console().print, soft_wrap=True)
     opened = open_run(run, data_dir, say)
     config, data, task, params, batch_stats = opened

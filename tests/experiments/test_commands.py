@@ -11,7 +11,9 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.commands import evaluate as evaluation_command
+from experiments.commands.audit import tables
 from experiments.images.config import ModelConfig
+from experiments.metrics import make_console
 from experiments.recipes import digits
 from experiments.results import load_results
 from experiments.run_directory import load_config
@@ -65,11 +67,19 @@ def test_a_model_that_is_replaced_leaves_nothing(verb, run, data_dir, tmp_path, 
     out = tmp_path / "out"
     command = f"{verb} {run} --target c50 --out {out} --data-dir {data_dir}".split()
     assert main(command) == 0
+    assert main(command) == 0  # the same again
     (out / "evaluation.json").write_text("{}")  # of the model before
     (out / "best").mkdir()
+    assert main(command) == 1
+    found = capsys.readouterr().err
+    assert f"holds c50 of {run}, best, evaluation.json: choose another --out" in found
+    command.append("--overwrite")
     assert main(command) == 0
     assert not (out / "evaluation.json").exists()
     assert not (out / "best").exists()
+    other = " ".join(command[:-1]).replace("c50", "c25")
+    assert main(other.split()) == 1  # of another target
+    assert f"holds c50 of {run}: choose another" in capsys.readouterr().err
     (out / "notes.txt").write_text("mine")
     assert main(command) == 1
     assert "'notes.txt', which no run wrote" in capsys.readouterr().err
@@ -288,12 +298,14 @@ def test_what_is_not_named_or_not_there_is_said_before_jax_starts(
 def test_audit_says_who_gets_other_answers(run, data_dir, tmp_path, capsys):
     groups = tmp_path / "groups.txt"
     groups.write_text("\n".join("ab"[i % 2] for i in range(500)))
-    command = f"audit {run} --targets ru50 k90 --data-dir {data_dir} --groups {groups}"
+    command = f"audit {run} --targets ru50 k0 --data-dir {data_dir} --groups {groups}"
     assert main(command.split()) == 0
     text = capsys.readouterr().out
     assert "50 % uniform refitted" in text
     found = json.loads((run / "audit.json").read_text())
-    assert list(found) == ["dense", "ru50", "k90"]
+    assert list(found) == ["dense", "ru50", "k0"]
+    # Nothing is removed: recalibration is not an effect of pruning.
+    assert found["k0"] == found["dense"]
     assert found["dense"]["disagreement"] == found["dense"]["broken"] == 0
     for row in found.values():
         by_group = row["by group"]
@@ -305,6 +317,18 @@ def test_audit_says_who_gets_other_answers(run, data_dir, tmp_path, capsys):
     groups.write_text("a")
     assert main(command.split()) == 1
     assert "a line for each of the 500 examples" in capsys.readouterr().err
+    groups.write_bytes(b"caf\xe9")
+    assert main(command.split()) == 1
+    assert f"cannot read {groups}" in capsys.readouterr().err
+
+
+def test_many_groups_are_rows(capsys):
+    answers = {"by group": {f"group {i}": i / 100 for i in range(60)}, "accuracy": 0.5}
+    for table in tables({"dense": answers, "k50": answers}):
+        make_console().print(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["group", "dense", "50", "%"] for line in lines)
+    assert any(line.split() == ["group", "7", "7.0", "7.0"] for line in lines)
 
 
 def test_allocate_compares_masks_at_equal_cost(run, data_dir, capsys):
@@ -324,5 +348,14 @@ def test_allocate_compares_masks_at_equal_cost(run, data_dir, capsys):
     both = json.loads((run / "allocation-multiply_adds-u.json").read_text())
     assert both["1.5x"] == found["1.5x"]
     assert both["1.25x"]["methods"]
+    assert main(again.split()) == 0
+    assert "1.25x was found before" in capsys.readouterr().out
+    assert main(again.replace("--levels 4", "--levels 3").split()) == 0
+    assert "was of another levels" in capsys.readouterr().out
+    aside = json.loads((run / "allocation-multiply_adds-u.1.json").read_text())
+    assert aside == both
+    stored = run / "compressed" / "spdy1.25x-multiply_adds-u"
+    assert main(f"allocate {stored} --speedup 2 --data-dir {data_dir}".split()) == 1
+    assert "path must be a dense run, got" in capsys.readouterr().err
     assert main(f"allocate {run} --speedup 900 --data-dir {data_dir}".split()) == 1
     assert "speedup must be smaller" in capsys.readouterr().err

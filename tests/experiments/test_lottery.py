@@ -1,6 +1,7 @@
 """Lottery tickets from the command, on the small data of these tests."""
 
 import json
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from cram_jax import prunable
 from experiments import checkpoints
 from experiments.commands import lottery as command
 from experiments.commands.lottery import Plan, lottery
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, RunError
 from experiments.step import make_train_step
 from experiments.training import train
 
@@ -165,6 +166,18 @@ def test_the_scope_layer_prunes_each_layer_alike(shared, task, tmp_path, monkeyp
     chosen = prunable(trained, task.filters.uniform)
     leaves = zip(jax.tree.leaves(begun["round1"]), chosen, strict=True)
     assert all((leaf != 0).any() for leaf, is_chosen in leaves if not is_chosen)
+
+
+def test_an_early_state_that_is_gone_is_not_replaced_by_a_later_one(
+    shared, whole, tmp_path
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(whole.folder, folder)
+    lottery(shared[0], Plan(2, 0.5, 3, "global"), folder, None)  # under another name
+    shutil.rmtree(folder / "early")
+    with pytest.raises(RunError, match="round0 is at step 10, expected rewind_step=3"):
+        lottery(shared[0], Plan(3, 0.5, 3, "global"), folder, None)
+    assert not (folder / "early").exists()
 
 
 def test_a_rewind_step_after_the_end_is_refused(shared, tmp_path):
