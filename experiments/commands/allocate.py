@@ -153,7 +153,7 @@ def _spent(run: OpenRun, weighed: Weighed, params: Any) -> float:
         return sum(layer_seconds(run, params).values())
     # Biases may begin at zero; a global mask also prunes layers that others leave.
     kept = {
-        path: float(np.count_nonzero(leaf) / max(np.count_nonzero(before), 1))
+        path: int(np.count_nonzero(leaf)) / max(int(np.count_nonzero(before)), 1)
         for (path, leaf), before in zip(
             named_leaves(params), weighed.leaves.values(), strict=True
         )

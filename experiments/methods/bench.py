@@ -166,7 +166,9 @@ def trained_targets(entry: Entry, names: tuple[str, ...]) -> tuple[str | None, .
 
 def tried_values(entry: Entry, base: RunConfig) -> tuple[float, ...]:
     """The values of a method's knob that are tried on a task."""
-    scale = _of_recipe(entry, base) if entry.is_relative else 1.0
+    if not entry.is_relative:
+        return entry.values  # some are integers
+    scale = _of_recipe(entry, base)
     return tuple(scale * value for value in entry.values)
 
 

@@ -36,7 +36,7 @@ def test_every_method_has_a_run_for_each_of_its_targets(config):
             frozenset({"global", "layer"}): ("k50",),
         }.get(entry.forms, ("k50", "2:4", "4bit")[: 2 + ("quantised" in entry.forms)])
         for target in found:
-            value = entry.values[0]
+            value = tried_values(entry, config)[0]
             run = configured(config, entry, target, NAMES, budget=8, value=value)
             assert run.epochs * entry.evaluations == 8
             assert run.eval_targets == (NAMES if target is None else (target,))
@@ -182,6 +182,7 @@ def test_values_that_depend_on_the_task_are_multiples_of_the_recipes():
     ):
         assert tried_values(METHODS[name], image) == pytest.approx(on_image), name
         assert tried_values(METHODS[name], digits) == pytest.approx(on_digits), name
+    assert str(tried_values(METHODS["acdc"], image)) == "(20, 40, 80)"  # of steps
 
 
 def test_methods_can_start_from_a_run(tmp_path):
