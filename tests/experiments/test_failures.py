@@ -184,6 +184,20 @@ def test_a_checkpoint_of_another_configuration_is_not_called_damaged(
         checkpoints.load_model(trained[0], like)
 
 
+def test_a_checkpoint_of_another_dtype_is_not_called_damaged(trained, setting):
+    config, data, task, *_ = setting
+    like = jax.eval_shape(lambda: init_state(config, data, task))
+    half = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), like.params
+    )
+    match = r"is of another configuration .* is float32\[.* there and bfloat16\["
+    with (
+        checkpoints.manager(trained[0]) as manager,
+        pytest.raises(RunError, match=match),
+    ):
+        checkpoints.restore(manager, like._replace(params=half))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "bool"])
 def test_a_checksum_sees_every_flipped_bit(dtype):
     leaf = jnp.arange(12).reshape(3, 4).astype(dtype)
