@@ -178,7 +178,7 @@ def _store(
         others = {m: own for m, own in stored["methods"].items() if m not in methods}
         results["methods"].update(others)
         results["seconds"] = round(stored["seconds"] + seconds, 1)
-        save_results(results, path)
+        save_results(results, path, indent=None)
 
 
 def _searches(

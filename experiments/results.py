@@ -130,9 +130,9 @@ def digest(tree: Any) -> str:
     return sha.hexdigest()
 
 
-def save_results(results: Results, path: Path) -> None:
-    """Writes the results as JSON."""
-    write_text(path, json.dumps(results, indent=2) + "\n")
+def save_results(results: Results, path: Path, *, indent: int | None = 2) -> None:
+    """Writes the results as JSON; without indentation, those of many runs are small."""
+    write_text(path, json.dumps(results, indent=indent) + "\n")
 
 
 def load_results(path: Path) -> Results:

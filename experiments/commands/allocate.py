@@ -54,6 +54,24 @@ def allocate(options: "Allocate") -> None:
     path = options.run / f"allocation-{ending}.json"
     run = open_run(options.run, options.data_dir, say)
     found = _earlier(path, _settings(options, run), say)
+    for speedup, out in list(models_of.items()):
+        if f"{speedup:g}x" in found and out.exists():
+            say(f"{speedup:g}x was found before")
+            del models_of[speedup]
+    if models_of:
+        _find(models_of, options, run, found, path)
+    console.print(_table(found, run))
+    say(f"Sparsities in {path}, models in {options.run / 'compressed'}")
+
+
+def _find(
+    models_of: dict[float, Path],
+    options: "Allocate",
+    run: OpenRun,
+    found: dict[str, Any],
+    path: Path,
+) -> None:
+    """Searches for speedups; stores each in ``found``, in its file and as a model."""
     pruning = PrunerOptions(layerwise=options.layerwise)
     evaluation = make_evaluation(run.config, run.data, run.task, pruning)
 
@@ -64,16 +82,13 @@ def allocate(options: "Allocate") -> None:
     _check_dense(options.run, weighed)
     uniform = {
         speedup: uniform_target(weighed, options.pruner, weighed.total / speedup)
-        for speedup in options.speedup
+        for speedup in models_of
     }  # raises before hours are spent
     database = Database(
         run, weighed, compress, options.pruner, options.levels, options.examples
     )
     refit = "r" * options.pruner.startswith("r")
-    for speedup in options.speedup:
-        if f"{speedup:g}x" in found and models_of[speedup].exists():
-            say(f"{speedup:g}x was found before")
-            continue
+    for speedup, out in models_of.items():
         budget = weighed.total / speedup
         levels = database.allocate(budget, options.seed, options.starts)
         targets = {
@@ -97,12 +112,10 @@ def allocate(options: "Allocate") -> None:
         }
         statistics = evaluation.recalibrate(stitched, run.batch_stats)
         accuracy = found[f"{speedup:g}x"]["methods"]["SPDY"]["recalibrated"]
-        out, model = models_of[speedup], (stitched, statistics)
         facts = {"target": out.name, run.task.metric: accuracy}
+        model = stitched, statistics
         store(out, options.run, run, model, facts, options.data_dir)
         write_text(path, json.dumps(found, indent=2) + "\n")
-    console.print(_table(found, run))
-    say(f"Sparsities in {path}, models in {options.run / 'compressed'}")
 
 
 def _settings(options: "Allocate", run: OpenRun) -> dict[str, Any]:

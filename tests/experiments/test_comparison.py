@@ -61,8 +61,8 @@ def test_a_comparison_goes_on_where_it_was_stopped(
     def stop_after(count):
         kept, saved = comparison.save_results, []
 
-        def save(results, path):
-            kept(results, path)
+        def save(results, path, **options):
+            kept(results, path, **options)
             saved.append(path)
             if len(saved) == count:
                 raise Stop
