@@ -296,10 +296,17 @@ def test_it_beats_magnitude_on_the_digits():
 
 
 @pytest.mark.several_devices
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize(
-    "specs",
-    [(P(None, "d"), P(None, "d")), (P("d"), P("d")), (P(None, "d"), P())],
+    ("specs", "axis_type"),
+    [
+        ((P(None, "d"), P(None, "d")), AxisType.Explicit),
+        ((P("d"), P("d")), AxisType.Auto),
+        ((P(None, "d"), P()), AxisType.Explicit),
+        pytest.param(
+            (P(None, "d"), P(None, "d")), AxisType.Auto, marks=pytest.mark.nightly
+        ),
+        pytest.param((P("d"), P("d")), AxisType.Explicit, marks=pytest.mark.nightly),
+    ],
     ids=str,
 )
 def test_sharded_parameters_get_the_same_masks(specs, axis_type):

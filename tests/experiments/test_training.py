@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -78,6 +79,15 @@ SIZES = {
 }
 
 
+@functools.cache
+def network_of(name):
+    """The data, the task and the shapes of the variables of a configuration."""
+    config = IMAGE_RECIPES[name]
+    data = abstract_data(config)
+    task = classification(config, data)
+    return data, task, jax.eval_shape(task.init, 0)
+
+
 MODELS = first_of_each(lambda config: config.model)
 # The rules by themselves are traced below; by night each with its model.
 BUILT = [
@@ -89,9 +99,8 @@ BUILT = [
 @pytest.mark.parametrize("name", BUILT)
 def test_every_configuration_builds_abstractly(name):
     config = IMAGE_RECIPES[name]
-    data = abstract_data(config)
-    task = classification(config, data)
-    state = jax.eval_shape(lambda: init_state(config, data, task))
+    data, task, model = network_of(name)
+    state = jax.eval_shape(lambda model: init_state(config, data, task, model), model)
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)]
     assert sum(sizes) == SIZES.get(name, sum(sizes))
 
@@ -107,9 +116,7 @@ def test_every_model_can_be_compressed_to_the_targets_of_its_configurations(name
     config = IMAGE_RECIPES[name]
     alike = [c for c in IMAGE_RECIPES.values() if c.model == config.model]
     targets = of_each_form(target for c in alike for target in c.eval_targets)
-    data = abstract_data(config)
-    task = classification(config, data)
-    params, _ = jax.eval_shape(lambda: task.init(0))
+    _, task, (params, _) = network_of(name)
     for target in targets:
         pruned, _ = jax.eval_shape(
             lambda params, t=target: cram_jax.compress(
