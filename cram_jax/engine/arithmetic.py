@@ -98,15 +98,19 @@ def dot(k: Kernel, total: Value, x: Sequence[Value], w: Sequence[Value]) -> Valu
     Args:
       k: the kernel.
       total: 32-bit integers.
-      x: the unsigned bytes, from `split_bytes`.
-      w: the signed ones in as many words, see `Target.words`.
+      x: the unsigned bytes, from `split_bytes`; unsplit if the pairs of w are known
+        to be small, see `Target.pairs`.
+      w: the signed ones in as many words.
     """
     bits = 32 * k.lanes
     if k.target.dot == "vpdpbusd":
         name = f"llvm.x86.avx512.vpdpbusd.{bits}"
         kind = _bytes(k) if _dot_takes_bytes() else k.ints
         return k.call(name, k.ints, total, k.cast(x[0], kind), k.cast(w[0], kind))
-    if k.target.words == 1:
+    if len(x) == 1 and k.target.pairs:
+        sums = _pair_sums(k, x[0], w[0])
+        return k.build.add(total, _pair_products(k, sums, k.int_constant(0x00010001)))
+    if len(x) == 1:
         x = _even_odd(k, x[0], signed=False)
         w = _even_odd(k, w[0], signed=True)
     for x_half, w_half in zip(x, w, strict=True):
@@ -184,6 +188,20 @@ def _pair_products(k: Kernel, x: Value, w: Value) -> Value:
     products = k.cast(products, k.ints)
     low = k.build.ashr(k.build.shl(products, k.int_constant(16)), k.int_constant(16))
     return k.build.add(low, k.build.ashr(products, k.int_constant(16)))
+
+
+def _pair_sums(k: Kernel, x: Value, w: Value) -> Value:
+    """The sums of two products of bytes, as 16-bit integers; they saturate."""
+    if k.target.dot == "pmaddwd":
+        wide = k.lanes == 16
+        name = "llvm.x86.avx512.pmaddubs.w.512" if wide else "llvm.x86.avx2.pmadd.ub.sw"
+        return k.call(name, _halves(k), k.cast(x, _bytes(k)), k.cast(w, _bytes(k)))
+    halves = zip(_even_odd(k, x, False), _even_odd(k, w, True), strict=True)
+    even, odd = (
+        k.build.mul(k.cast(x_half, _halves(k)), k.cast(w_half, _halves(k)))
+        for x_half, w_half in halves
+    )
+    return k.call(f"llvm.sadd.sat.v{2 * k.lanes}i16", _halves(k), even, odd)
 
 
 def _even_odd(k: Kernel, x: Value, signed: bool) -> list[Value]:

@@ -13,6 +13,9 @@ import numpy as np
 
 from cram_jax.engine.packing import round_up
 
+_LINE = 16
+"""32-bit lanes of a line of the cache."""
+
 
 @dataclass(eq=False)
 class Grid:
@@ -59,8 +62,9 @@ class Grid:
         stride = max(
             round_up(self.batch * self.item, self.lanes), self.vectors * self.lanes
         )
-        # Channels a multiple of 4 KiB apart would share a few sets of the cache.
-        return stride + self.lanes if stride % 1024 == 0 else stride
+        # Tiles of channels that are a power of two apart would share a few sets of the
+        # cache and leave the others empty.
+        return stride + _LINE if stride % (8 * _LINE) == 0 else stride
 
     @property
     def margin(self) -> int:

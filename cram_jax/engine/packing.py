@@ -2,11 +2,29 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from cram_jax.engine.kernels import UNIT
 from cram_jax.engine.targets import Target
+
+_HALF = 64
+"""Two weights of this size, times 255, add up to 16 bits at most."""
+
+
+class Terms(NamedTuple):
+    """What a kernel adds up, ordered by output.
+
+    Attributes:
+      ends: (groups + 1,) int32, where those of each group of outputs begin and end.
+      positions: (terms,) int32, among lanes * taps.
+      words: int32, the weights: ``rows * Target.weight_words`` of each term.
+    """
+
+    ends: np.ndarray
+    positions: np.ndarray
+    words: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +72,11 @@ class SparseWeights:
         """Outputs rounded up to what is computed together."""
         return round_up(self.outputs, UNIT)
 
-    def ends(self) -> np.ndarray:
-        """Where the blocks of each group of outputs begin, and the last one ends."""
-        counts = self.occupied.sum(axis=1, dtype=np.int64)
-        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-
-    def positions(self) -> np.ndarray:
-        """For every block, its position among lanes * taps."""
-        return np.nonzero(self.occupied)[1].astype(np.int32)
+    def terms(self, target: Target) -> Terms:
+        """The blocks as the kernels of a target read them; all plans share them."""
+        if not self.int8 or (target.weight_words == 1 and not target.pairs):
+            return self._blocks
+        return self._in_pairs if target.pairs else self._even_odd
 
     def sums(self) -> np.ndarray:
         """(padded outputs,) int64: the sum of each output's integers."""
@@ -77,17 +92,34 @@ class SparseWeights:
         np.add.at(total, groups, blocks)
         return total.reshape(-1)
 
-    def words(self, target: Target) -> np.ndarray:
-        """The values as 32-bit words, as the kernels of a target read them."""
-        if not self.int8 or target.words == 1:
-            return np.ascontiguousarray(self.values).view(np.int32).reshape(-1)
-        return self._even_odd
+    @cached_property
+    def _blocks(self) -> Terms:
+        counts = self.occupied.sum(axis=1, dtype=np.int64)
+        ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        positions = np.nonzero(self.occupied)[1].astype(np.int32)
+        return Terms(ends, positions, _words(self.values))
 
     @cached_property
-    def _even_odd(self) -> np.ndarray:
-        """Twice the size of the values; all plans share it."""
+    def _even_odd(self) -> Terms:
         even_odd = self.values.astype(np.int16)[..., [0, 2, 1, 3]]
-        return np.ascontiguousarray(even_odd).view(np.int32).reshape(-1)
+        return self._blocks._replace(words=_words(even_odd))
+
+    @cached_property
+    def _in_pairs(self) -> Terms:
+        """Blocks whose pairs could exceed 16 bits are there twice, in two parts."""
+        whole = self._blocks
+        large = _overflow(self.values).any(axis=1)
+        times = 1 + large.astype(np.int64)
+        values = np.repeat(self.values, times, axis=0)
+        first = np.cumsum(times)[large] - 2
+        part = np.clip(self.values[large], -_HALF, _HALF)
+        values[first], values[first + 1] = part, self.values[large] - part
+        before = np.concatenate([[0], np.cumsum(times)])
+        return Terms(
+            before[whole.ends].astype(np.int32),
+            np.repeat(whole.positions, times),
+            _words(values),
+        )
 
     def dense(self) -> np.ndarray:
         """The kernel (height, width, inputs, outputs), in float32 or integers."""
@@ -125,15 +157,19 @@ def pack_kernel(
     by_output = padded.reshape(taps, lanes, depth, -1).transpose(3, 1, 0, 2)
     split = np.ascontiguousarray(by_output).reshape(-1, lanes * taps, depth)
     nonzero = (split != 0).any(axis=2)
-    candidates = {}
-    for rows in (1, 2, 4):
-        occupied = nonzero.reshape(-1, rows, lanes * taps).any(axis=1)
-        candidates[rows] = (
-            int(occupied.sum()) * _cost(rows, is_int8, target),
-            occupied,
-        )
-    rows = min(candidates, key=lambda r: candidates[r][0])
-    occupied = candidates[rows][1]
+    in_pairs = is_int8 and target.pairs
+    twice = _overflow(split) if in_pairs else np.zeros_like(nonzero)
+
+    def by_rows(found: np.ndarray, rows: int) -> np.ndarray:
+        groups = found.reshape(-1, rows, lanes * taps)
+        return np.asarray(groups.any(axis=1))
+
+    def cost(rows: int) -> float:
+        terms = by_rows(nonzero, rows).sum() + by_rows(twice, rows).sum()
+        return float(terms) * _cost(rows, is_int8, target)
+
+    rows = min((1, 2, 4), key=cost)
+    occupied = by_rows(nonzero, rows)
     grouped = split.reshape(-1, rows, lanes * taps, depth).transpose(0, 2, 1, 3)
     values: np.ndarray = grouped[occupied]
     if not is_int8:
@@ -151,10 +187,22 @@ def pack_kernel(
 
 
 def _cost(rows: int, is_int8: bool, target: Target) -> float:
-    """Instructions for a block and a vector: shared loads, and those of every row."""
-    if is_int8 and target.words == 2:
+    """Time for a term and a vector: shared loads, and the instructions of every row."""
+    if is_int8 and target.weight_words == 2:
         return 3 + 4 * rows
-    return 1 + rows
+    return 1 + (2 if is_int8 and target.pairs else 1) * rows
+
+
+def _overflow(values: np.ndarray) -> np.ndarray:
+    """Whether bytes times a pair of weights, of (..., 4), can exceed 16 bits."""
+    pairs = values.astype(np.int16).reshape(*values.shape[:-1], 2, 2)
+    largest = np.maximum(pairs, 0).sum(axis=-1), np.maximum(-pairs, 0).sum(axis=-1)
+    found: np.ndarray = (np.maximum(*largest) > 2 * _HALF).any(axis=-1)
+    return found
+
+
+def _words(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values).view(np.int32).reshape(-1)
 
 
 def lanes_of(channels: int, int8: bool) -> int:

@@ -19,6 +19,9 @@ class Target:
         as the even and the odd ones in 16 bits.
       dot: "vpdpbusd" or "pmaddwd", the instruction that multiplies them; "generic" is
         the same arithmetic, bit for bit, in plain LLVM.
+      pairs: whether products multiply bytes in pairs by pmaddubsw, in three
+        instructions instead of five. Its sums are of 16 bits, so weights that could
+        reach more are stored as the sum of two blocks.
       pack: whether bytes are packed by instructions of x86; else in plain LLVM.
       features: what the processor must have.
     """
@@ -28,8 +31,14 @@ class Target:
     registers: int
     words: Literal[1, 2]
     dot: Literal["vpdpbusd", "pmaddwd", "generic"]
+    pairs: bool = False
     pack: bool = False
     features: tuple[str, ...] = ()
+
+    @property
+    def weight_words(self) -> int:
+        """32-bit words of the four INT8 weights of a block in a product."""
+        return 1 if self.pairs else self.words
 
     def emulated(self) -> "Target":
         """The same layout and arithmetic in plain LLVM, for any processor."""
@@ -46,10 +55,25 @@ _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
 TARGETS = {
     target.name: target
     for target in (
-        Target("avx512vnni", 16, 32, 1, "vpdpbusd", True, (*_AVX512, "avx512vnni")),
-        Target("avx512", 16, 32, 2, "pmaddwd", True, _AVX512),
-        Target("avx2vnni", 8, 16, 1, "vpdpbusd", True, ("avx2", "fma", "avxvnni")),
-        Target("avx2", 8, 16, 2, "pmaddwd", True, ("avx2", "fma")),
+        Target(
+            *("avx512vnni", 16, 32, 1, "vpdpbusd"),
+            pack=True,
+            features=(*_AVX512, "avx512vnni"),
+        ),
+        Target(
+            *("avx512", 16, 32, 2, "pmaddwd"), pairs=True, pack=True, features=_AVX512
+        ),
+        Target(
+            *("avx2vnni", 8, 16, 1, "vpdpbusd"),
+            pack=True,
+            features=("avx2", "fma", "avxvnni"),
+        ),
+        Target(
+            *("avx2", 8, 16, 2, "pmaddwd"),
+            pairs=True,
+            pack=True,
+            features=("avx2", "fma"),
+        ),
         Target("portable", 4, 16, 2, "generic"),
     )
 }

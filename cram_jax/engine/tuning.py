@@ -12,16 +12,14 @@ from cram_jax.engine.model import PackedProduct
 from cram_jax.engine.targets import Target
 
 CANDIDATES = 4
-# Vectors of a tile by registers and outputs of a block, as measured: on AVX-512 what
-# fits into the registers, on AVX2 what also stays in the first cache.
+# Vectors of a tile by registers and outputs of a block: what fits into the registers,
+# and with it into the first cache.
 _GUESSES = {16: {1: 4, 2: 4, 4: 3}, 32: {1: 8, 2: 8, 4: 5}}
 
 
 def guess_tile(spec: SparseProduct, target: Target) -> int:
     """A tile that is good for most shapes."""
-    # Bytes take a quarter of the space of floats, so more columns stay in the cache.
-    wide = spec.int8 and spec.rows == 2
-    return 8 if wide else _GUESSES[target.registers][spec.rows]
+    return _GUESSES[target.registers][spec.rows]
 
 
 def candidates(spec: SparseProduct, target: Target) -> list[int]:

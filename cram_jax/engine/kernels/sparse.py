@@ -73,7 +73,7 @@ class SparseProduct(KernelSpec):
         self, k: Kernel, pointers: dict[str, Value], group: Value, column: Value
     ) -> list[list[Value]]:
         """The sums of a group of rows, by row and vector."""
-        words = k.target.words if self.int8 else 1
+        words = k.target.weight_words if self.int8 else 1
         kind = k.ints if self.int8 else k.floats
         rows, tile = range(self.rows), range(self.tile)
         initial = []
@@ -88,7 +88,7 @@ class SparseProduct(KernelSpec):
             vectors = [k.load(x, k.plus(where, t * k.lanes), kind) for t in tile]
             operands = (
                 [arithmetic.split_bytes(k, v) for v in vectors]
-                if self.int8
+                if words == 2
                 else [[v] for v in vectors]
             )
             results = []

@@ -23,6 +23,7 @@ def emit_product(b: Builder, node: Node) -> None:
     product = node.operation
     assert isinstance(product, PackedProduct)
     weights = product.weights
+    terms = weights.terms(b.target)
     x, offsets = _offsets(b, node, product)
     octets = b.model.forms[node.name] == {"u8"}
     residual, residual_form = _residual(b, node)
@@ -47,9 +48,9 @@ def emit_product(b: Builder, node: Node) -> None:
     )
     words = dict(
         x=x.address,
-        ends=weights.ends(),
-        offsets=offsets,
-        weights=weights.words(b.target),
+        ends=terms.ends,
+        offsets=offsets[terms.positions],
+        weights=terms.words,
         y=y.address,
         residual=residual.address if residual else 0,
         mask=b.mask(node.name) if masked else 0,
@@ -175,7 +176,7 @@ def _residual(b: Builder, node: Node) -> tuple[Buffer | None, str]:
 def _offsets(
     b: Builder, node: Node, product: PackedProduct
 ) -> tuple[Buffer, np.ndarray]:
-    """The buffer that a product reads, and the first lane of every block."""
+    """The buffer that a product reads, and the first lane of every position."""
     weights = product.weights
     grid = b.layout.grids[node.name]
     taps = phase_of(product)
@@ -192,4 +193,4 @@ def _offsets(
     every = (lanes + np.asarray(of_tap)).ravel()
     if np.abs(every).max() >= 2**31:
         raise ValueError(f"batch is too large for node {node.name!r}")
-    return x, every.astype(np.int32)[weights.positions()]
+    return x, every.astype(np.int32)
