@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.training_pass import BatchStats, TrainingPass, Values
+from cram_jax.validation import check_batches, check_function
 
 # A power of two scales without rounding, and this one is so large that what a batch
 # adds to it is lost: m times it shows every digit of the momentum.
@@ -65,8 +66,9 @@ def recalibrate(
       ``batch_stats``.
 
     Raises:
-      TypeError: ``apply`` returns a statistic in a narrower dtype than it was given,
-        or the call is traced, as under `jax.jit`.
+      TypeError: ``apply`` is not a function, or returns a statistic in a narrower dtype
+        than it was given; ``batches`` is a single batch; or the call is traced, as
+        under `jax.jit`.
       ValueError: there is no batch; ``apply`` moves no statistic, which is what a model
         in evaluation mode does; it returns a different structure, a statistic that is
         not finite, or one that does not follow the formula, such as a sum; or the
@@ -81,6 +83,8 @@ def recalibrate(
 
     Reference: Peste et al., CrAM, ICLR 2023 (statistics correction), arXiv 2207.14200.
     """
+    check_function("apply", apply)
+    check_batches("batches", batches)
     training_pass = TrainingPass(apply, batch_stats)
     momentum: _Momentum | None = None
     total: Values = {}

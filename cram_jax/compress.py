@@ -8,13 +8,12 @@ import optax
 
 from cram_jax.keys import as_key
 from cram_jax.leaves import Where, prunable
-from cram_jax.paths import check_mask_shapes, named_leaves
+from cram_jax.paths import check_masks, named_leaves
 from cram_jax.projector import (
     Params,
     Projection,
     Projector,
     check_projector,
-    check_structure,
 )
 
 
@@ -105,11 +104,8 @@ def keep_pruned(
         raise ValueError(
             "where says whose zeros stay if there are no masks, got both; pass one"
         )
-    for path, mask in named_leaves(masks):
-        if jnp.result_type(mask) != jnp.bool_:
-            raise TypeError(
-                f"masks[{path!r}] must be bool, got {jnp.result_type(mask)}"
-            )
+    if masks is not None:
+        check_masks("masks", masks, masks)
 
     def init(params: Params) -> KeepPrunedState:
         if not jax.tree.leaves(params):
@@ -157,10 +153,7 @@ def _like(masks: Params, params: Params) -> Params:
     `flax.nnx.Optimizer` passes a State of Variables to `init`, while the masks of
     `compress` come from the pure tree, whose leaves have the same paths.
     """
-    own, expected = named_leaves(masks), named_leaves(params)
-    if [path for path, _ in own] != [path for path, _ in expected]:
-        check_structure("masks", masks, params)
-    check_mask_shapes(masks, params)
+    check_masks("masks", masks, params)
     structure: Any = jax.tree.structure(params)
     # Copies, because a training step may donate its state.
-    return structure.unflatten([jnp.array(mask) for _, mask in own])
+    return structure.unflatten([jnp.array(mask) for _, mask in named_leaves(masks)])

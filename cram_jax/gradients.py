@@ -150,6 +150,11 @@ def _by_name(
 
     def pick(extra_args: Mapping[str, Any]) -> dict[str, Any]:
         missing = [n for n, needed in named.items() if needed and n not in extra_args]
+        if "params" in missing:
+            raise TypeError(
+                f"{name} must take the parameters first, got {loss_fn!r} with the "
+                f"signature {signature}"
+            )
         if missing:
             raise TypeError(
                 f"{name} needs the argument {missing[0]!r}, but {caller.name} got "
@@ -191,7 +196,9 @@ def _call(
         return loss_fn(params, **arguments)
     except (TypeError, AttributeError) as error:
         kind = type(params).__name__
-        is_called = str(error) == f"{kind!r} object is not callable"
+        # A module without its functions, as equinox.filter leaves it, calls a None.
+        holes = {kind, "NoneType"} if _has_none(params) else {kind}
+        is_called = str(error) in {f"{hole!r} object is not callable" for hole in holes}
         is_asked = isinstance(error, AttributeError) and error.obj is params
         if not (is_called or is_asked):
             raise
@@ -200,6 +207,11 @@ def _call(
             f"the model from them first: nnx.merge(graphdef, params, copy=True), "
             f"equinox.combine(params, static) or model.apply({{'params': params}}, x)"
         ) from error
+
+
+def _has_none(params: Params) -> bool:
+    leaves = jax.tree.leaves(params, is_leaf=lambda node: node is None)
+    return any(leaf is None for leaf in leaves)
 
 
 def _scalar(result: Any, has_aux: bool, name: str) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from cram_jax.axes import Axes, AxesLike, axes_of, check_pattern
 from cram_jax.paths import by_path, named_leaves
-from cram_jax.projector import Params, Projection, Projector
+from cram_jax.projector import Params, Projection, Projector, check_arrays
 from cram_jax.values import Value
 
 Where: TypeAlias = Callable[[str, jax.Array], bool] | Any
@@ -85,6 +85,7 @@ def _choose(
 
 def described(params: Params, axes: AxesLike | None) -> list[Leaf]:
     """Each leaf of the parameters with its path and axes."""
+    check_arrays("params", params)
     named = named_leaves(params)
     return [
         Leaf(path, leaf, own)

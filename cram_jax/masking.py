@@ -9,6 +9,7 @@ import optax
 
 from cram_jax.compress import held
 from cram_jax.keys import check_key, key_data, split_key_data
+from cram_jax.paths import check_masks
 from cram_jax.projector import (
     Params,
     Projector,
@@ -16,7 +17,12 @@ from cram_jax.projector import (
     check_projector,
     check_structure,
 )
-from cram_jax.validation import check_choice, check_flag, check_integer
+from cram_jax.validation import (
+    check_choice,
+    check_flag,
+    check_function,
+    check_integer,
+)
 
 
 class Step(NamedTuple):
@@ -161,7 +167,8 @@ def pruned(
     def init(params: Params) -> PrunedState:
         state, draw = split_key_data(key_data(key), key)
         masks, rule_state = rule.init(params, draw)
-        _check_masks(masks, params)
+        check_structure("masks of rule.init", masks, params)
+        check_masks("masks of rule.init", masks, params)
         inner_state = inner.init(params)
         # Raises now if the state cannot restart.
         jax.eval_shape(lambda s, m: _restart(inner, restarts, s, m), inner_state, masks)
@@ -237,9 +244,8 @@ def renew_by(make: Callable[[Any], Projector], schedule: optax.Schedule) -> Mask
       >>> wave = lambda count: jnp.where(count // 5 % 2, 0.9, 0.0)
       >>> ac_dc = pruned(optax.sgd(0.1), renew_by(top_k, wave), every=5, restart="all")
     """
-    for name, value in (("make", make), ("schedule", schedule)):
-        if not callable(value):
-            raise TypeError(f"{name} must be a function, got {value!r}")
+    check_function("make", make)
+    check_function("schedule", schedule)
 
     def masks_at(
         count: Any, params: Params, state: Any, key: jax.Array
@@ -293,13 +299,3 @@ def _restart(
         return jnp.where(where, jnp.zeros_like(leaf), leaf)
 
     return optax.tree.map_params(inner, zero, state, revived, is_leaf=is_hidden)
-
-
-def _check_masks(masks: Params, params: Params) -> None:
-    check_structure("masks of rule.init", masks, params)
-    for mask, leaf in zip(jax.tree.leaves(masks), jax.tree.leaves(params), strict=True):
-        if (mask.shape, mask.dtype) != (jnp.shape(leaf), jnp.bool_):
-            raise ValueError(
-                f"masks of rule.init must be bool and shaped like the parameters, got "
-                f"{mask.dtype} of {mask.shape} for a parameter of {jnp.shape(leaf)}"
-            )

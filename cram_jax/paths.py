@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 import jax
 import jax.numpy as jnp
 
-from cram_jax.projector import Params, leaf_path
+from cram_jax.projector import Params, check_structure, leaf_path
 
 T = TypeVar("T", bound=Hashable)
 
@@ -114,12 +114,30 @@ def by_path(name: str, tree: Any, types: tuple[type, ...], expected: str) -> Any
     return ByPath(tuple(entries))
 
 
-def check_mask_shapes(masks: Params, params: Params) -> None:
-    """Raises a ValueError unless each mask has the shape of its parameter."""
-    leaves = zip(named_leaves(masks), named_leaves(params), strict=True)
-    for (path, mask), (_, leaf) in leaves:
-        if jnp.shape(mask) != jnp.shape(leaf):
+def check_shapes(name: str, tree: Params, params: Params) -> None:
+    """Raises a ValueError unless each leaf has the shape of its parameter."""
+    leaves = zip(named_leaves(tree), named_leaves(params), strict=True)
+    for (path, own), (_, leaf) in leaves:
+        if jnp.shape(own) != jnp.shape(leaf):
             raise ValueError(
-                f"masks[{path!r}] must have the shape of its parameter "
-                f"{jnp.shape(leaf)}, got {jnp.shape(mask)}"
+                f"{name}[{path!r}] must have the shape of its parameter "
+                f"{jnp.shape(leaf)}, got {jnp.shape(own)}"
+            )
+
+
+def check_masks(name: str, masks: Params, params: Params) -> None:
+    """Raises unless there is a mask for each parameter, bool and of its shape.
+
+    Raises:
+      TypeError: a mask is not bool.
+      ValueError: the paths or shapes are others than those of the parameters.
+    """
+    own = named_leaves(masks)
+    if [path for path, _ in own] != [path for path, _ in named_leaves(params)]:
+        check_structure(name, masks, params)
+    check_shapes(name, masks, params)
+    for path, mask in own:
+        if jnp.result_type(mask) != jnp.bool_:
+            raise TypeError(
+                f"{name}[{path!r}] must be bool, got {jnp.result_type(mask).name}"
             )

@@ -52,14 +52,23 @@ class Projector(Value, abc.ABC):
           A pytree of arrays, often ``()``.
 
         Raises:
-          ValueError: if `project` would change a structure, shape or dtype.
+          TypeError: a leaf is no array; or `project` does not return a projection
+            and a state.
+          ValueError: `project` would change a structure, shape or dtype.
         """
+        check_arrays("params", params)
         # optax.tree.map_params calls this with a tree without leaves.
         if jax.tree.leaves(params):
             key = jax.eval_shape(lambda: jax.random.key(0))
-            projection, _ = jax.eval_shape(
+            result = jax.eval_shape(
                 lambda params, key: self.project(params, (), key), params, key
             )
+            if isinstance(result, Projection) or not isinstance(result, tuple):
+                raise TypeError(
+                    f"projector {self!r} must return (Projection(params, masks), "
+                    f"state), got {type(result).__name__}"
+                )
+            projection, _ = result
             _check_projection(projection, params, repr(self))
         return ()
 
@@ -109,6 +118,16 @@ class Projector(Value, abc.ABC):
         return self
 
 
+def check_arrays(name: str, tree: Any) -> None:
+    """Raises a TypeError unless all leaves are arrays, abstract ones, or floats."""
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, float | int):
+            raise TypeError(
+                f"{name}[{leaf_path(path)!r}] must be an array, got {leaf!r}; pass "
+                f"only the arrays, such as equinox.filter(model, equinox.is_array)"
+            )
+
+
 def check_projector(name: str, value: Any) -> None:
     """Raises a TypeError unless the value is a projector."""
     if not isinstance(value, Projector):
@@ -149,6 +168,7 @@ def stateless(
       label.
 
     Raises:
+      TypeError: ``function`` is not a function.
       ValueError: at ``init``, if the function changes a structure, shape or dtype.
 
     Example:
@@ -165,6 +185,8 @@ def stateless(
       >>> compress({"kernel": jnp.array([[0.1, -2.0]])}, threshold(0.5)).params
       {'kernel': Array([[ 0., -2.]], dtype=float32)}
     """
+    if not callable(function):
+        raise TypeError(f"function must be a function, got {function!r}")
     return Stateless(function, label)
 
 

@@ -1,11 +1,9 @@
 """A pull towards the compressed parameters."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from cram_jax.keys import check_key, key_data, split_key_data
@@ -14,9 +12,9 @@ from cram_jax.projector import (
     Projector,
     apply_masks,
     check_projector,
-    check_structure,
 )
-from cram_jax.validation import check_flag, check_integer
+from cram_jax.transforms import check_updates
+from cram_jax.validation import check_flag, check_integer, check_strength
 
 
 class PulledState(NamedTuple):
@@ -121,7 +119,7 @@ def pulled(
     check_integer("every", every, 1)
     check_flag("dual", dual)
     check_key(key)
-    _check_strength(strength)
+    check_strength("strength", strength)
     stores = every > 1 or dual
     if importance is not None:
         if not 0 <= importance < 1:
@@ -190,7 +188,7 @@ def pulled(
         del extra_args
         if params is None:
             raise ValueError("pulled needs params in update(...), got None")
-        check_structure("updates", updates, params)
+        check_updates(updates, params)
         key_after, draw = split_key_data(state.key, key)
         if stores:
             # At the start of the next step, which is the same as at the end of this
@@ -236,15 +234,3 @@ def pulled(
 
 def _weighed(param: jax.Array, square: jax.Array) -> jax.Array:
     return (param * jnp.sqrt(square)).astype(param.dtype)
-
-
-def _check_strength(strength: Any) -> None:
-    if callable(strength) or isinstance(strength, jax.core.Tracer):
-        return
-    kinds = float | int | np.floating | np.integer | np.ndarray | jax.Array
-    if not isinstance(strength, kinds) or isinstance(strength, bool):
-        raise TypeError(f"strength must be a number or a schedule, got {strength!r}")
-    if np.ndim(strength) or not 0 <= strength < math.inf:
-        raise ValueError(
-            f"strength must be one finite number of at least 0, got {strength!r}"
-        )

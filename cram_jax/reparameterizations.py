@@ -19,6 +19,7 @@ from cram_jax.paths import named_leaves
 from cram_jax.projector import Params, Projector, check_projector
 from cram_jax.selection import keep_largest
 from cram_jax.sparsity import kept_count
+from cram_jax.validation import check_choice
 
 Scores: TypeAlias = Mapping[str, jax.Array]
 """From the path of a leaf to an array; leaves without an entry stay unchanged."""
@@ -57,8 +58,7 @@ def scores_like(
       >>> scores_like(params, -3.0, each="leaf")
       {'dense/kernel': Array(-3., dtype=float32)}
     """
-    if each not in ("weight", "leaf"):
-        raise ValueError(f"each must be 'weight' or 'leaf', got {each!r}")
+    check_choice("each", each, ("weight", "leaf"))
     return {
         path: jnp.full_like(leaf, value, shape=() if each == "leaf" else None)
         for (path, leaf), is_chosen in zip(

@@ -7,8 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.leaves import Leaf, described, reasons_against
-from cram_jax.paths import check_mask_shapes
-from cram_jax.projector import Params, Projector, check_projector, check_structure
+from cram_jax.paths import check_masks
+from cram_jax.projector import (
+    Params,
+    Projection,
+    Projector,
+    check_projector,
+    check_structure,
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def sparsity_report(
       The report. Leaves that were left dense have a note.
 
     Raises:
-      TypeError: the projector is not a projector.
+      TypeError: a mask is not bool, or the projector is not a projector.
       ValueError: the masks do not have the structure of the parameters.
 
     Example:
@@ -120,6 +126,11 @@ def sparsity_report(
       kernel   2x2       4    2  50.00 %    16      9
       total              6    4  33.33 %    24     17
     """
+    if isinstance(params, Projection):
+        raise TypeError(
+            "params must be a pytree of arrays, got a Projection; pass both of its "
+            "parts: sparsity_report(*compress(...))"
+        )
     leaves = described(params, None)
     reasons = reasons_against(params, leaves, None)
     if masks is None:
@@ -129,7 +140,7 @@ def sparsity_report(
         ]
     else:
         check_structure("masks", masks, params)
-        check_mask_shapes(masks, params)
+        check_masks("masks", masks, params)
         kept = [_total(mask) for mask in jax.tree.leaves(masks)]
     if projector is not None:
         check_projector("projector", projector)

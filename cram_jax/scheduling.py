@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from cram_jax.projector import Params, Projection, Projector, check_projector
+from cram_jax.validation import check_function
 
 
 class ScheduledState(NamedTuple):
@@ -66,9 +67,8 @@ def scheduled(
 
     Reference: Zhu and Gupta, To prune, or not to prune, 2017, arXiv 1710.01878.
     """
-    for name, value in (("make", make), ("schedule", schedule)):
-        if not callable(value):
-            raise TypeError(f"{name} must be a function, got {value!r}")
+    check_function("make", make)
+    check_function("schedule", schedule)
     return Scheduled(make, schedule)
 
 
@@ -105,6 +105,9 @@ class Scheduled(Projector):
         return projection, ScheduledState(optax.safe_increment(state.uses), inner)
 
     def _at(self, uses: Any) -> Projector:
-        projector = self.make(self.schedule(uses))
+        number = self.schedule(uses)
+        if isinstance(number, Projector):
+            raise TypeError(f"schedule must return a number, got {number!r}")
+        projector = self.make(number)
         check_projector("make(...)", projector)
         return projector

@@ -1,6 +1,5 @@
 """Compression-aware update rules, as optax gradient transformations."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import optax
 
 from cram_jax.gradients import AxisName, gradient_at_update
 from cram_jax.keys import check_key, key_data, split_key_data
+from cram_jax.paths import check_shapes
 from cram_jax.projector import (
     Params,
     Projector,
@@ -20,7 +20,7 @@ from cram_jax.projector import (
     leaf_path,
     safe_denominator,
 )
-from cram_jax.validation import check_flag
+from cram_jax.validation import check_flag, check_strength
 
 
 class CramState(NamedTuple):
@@ -315,13 +315,7 @@ def check_rule(projector: Any, rho: Any, key: Any) -> None:
     """Raises an error that names the argument, its value and what was expected."""
     check_projector("projector", projector)
     check_key(key)
-    if callable(rho) or isinstance(rho, jax.core.Tracer):
-        return
-    kinds = float | int | np.floating | np.integer | np.ndarray | jax.Array
-    if not isinstance(rho, kinds) or isinstance(rho, bool) or np.ndim(rho) > 0:
-        raise TypeError(f"rho must be a number or a schedule, got {rho!r}")
-    if not 0 <= rho < math.inf:
-        raise ValueError(f"rho must be at least 0 and finite, got {rho!r}")
+    check_strength("rho", rho)
 
 
 def check_params(params: Params) -> None:
@@ -358,9 +352,10 @@ def check_params(params: Params) -> None:
 
 
 def check_updates(updates: Any, params: Params) -> None:
-    """Raises a ValueError unless the updates are structured like the parameters."""
+    """Raises a ValueError unless the updates are shaped like the parameters."""
     structure: Any = jax.tree.structure(params)
     if jax.tree.structure(updates) == structure:
+        check_shapes("updates", updates, params)
         return
     if isinstance(updates, tuple) and structure in map(jax.tree.structure, updates):
         raise ValueError(

@@ -1,8 +1,9 @@
 """Argument checks whose errors name the argument, its value and what was expected."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 
@@ -42,6 +43,17 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be finite and above 0, got {value!r}")
 
 
+def check_strength(name: str, value: Any) -> None:
+    """Raises unless the value is a schedule, or one finite number of at least 0."""
+    if callable(value) or isinstance(value, jax.core.Tracer):
+        return
+    kinds = float | int | np.floating | np.integer | np.ndarray | jax.Array
+    if not isinstance(value, kinds) or isinstance(value, bool) or np.ndim(value):
+        raise TypeError(f"{name} must be a number or a schedule, got {value!r}")
+    if not 0 <= value < np.inf:
+        raise ValueError(f"{name} must be at least 0 and finite, got {value!r}")
+
+
 def check_flag(name: str, value: Any) -> None:
     """Raises a TypeError unless the value is True or False."""
     if not isinstance(value, bool | np.bool_):
@@ -53,3 +65,20 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         expected = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
         raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def check_function(name: str, value: Any, expected: str = "a function") -> None:
+    """Raises a TypeError unless the value can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+
+
+def check_batches(name: str, value: Any) -> None:
+    """Raises a TypeError if the value is one batch, which has examples for batches."""
+    is_batch = hasattr(value, "shape") or isinstance(value, Mapping | str)
+    if is_batch or not isinstance(value, Iterable):
+        kind = "an array" if hasattr(value, "shape") else f"a {type(value).__name__}"
+        raise TypeError(
+            f"{name} must be an iterable of batches, got {kind}; put a single batch "
+            f"into a list"
+        )

@@ -1,7 +1,7 @@
 """Values that compare by their arguments, and print as the call that made them."""
 
 import re
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from types import EllipsisType
 from typing import Any
 
@@ -17,7 +17,8 @@ class Value:
     def __repr__(self) -> str:
         factory = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
         arguments: list[str] = []
-        for field in fields(self):  # type: ignore[arg-type]
+        own: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
+        for field in own:
             value = getattr(self, field.name)
             if field.metadata.get("variadic"):
                 arguments += map(repr, value)

@@ -16,9 +16,13 @@ from experiments.errors import (
     NonFiniteLoss,
     RunError,
     cannot_write,
-    command_line,
 )
-from experiments.run_directory import load_config, reading, save_config
+from experiments.run_directory import (
+    load_config,
+    reading,
+    resume_command,
+    save_config,
+)
 from experiments.sharding import on_first_process
 
 # Orbax also raises the errors that it logs, and we report those in our own words.
@@ -329,5 +333,4 @@ def _steps(run: Path) -> list[int]:
 
 
 def _no_checkpoint(run: Path) -> RunError:
-    command = command_line("train", "--resume", run)
-    return RunError(f"{run} holds no checkpoint; train it with {command}")
+    return RunError(f"{run} holds no checkpoint; train it with {resume_command(run)}")

@@ -11,7 +11,7 @@ from rich.console import Console
 from experiments import paper, targets
 from experiments.config import OptimizerConfig, RunConfig
 from experiments.display import accuracy_table, plot_accuracy
-from experiments.errors import ConfigError, RunError, command_line
+from experiments.errors import ConfigError, RunError
 from experiments.results import (
     Results,
     cell,
@@ -23,7 +23,12 @@ from experiments.results import (
     save_results,
     summarize,
 )
-from experiments.run_directory import compressed_to, load_config, write_text
+from experiments.run_directory import (
+    compressed_to,
+    evaluate_command,
+    load_config,
+    write_text,
+)
 from experiments.stored_config import differences
 
 SCOPES: dict[targets.Scope, str] = {
@@ -128,8 +133,9 @@ def write_report(sections: Sequence[Section], out: Path) -> list[Path]:
 def _stored(run: Path) -> Results:
     path = run / "evaluation.json"
     if not path.exists():
-        command = command_line("evaluate", run)
-        raise RunError(f"{run} was not evaluated; do it with\n  {command}")
+        raise RunError(
+            f"{run} was not evaluated; do it with\n  {evaluate_command(run)}"
+        )
     return load_results(path)
 
 

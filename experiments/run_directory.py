@@ -130,6 +130,25 @@ def load_config(run: Path) -> Any:
         return from_dict(values)
 
 
+def resume_command(run: Path) -> str:
+    """What resumes a run."""
+    return command_line("train", "--resume", run, *_own_code(run, "--model.module"))
+
+
+def evaluate_command(run: Path) -> str:
+    """What evaluates a run."""
+    return command_line("evaluate", run, *_own_code(run, "--module"))
+
+
+def _own_code(run: Path, option: str) -> tuple[str, ...]:
+    """Code of a user's own runs only if they name it in the command."""
+    try:
+        name = getattr(load_config(run).model, "module", "")
+    except RunError:
+        return ()
+    return (option, name) if name else ()
+
+
 def write_status(run: Path, **values: Any) -> None:
     """Updates ``status.json``: how far a run is, and where its data are."""
     write_text(
@@ -250,7 +269,7 @@ def check_free(run: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise RunError(
             f"{run} is not empty: choose another --run, start over with --overwrite, "
-            f"or resume it with\n  {command_line('train', '--resume', run)}"
+            f"or resume it with\n  {resume_command(run)}"
         )
     try:
         load_config(run)

@@ -23,12 +23,11 @@ from experiments.errors import (
     NonFiniteLoss,
     RunError,
     Stopped,
-    command_line,
 )
 from experiments.images.data import Dataset
 from experiments.loggers import LOGGERS, LoggerName
 from experiments.metrics import Metrics, Report
-from experiments.run_directory import write_status
+from experiments.run_directory import resume_command, write_status
 from experiments.sharding import (
     assemble,
     is_first_process,
@@ -188,7 +187,7 @@ def train(
     if caught and not ended:
         raise Stopped(
             f"stopped at step {step} of {steps}, where a checkpoint is saved; go on "
-            f"with\n  {command_line('train', '--resume', run)}",
+            f"with\n  {resume_command(run)}",
             caught[0],
         )
     return state

@@ -106,3 +106,19 @@ def test_traced_statistics_are_refused():
     apply = averaging(lambda old, new: 0.9 * old + 0.1 * new)
     with pytest.raises(TypeError, match="must be called outside jit"):
         jax.jit(lambda stats: recalibrate(apply, stats, BATCHES))({"mean": jnp.ones(5)})
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (jnp.ones((2, 3)), "batches must be an iterable of batches, got an array; put"),
+        ({"image": jnp.ones((2, 3))}, "batches must be .*, got a dict; put a single"),
+        (3, "batches must be an iterable of batches, got a int"),
+    ],
+)
+def test_a_batch_instead_of_batches_is_refused(batches, message):
+    apply = averaging(lambda old, new: 0.9 * old + 0.1 * new)
+    with pytest.raises(TypeError, match=message):
+        recalibrate(apply, {"mean": jnp.zeros(3)}, batches)
+    with pytest.raises(TypeError, match="apply must be a function, got {'mean'"):
+        recalibrate({"mean": jnp.zeros(3)}, apply, [jnp.ones((2, 3))])

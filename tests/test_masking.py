@@ -334,8 +334,11 @@ def test_what_it_cannot_do_is_said_early():
         pruned(factored, rule).init(wide)
     pruned(factored, rule, restart="all").init(wide)
     scalars = MaskRule(lambda params, key: (jax.tree.map(jnp.sum, params), ()), None)
-    with pytest.raises(ValueError, match=r"masks of rule.init must be bool and shaped"):
+    with pytest.raises(ValueError, match=r"rule.init\['.*'\] must have the shape"):
         pruned(sgd(), scalars).init(params)
+    floats = MaskRule(lambda params, key: (params, ()), None)
+    with pytest.raises(TypeError, match=r"rule.init\['.*'\] must be bool, got"):
+        pruned(sgd(), floats).init(params)
     optimizer = pruned(sgd(), rule)
     with pytest.raises(ValueError, match="pruned needs params"):
         optimizer.update(params, optimizer.init(params))

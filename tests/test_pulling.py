@@ -221,7 +221,7 @@ def test_what_it_cannot_do_is_said_early():
         pulled(0.9, 0.1)
     with pytest.raises(TypeError, match="strength must be a number or a schedule"):
         pulled(top_k(0.9), "strong")
-    with pytest.raises(ValueError, match="strength must be one finite number"):
+    with pytest.raises(ValueError, match="strength must be at least 0 and finite"):
         pulled(top_k(0.9), -0.1)
     with pytest.raises(ValueError, match="importance must be from 0 to below 1"):
         pulled(top_k(0.5), 0.1, dual=True, importance=1.0)

@@ -141,3 +141,11 @@ def test_a_python_number_is_a_leaf():
 def test_more_entries_are_counted_than_int32_holds():
     rows = jnp.full((4, 1), 2**30)  # as many rows of a mask that is too large for here
     assert report_module._total(rows) == 2**32
+
+
+def test_masks_that_are_none_are_refused():
+    pruned, masks = compress(PARAMS, top_k(0.75))
+    with pytest.raises(TypeError, match=r"masks\['bias'\] must be bool, got float32"):
+        sparsity_report(masks, pruned)
+    with pytest.raises(TypeError, match=r"params must be .* got a Projection"):
+        sparsity_report(compress(PARAMS, top_k(0.75)))

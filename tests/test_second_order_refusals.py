@@ -80,18 +80,19 @@ EXAMPLES = {"x": {"w": jnp.ones((6, 2, 3))}}
             TypeError,
             r"loss_fn must return \(loss, auxiliary data\) with has_aux=True",
         ),
+        ({"has_aux": "no"}, TypeError, "has_aux must be True or False, got 'no'"),
         ({"where": lambda *_: False}, ValueError, "chooses no leaf to prune"),
         ({"params": {"w": jnp.ones((2, 3), int)}}, TypeError, "has dtype int32"),
         ({"masks": {"v": True}}, ValueError, "masks must have the structure of params"),
         (
             {"masks": {"w": jnp.ones((2, 3))}},
-            ValueError,
-            r"masks\['w'\] must be bool, of the shape .* \(2, 3\), got float32, \(2, 3",
+            TypeError,
+            r"masks\['w'\] must be bool, got float32",
         ),
         (
             {"masks": {"w": jnp.ones(3, bool)}},
             ValueError,
-            r"masks\['w'\] must be bool, of the shape .* \(2, 3\), got bool, \(3,\)",
+            r"masks\['w'\] must have the shape of its parameter \(2, 3\), got \(3,\)",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 """What the update rules refuse, and what they say."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,7 +8,18 @@ import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
 
-from cram_jax import compressed_sam, cram, cram_plus, identity, sam, top_k
+from cram_jax import (
+    compress,
+    compressed_sam,
+    cram,
+    cram_plus,
+    identity,
+    keep_pruned,
+    sam,
+    sparsity_report,
+    top_k,
+)
+from cram_jax.structure import input_grams, trace_structure
 
 
 def loss_fn(params, batch):
@@ -77,6 +89,48 @@ def test_a_missing_loss_argument_is_named():
         TypeError, match=r"loss_fn needs the argument 'key', but update\(...\) got"
     ):
         transformation.update(params, transformation.init(params), params, batch=1)
+
+
+def test_a_loss_that_takes_the_parameters_last_is_refused():
+    rule = cram_plus(lambda batch, params: 0.0, identity())
+    with pytest.raises(TypeError, match="loss_fn must take the parameters first, got"):
+        update(rule, batch=jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize("make", [cram_plus, sam])
+def test_updates_of_another_shape_are_refused(make):
+    """Such as the gradients of all examples, whose mean was forgotten."""
+    rule = make(loss_fn, **({} if make is sam else {"projector": top_k(0.5)}))
+    params = make_params()
+    updates = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), params)
+    message = r"updates\['first/bias'\] must have the shape .* \(8,\), got \(3, 8\)"
+    with pytest.raises(ValueError, match=message):
+        update(rule, updates, params, batch=jnp.ones((2, 4)))
+
+
+def test_a_module_without_its_functions_is_explained():
+    model = eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
+    params = eqx.filter(model, eqx.is_inexact_array)
+    rule = cram_plus(lambda model, x: jnp.mean(jax.vmap(model)(x)), top_k(0.5))
+    with pytest.raises(TypeError, match=r"gets the parameters, here a MLP, not the m"):
+        update(rule, params, params, x=jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: compress(model, top_k(0.5)),
+        sparsity_report,
+        lambda model: keep_pruned().init(model),
+        lambda model: trace_structure(lambda m, x: x, model, jnp.ones(3)),
+        lambda model: input_grams(lambda m, x: x, model, [jnp.ones(3)]),
+    ],
+)
+def test_what_is_no_array_is_named(use):
+    model = eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
+    message = r"\['activation'\] must be an array, got .*equinox.filter"
+    with pytest.raises(TypeError, match=message):
+        use(model)
 
 
 def test_integer_parameters_are_refused():

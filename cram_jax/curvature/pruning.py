@@ -22,17 +22,22 @@ from cram_jax.leaves import (
     prunable,
     where_value,
 )
+from cram_jax.paths import check_masks
 from cram_jax.projector import (
     Params,
     Projection,
     Projector,
     apply_masks,
     check_structure,
-    leaf_path,
 )
 from cram_jax.selection import keep_largest, keep_largest_of_layers
 from cram_jax.sparsity import Number, check_sparsity, kept_count
-from cram_jax.validation import check_choice, check_integer, check_positive
+from cram_jax.validation import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_positive,
+)
 
 _CALLER = Caller("examples and constants", "examples={{{!r}: ...}}")
 
@@ -144,6 +149,7 @@ def second_order(
     """
     check_sparsity(sparsity)
     check_choice("scope", scope, ("global", "layer"))
+    check_flag("has_aux", has_aux)
     for name, value in (
         ("block_size", block_size),
         ("recomputations", recomputations),
@@ -354,13 +360,5 @@ def _already_pruned(params: Params, masks: Params | None) -> Projection:
             params, jax.tree.map(lambda leaf: jnp.ones_like(leaf, dtype=bool), params)
         )
     check_structure("masks", masks, params)
-    for (path, mask), leaf in zip(
-        jax.tree.leaves_with_path(masks), jax.tree.leaves(params), strict=True
-    ):
-        if (jnp.shape(mask), jnp.result_type(mask)) != (jnp.shape(leaf), jnp.bool_):
-            raise ValueError(
-                f"masks[{leaf_path(path)!r}] must be bool, of the shape of its "
-                f"parameter {jnp.shape(leaf)}, got {jnp.result_type(mask).name}, "
-                f"{jnp.shape(mask)}"
-            )
+    check_masks("masks", masks, params)
     return Projection(apply_masks(masks, params), masks)

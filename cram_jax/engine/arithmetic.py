@@ -24,7 +24,8 @@ _PHI_Q = (
 
 def exp(k: Kernel, x: Value) -> Value:
     """``exp(x)`` to about 1e-7, for x up to 88; 0 becomes exactly 1."""
-    x = k.max(x, k.constant(-87.3))
+    # `max` and `min` give the second where one is not a number, which so stays one.
+    x = k.max(k.constant(-87.3), x)
     shifted = k.fma(x, k.constant(1.44269504), k.constant(MAGIC))
     power = k.sub(shifted, k.constant(MAGIC))
     rest = k.fma(power, k.constant(-0.693359375), x)
@@ -55,7 +56,7 @@ def polynomial(k: Kernel, coefficients: Sequence[float], x: Value) -> Value:
 
 def tanh(k: Kernel, x: Value) -> Value:
     """The hyperbolic tangent to about 2e-7."""
-    x = k.min(k.max(x, k.constant(-10)), k.constant(10))
+    x = k.min(k.constant(10), k.max(k.constant(-10), x))
     e = exp(k, k.add(x, x))
     one = k.constant(1)
     return k.sub(one, k.div(k.constant(2), k.add(e, one)))
@@ -64,7 +65,7 @@ def tanh(k: Kernel, x: Value) -> Value:
 def activate(k: Kernel, x: Value, activation: str) -> Value:
     """Applies "", "relu", "gelu" or "tanh"."""
     if activation == "relu":
-        return k.max(x, k.constant(0))
+        return k.max(k.constant(0), x)
     if activation:
         return {"gelu": gelu, "tanh": tanh}[activation](k, x)
     return x

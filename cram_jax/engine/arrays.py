@@ -51,11 +51,12 @@ def as_pads(value: Any) -> Pads | Literal["SAME", "VALID"]:
         return value  # type: ignore[return-value]
     if isinstance(value, int):
         value = ((value, value),) * 2
-    pads = tuple(tuple(pair) for pair in value)
-    if [len(pair) for pair in pads] != [2, 2]:
+    if np.shape(value) != (2, 2):
         raise ValueError(
-            f"padding must be ((top, bottom), (left, right)), got {value!r}"
+            f"padding must be a number, ((top, bottom), (left, right)), 'SAME' or "
+            f"'VALID', got {value!r}"
         )
+    pads = tuple(tuple(pair) for pair in value)
     for pair in pads:
         for number in pair:
             check_integer("padding", number, minimum=0, maximum=2**12)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cram_jax.engine.model import Range
-from cram_jax.validation import check_choice
+from cram_jax.validation import check_batches, check_choice
 
 BINS = 2048
 FINE_BINS = 16384  # 12 for each step of a fifth of the range
@@ -148,9 +148,5 @@ def as_calibration(value: Calibration | Iterable[Any] | None) -> Calibration | N
     """A calibration, possibly made from plain batches."""
     if value is None or isinstance(value, Calibration):
         return value
-    if isinstance(value, np.ndarray):
-        raise TypeError(
-            "calibration must be a Calibration or a list of batches, got an array; "
-            "put it into a list"
-        )
+    check_batches("calibration", value)
     return Calibration(list(value))

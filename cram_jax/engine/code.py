@@ -198,6 +198,10 @@ class Kernel:
         """The smaller float; y where x is not a number."""
         return self.build.select(self.build.fcmp_ordered("<", x, y), x, y)
 
+    def maximum(self, x: Value, y: Value) -> Value:
+        """The larger float; not a number where one of them is none."""
+        return self.call(f"llvm.maximum.v{self.lanes}f32", self.floats, x, y)
+
     def to_float(self, x: Value) -> Value:
         """Integers as floats."""
         return self.build.sitofp(x, self.floats)

@@ -111,7 +111,12 @@ class GraphBuilder:
 
         Returns:
           The name.
+
+        Raises:
+          TypeError: ``operation`` is something else, such as a class.
         """
+        if not isinstance(operation, Operation):
+            raise TypeError(f"operation must be an operation, got {operation!r}")
         name = name or f"{type(operation).__name__.lower()}{len(self._nodes)}"
         self._nodes.append(Node(name, operation, inputs))
         return name

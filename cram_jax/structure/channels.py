@@ -24,7 +24,7 @@ from cram_jax.structure.groups import group_masks, has_groups, leaves_like
 from cram_jax.structure.ranking import Rank, producer_norm
 from cram_jax.structure.stacks import one_layer, stacked_leaves
 from cram_jax.structure.structure import Structure
-from cram_jax.validation import check_choice, check_integer
+from cram_jax.validation import check_choice, check_flag, check_function, check_integer
 
 
 def channels(
@@ -103,6 +103,9 @@ def channels(
     check_integer("at_least", at_least, minimum=1)
     if where is not None and not callable(where) and not isinstance(where, str):
         where = tuple(where)
+    check_flag("by_layer", by_layer)
+    if rank is not None:
+        check_function("rank", rank)
     projector = Channels(
         sparsity_value(sparsity),
         structure,
@@ -112,7 +115,7 @@ def channels(
         where=where,
         multiple_of=int(multiple_of),
         at_least=int(at_least),
-        by_layer=bool(by_layer),
+        by_layer=by_layer,
     )
     projector.check()
     return projector
@@ -214,7 +217,7 @@ class Channels(Projector):
         return kept
 
     def _scores(self, structure: Structure, params: Any) -> jax.Array:
-        scores = (self.rank or producer_norm)(structure, params)
+        scores = jnp.asarray((self.rank or producer_norm)(structure, params))
         if jnp.shape(scores) != (structure.size,):
             raise ValueError(
                 f"rank must return one score for each of {structure.size} groups, got "

@@ -10,11 +10,13 @@ import numpy as np
 from jax.extend import core as jex
 
 from cram_jax.paths import named_leaves
+from cram_jax.projector import check_arrays
 from cram_jax.structure.contracted import Contraction, Place, find_contractions
 from cram_jax.structure.equations import evaluate, shape_of
 from cram_jax.structure.interpret import called
 from cram_jax.structure.labels import Key
 from cram_jax.structure.trace import read_program
+from cram_jax.validation import check_batches, check_function
 
 Grams = dict[str, jax.Array]
 
@@ -66,6 +68,8 @@ def input_grams(
       The sums, and why some parameters have none.
 
     Raises:
+      TypeError: `apply` is not a function, a leaf of `params` is not an array, or
+        `batches` is a single batch.
       ValueError: there is no batch, or no parameter.
 
     Example:
@@ -81,6 +85,9 @@ def input_grams(
       Array([[1., 0.],
              [0., 0.]], dtype=float32)
     """
+    check_function("apply", apply)
+    check_arrays("params", params)
+    check_batches("batches", batches)
     paths = [path for path, _ in named_leaves(params)]
     if not paths:
         raise ValueError(f"params must have at least one array, got {params!r}")

@@ -177,7 +177,7 @@ def _widths(old: Any, new: Any) -> Iterator[tuple[str, Any]]:
 def _width(layer: Any, name: str) -> int | None:
     for array, axis in WIDTHS[name]:
         shape = _shape(layer, array)
-        if shape is not None:
+        if shape is not None and -len(shape) <= axis < len(shape):
             return shape[axis]
     return None
 

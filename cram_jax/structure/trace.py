@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.paths import named_leaves
+from cram_jax.projector import check_arrays
 from cram_jax.structure.costs import count_costs
 from cram_jax.structure.interpret import Analysis, Input, analyse
 from cram_jax.structure.labels import Ids, Role, Source
@@ -22,6 +23,7 @@ from cram_jax.structure.structure import (
     Structure,
     axis_roles,
 )
+from cram_jax.validation import check_function
 
 ONE_SIDED = "nothing computes it or nothing sums over it, so that no channel is removed"
 _PRODUCES = Role.OUTPUT | Role.BATCH
@@ -59,6 +61,7 @@ def trace_structure(
       channels, and why everything else is frozen.
 
     Raises:
+      TypeError: `apply` is not a function, or a leaf of `variables` is not an array.
       ValueError: `variables` has no leaves, or `outputs` returns something that is not
         among the outputs.
 
@@ -79,6 +82,8 @@ def trace_structure(
         a model input: a[0]
         a model output: c[1]
     """
+    check_function("apply", apply)
+    check_arrays("variables", variables)
     variables, inputs = jax.eval_shape(lambda *trees: trees, variables, inputs)
     leaves = named_leaves(variables)
     if not leaves:

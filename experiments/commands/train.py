@@ -12,13 +12,19 @@ from experiments import checkpoints
 from experiments.config import RunConfig
 from experiments.datasets import data_dir_note
 from experiments.distillation import check_teacher, load_teacher
-from experiments.errors import ConfigError, NonFiniteLoss, command_line
+from experiments.errors import ConfigError, NonFiniteLoss
 from experiments.evaluation import check_targets
 from experiments.kinds import kind_of, prepare
 from experiments.loggers import LoggerName, check_loggers
 from experiments.metrics import make_console, progress_bar
 from experiments.open_run import stored_data_dir
-from experiments.run_directory import check_free, check_path, state_of
+from experiments.run_directory import (
+    check_free,
+    check_path,
+    evaluate_command,
+    resume_command,
+    state_of,
+)
 from experiments.sharding import is_first_process, make_mesh
 from experiments.step import init_state, make_train_step, total_steps
 from experiments.task import Task, format_metrics
@@ -99,15 +105,14 @@ def train(config: RunConfig, conduct: Conduct) -> None:
             quiet=False,
         )
     if unfinished := state_of(run):
-        command = command_line("train", "--resume", run)
-        say(f"{unfinished}. Resume with\n  {command}")
+        say(f"{unfinished}. Resume with\n  {resume_command(run)}")
         return
     model, best = (state.judged, state.batch_stats), ", "
     if config.patience:
         model, best = checkpoints.load_model(run, state), "; the best model: "
     result = task.evaluate(*model, data.evaluation)
     say(f"{run}: {int(state.step)} steps{best}{format_metrics(result)}")
-    say(f"Next:\n  {command_line('evaluate', run)}")
+    say(f"Next:\n  {evaluate_command(run)}")
 
 
 def _check(conduct: Conduct) -> None:

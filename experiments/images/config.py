@@ -133,7 +133,7 @@ class ImageConfig(RunConfig):
       model: the network.
       init_from: the directory of a run, or a file of torchvision's weights, to start
         from; None: random initialisation; empty: required on the command line.
-        new_head: whether to replace the classification layer of ``init_from`` by a new
+      new_head: whether to replace the classification layer of ``init_from`` by a new
         one.
     """
 

@@ -1,7 +1,7 @@
 """Networks of a user's own: built by a factory, and made smaller again."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -34,6 +34,30 @@ def own_model(name: str, channels: int, classes: int, rngs: nnx.Rngs) -> nnx.Mod
         kind = type(model).__name__
         raise ConfigError(f"model.module={name} must make an nnx.Module, got {kind}")
     return model
+
+
+def check_call(
+    name: str, make: Callable[[], nnx.Module], shape: tuple[int, int, int], classes: int
+) -> None:
+    """Calls a network on an abstract image.
+
+    Raises:
+      ConfigError: it cannot be called as ours are, or returns something else.
+    """
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    try:
+        logits = nnx.eval_shape(lambda x: _call(make(), x), images)
+    except TypeError as error:
+        raise ConfigError(
+            f"model.module={name} must make a network that is called as "
+            f"model(images, training=False), here with {images.shape}: {error}"
+        ) from error
+    found = getattr(logits, "shape", type(logits).__name__)
+    if found != (1, classes):
+        raise ConfigError(
+            f"model.module={name} must make a network that returns logits of shape "
+            f"(batch, {classes}), got {found} for a batch of 1"
+        )
 
 
 def narrowed(

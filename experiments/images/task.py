@@ -16,7 +16,7 @@ from experiments.images.augment import augment
 from experiments.images.config import ImageConfig
 from experiments.images.data import Dataset
 from experiments.images.models import check_images, make_model
-from experiments.images.own import narrowed
+from experiments.images.own import check_call, narrowed
 from experiments.targets import LeafFilters
 from experiments.task import Task
 
@@ -37,10 +37,18 @@ def classification(config: ImageConfig, data: Dataset) -> Task:
       The task.
 
     Raises:
-      ConfigError: the model does not suit the size of the images.
+      ConfigError: the model does not suit the size of the images; or one of the
+        user's own cannot be called as ours are.
     """
     check_images(config.model, data.shape[:2])
     graph = nnx.graphdef(nnx.eval_shape(lambda: make_network(config, data, 0)))
+    if config.model.module:
+        check_call(
+            config.model.module,
+            lambda: make_network(config, data, 0),
+            data.shape,
+            data.classes,
+        )
 
     @jax.jit
     def init(seed: int) -> tuple[Any, Any]:

@@ -28,7 +28,7 @@ class Train:
     ``recipe`` that it names supplies the others."""
     resume: Path | None = None
     """The directory of a run to resume, from its last intact checkpoint, on any mesh.
-    No other option is needed."""
+    No other option is needed, but for --model.module of a network of your own."""
     run: Path | None = None
     """The run's directory; by default runs/NAME-RULE-seedSEED."""
     data_dir: Path | None = None

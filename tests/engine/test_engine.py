@@ -206,7 +206,8 @@ def test_wrong_inputs_are_named(texts, change, error, message):
         ({"threads": 0}, ValueError, "threads must be between 1 and 256, got 0"),
         ({"target": "sse"}, ValueError, "target must be one of 'avx512vnni'"),
         ({"calibration": []}, ValueError, "batches must not be empty"),
-        ({"calibration": np.ones(3)}, TypeError, "calibration must be a Calibration"),
+        ({"calibration": np.ones(3)}, TypeError, "calibration must be an iterable of"),
+        ({"calibration": True}, TypeError, "calibration must be .*, got a bool"),
     ],
 )
 def test_wrong_options_are_named(images, options, error, message):

@@ -86,6 +86,22 @@ def test_what_does_not_fit_is_named(operation, shapes, message):
         (lambda: Input((3,), "int8"), ValueError, "dtype must be 'float32' or"),
         (lambda: Input((3, 3), "int32"), ValueError, "shape of a int32 input must"),
         (lambda: Input((None,)), TypeError, r"shape\[0\] must be an integer"),
+        (lambda: Input(64), TypeError, "shape must be a tuple of sizes, got 64"),
+        (
+            lambda: engine.Conv(ones(3, 3, 2, 4), padding=(1, 1)),
+            ValueError,
+            r"padding must be a number, \(\(top, bottom\), .* got \(1, 1\)",
+        ),
+        (
+            lambda: engine.batch_norm(ones(2), -ones(2)),
+            ValueError,
+            "variance must be at least 0, got -1.0",
+        ),
+        (
+            lambda: GraphBuilder().add(engine.Relu),
+            TypeError,
+            "operation must be an operation, got <class",
+        ),
         (
             lambda: engine.LayerNorm(ones(2), ones(2), 0.0),
             ValueError,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from engine.networks import pointwise
 
 from cram_jax import engine
 
@@ -116,3 +117,27 @@ def test_plans_share_the_weights():
     weights = run.model.graph["linear3"].operation.weights
     first, second = (weights.terms(run.target) for _ in range(2))
     assert first is second
+
+
+def pooled(rng):
+    network = engine.GraphBuilder()
+    x = network.add(engine.Input((6, 6, 2)))
+    x = network.add(engine.Conv(normal(3, 3, 2, 4)), x)
+    x = network.add(engine.MaxPool(2), network.add(engine.Relu(), x))
+    x = network.add(engine.Linear(normal(4, 3)), network.add(engine.Mean(), x))
+    x = network.add(engine.Softmax(), x)
+    return network.build(x), (normal(2, 6, 6, 2),)
+
+
+@pytest.mark.parametrize("make", [pooled, pointwise], ids=lambda f: f.__name__)
+def test_what_is_not_a_number_stays_so_in_float32(make):
+    """Unless only pruned weights would multiply it, as none does here."""
+    graph, (x, *others) = make(np.random.default_rng(0))
+    x[0].flat[3] = np.nan
+    expected = engine.interpret(graph, x, *others)
+    found = engine.compile(graph).tensors(x, *others)
+    assert np.isnan(expected[graph.outputs[0]]).any()
+    for name, values in found.items():
+        np.testing.assert_array_equal(
+            np.isnan(values), np.isnan(expected[name]), err_msg=name
+        )

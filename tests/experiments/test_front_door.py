@@ -16,10 +16,16 @@ from experiments.claim import claim
 from experiments.errors import ConfigError, RunError
 from experiments.images.config import ImageConfig, ModelConfig
 from experiments.images.models import make_model
+from experiments.images.task import classification
 from experiments.loggers import LOGGERS, check_loggers
 from experiments.metrics import Report, progress_bar
 from experiments.recipes import RECIPES
-from experiments.run_directory import load_config, save_config
+from experiments.run_directory import (
+    evaluate_command,
+    load_config,
+    resume_command,
+    save_config,
+)
 from experiments.verbs.train import parse_train
 
 
@@ -151,6 +157,38 @@ def test_a_network_of_your_own_is_made_by_its_factory(tmp_path, monkeypatch):
     config = ModelConfig(module="my_network:Own")
     network = make_model(config, 3, 5, rngs=nnx.Rngs(0))
     assert network.head.kernel.shape == (3, 5)
+
+
+OTHER = NETWORK.replace("images, training", "images")
+WIDE = NETWORK.replace(
+    "channels, classes, rngs=rngs", "channels, classes + 1, rngs=rngs"
+)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (OTHER, r"is called as model\(images, training=False\), here with .*: "),
+        (WIDE, r"must make a network that returns logits of shape \(batch, 4\), got"),
+    ],
+)
+def test_a_network_that_is_called_otherwise_is_refused(
+    network, message, data, tmp_path, monkeypatch
+):
+    (tmp_path / "other_network.py").write_text(network)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "other_network", raising=False)
+    config = ImageConfig(model=ModelConfig(module="other_network:Own"))
+    with pytest.raises(ConfigError, match=message):
+        classification(config, data)
+
+
+def test_printed_commands_name_the_code_of_a_users_own_network(tmp_path):
+    run = tmp_path / "run"
+    assert resume_command(run).endswith(f"--resume {run}")
+    save_config(run, ImageConfig(model=ModelConfig(module="my_network:Own")))
+    assert resume_command(run).endswith(" --model.module my_network:Own")
+    assert evaluate_command(run).endswith(f" {run} --module my_network:Own")
 
 
 def test_code_that_only_a_run_names_does_not_run(tmp_path, monkeypatch, capsys):

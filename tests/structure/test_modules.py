@@ -137,6 +137,39 @@ def test_an_equinox_module_takes_the_smaller_arrays():
     )
 
 
+@pytest.mark.parametrize(
+    "norm",
+    [eqx.nn.LayerNorm(6), eqx.nn.RMSNorm(6), eqx.nn.GroupNorm(2, 6)],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_equinox_modules_with_weights_of_one_dimension_get_smaller(norm):
+    class Model(eqx.Module):
+        norm: eqx.Module
+        up: eqx.nn.Linear
+        down: eqx.nn.Linear
+
+        def __call__(self, x):
+            return self.down(jax.nn.relu(self.up(self.norm(x))))
+
+    keys = jax.random.split(jax.random.key(0))
+    model = Model(
+        norm, eqx.nn.Linear(6, 16, key=keys[0]), eqx.nn.Linear(16, 3, key=keys[1])
+    )
+    arrays, static = eqx.partition(model, eqx.is_inexact_array)
+    structure = trace_structure(
+        lambda arrays, x: jax.vmap(eqx.combine(arrays, static))(x), arrays, X
+    )
+    kept = some_kept(structure)
+    small = small_module(
+        structure, model, kept, call=lambda module, x: jax.vmap(module)(x)
+    )
+    dense = eqx.combine(masked(group_masks(structure, kept), arrays), static)
+    assert small.up.out_features == int(kept.sum()) < 16
+    np.testing.assert_allclose(
+        jax.vmap(small)(jnp.asarray(X)), jax.vmap(dense)(jnp.asarray(X)), atol=1e-5
+    )
+
+
 def test_a_haiku_model_is_built_with_the_widths_of_the_smaller_arrays():
     def model(widths):
         return hk.without_apply_rng(

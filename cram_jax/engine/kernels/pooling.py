@@ -60,7 +60,7 @@ class Pool(KernelSpec):
 
     def _larger(self, k: Kernel, x: Value, y: Value) -> Value:
         if self.kind == "max":
-            return k.max(x, y)
+            return k.maximum(x, y)
         octets = ir().VectorType(k.i8, 4 * k.lanes)
         a, b = k.cast(x, octets), k.cast(y, octets)
         larger = k.build.select(k.build.icmp_unsigned(">", a, b), a, b)

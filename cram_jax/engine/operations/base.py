@@ -65,6 +65,8 @@ class Input(Operation):
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "int32"):
             raise ValueError(f"dtype must be 'float32' or 'int32', got {self.dtype!r}")
+        if not isinstance(self.shape, tuple | list):
+            raise TypeError(f"shape must be a tuple of sizes, got {self.shape!r}")
         ranks = (1,) if self.dtype == "int32" else (1, 2, 3)
         if len(self.shape) not in ranks:
             raise ValueError(

@@ -78,7 +78,12 @@ def batch_norm(
 
     Returns:
       The operation.
+
+    Raises:
+      ValueError: the variance is negative somewhere.
     """
+    if np.min(variance) < 0:
+        raise ValueError(f"variance must be at least 0, got {np.min(variance)}")
     multiplier = np.asarray(1 if scale is None else scale, np.float64)
     multiplier = multiplier / np.sqrt(np.asarray(variance, np.float64) + epsilon)
     offset = (0 if bias is None else bias) - np.asarray(mean, np.float64) * multiplier
