@@ -257,7 +257,15 @@ def test_steps_of_resnet20_follow_the_authors_code(shared, name):
 
 @pytest.mark.filterwarnings("ignore:This function is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
-    "tag", ["dense", "global_50", "global_90", "unif_80", "nm_2_4"]
+    "tag",
+    [
+        *("global_90", "unif_80", "nm_2_4"),
+        # Whose recalibration and masks the others show, too.
+        *(
+            pytest.param(tag, marks=pytest.mark.nightly)
+            for tag in ("dense", "global_50")
+        ),
+    ],
 )
 def test_one_shot_resnet20_follows_the_authors_code(shared, tag):
     with jax.enable_x64(True):
