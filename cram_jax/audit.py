@@ -28,6 +28,12 @@ def disagreement(predictions: Any, others: Any) -> float:
       predictions: those of one model, shape (examples, ...).
       others: those of the other model, of the same shape.
 
+    Returns:
+      The share, from 0 to 1.
+
+    Raises:
+      ValueError: the shapes differ, or there is no example.
+
     Example:
       >>> from cram_jax import audit
       >>> audit.disagreement([0, 1, 2, 2], [0, 1, 2, 3])
@@ -46,6 +52,9 @@ def by_group(values: Any, groups: Any) -> dict[Any, float]:
 
     Returns:
       The means, in the order of the groups.
+
+    Raises:
+      ValueError: the shapes differ, or there is no example.
 
     Example:
       >>> from cram_jax import audit
@@ -70,6 +79,14 @@ def calibration_error(probabilities: Any, outcomes: Any, *, buckets: int = 10) -
       outcomes: (examples,), whether each came true.
       buckets: the number of buckets, at least 1.
 
+    Returns:
+      The mean, from 0 to 1.
+
+    Raises:
+      ValueError: the shapes differ, there is no example, a probability is not between
+        0 and 1, or ``buckets`` is below 1.
+      TypeError: ``buckets`` is not an integer.
+
     Example:
       >>> from cram_jax import audit
       >>> round(audit.calibration_error([0.9, 0.9, 0.2], [True, False, False]), 3)
@@ -93,6 +110,9 @@ def uncertainty(probabilities: Any) -> float:
 
     Args:
       probabilities: of attributes, from 0 to 1, of any shape.
+
+    Returns:
+      The share, from 0 to 1.
 
     Example:
       >>> from cram_jax import audit
@@ -145,6 +165,9 @@ def rare_value_ratio(predictions: Any, labels: Any, training_labels: Any) -> Arr
     Returns:
       For each attribute, the ratio; NaN if the value never occurs in ``labels``.
 
+    Raises:
+      ValueError: predictions and labels differ in shape, or have no example.
+
     Example:
       >>> from cram_jax import audit
       >>> predictions, labels = [[True], [False]], [[True], [True]]
@@ -169,6 +192,9 @@ def auc(scores: Any, outcomes: Any) -> float:
 
     Returns:
       The area; NaN if all outcomes are the same.
+
+    Raises:
+      ValueError: the shapes differ, or there is no example.
 
     Example:
       >>> from cram_jax import audit
@@ -199,6 +225,9 @@ def adjusted_thresholds(logits: Any, labels: Any) -> Array:
 
     Returns:
       A threshold for each attribute; infinite for one that is never true.
+
+    Raises:
+      ValueError: the shapes differ, or there is no example.
 
     Example:
       >>> from cram_jax import audit
@@ -240,6 +269,10 @@ def bias_amplification(
       For each attribute; NaN if the training frequencies differ by less than a tenth of
       the smaller one, the attribute is the group itself, it is true for fewer than 10
       examples in the group or outside, or it is never predicted.
+
+    Raises:
+      ValueError: predictions and labels differ in shape, or have no example; or the
+        training labels have another number of attributes.
 
     Example:
       >>> from cram_jax import audit

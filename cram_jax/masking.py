@@ -58,6 +58,17 @@ class MaskRule(NamedTuple):
         ``every``-th update.
       watch: ``(state, step) -> state``, at every update and before ``renew``; by
         default nothing is watched.
+
+    Example:
+      Prunes weights below a threshold, for good:
+
+      >>> def init(params, key):
+      ...     return jax.tree.map(lambda leaf: jnp.ones_like(leaf, bool), params), ()
+      >>> def renew(masks, state, step):
+      ...     return jax.tree.map(lambda leaf: jnp.abs(leaf) > 0.1, step.params), state
+      >>> optimizer = pruned(optax.sgd(1.0), MaskRule(init, renew))
+      >>> optimizer.init([jnp.zeros(2)]).masks
+      [Array([ True,  True], dtype=bool)]
     """
 
     init: Callable[[Params, jax.Array], tuple[Params, Any]]

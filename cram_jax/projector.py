@@ -88,13 +88,26 @@ class Projector(Value, abc.ABC):
         """
 
     def notes(self, params: Params) -> list[str]:
-        """Notes for a report on each leaf: why it stays dense, or what was assumed."""
+        """Notes for a report on each leaf: why it stays dense, or what was assumed.
+
+        Args:
+          params: a pytree of arrays.
+
+        Returns:
+          A note for each leaf, in the order of ``jax.tree.leaves``; by default empty.
+        """
         return [""] * len(jax.tree.leaves(params))
 
     def changes(self, params: Params) -> list[bool]:
         """Whether each leaf may change, in the order of ``jax.tree.leaves``.
 
         By default all may. `pulled` leaves the others alone.
+
+        Args:
+          params: a pytree of arrays.
+
+        Returns:
+          One bool for each leaf.
         """
         return [True] * len(jax.tree.leaves(params))
 
@@ -113,7 +126,15 @@ class Projector(Value, abc.ABC):
         return None
 
     def drawn(self, members: Sequence[Any], index: jax.Array) -> Self:
-        """Does what ``members[index]`` does, for a traced index and equal `shared`."""
+        """Does what ``members[index]`` does, for a traced index and equal `shared`.
+
+        Args:
+          members: projectors, this one among them.
+          index: an integer scalar.
+
+        Returns:
+          A projector; by default itself, as equal members do the same.
+        """
         del members, index
         return self
 

@@ -25,6 +25,20 @@ class Calibration:
         without outliers; "least_squares", the range whose rounding and clipping have
         the smallest squared error.
       percentile: the share that "percentile" keeps, in %.
+
+    Raises:
+      ValueError: the method is unknown, the percentile out of range, or there is no
+        batch.
+
+    Example:
+      >>> import numpy as np
+      >>> from cram_jax import engine
+      >>> network = engine.GraphBuilder()
+      >>> x = network.add(engine.Input((4,)))
+      >>> x = network.add(engine.Linear(np.eye(4)), x)
+      >>> examples = engine.Calibration([np.ones((8, 4))], method="least_squares")
+      >>> engine.compile(network.build(x), calibration=examples).int8
+      True
     """
 
     batches: Sequence[Any]

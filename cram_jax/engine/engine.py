@@ -61,7 +61,10 @@ def compile(
       The engine: called with NumPy arrays, it returns NumPy arrays.
 
     Raises:
-      ValueError: the instruction set is missing, or an argument is out of range.
+      ValueError: the instruction set is missing, an argument is out of range, or the
+        calibration is empty or gives numbers that are not finite.
+      TypeError: ``graph`` is not a `Graph`, ``calibration`` is a single array, or
+        ``threads`` is not an integer.
       ImportError: llvmlite is not installed.
 
     Example:
@@ -161,6 +164,20 @@ class Engine:
 
         Returns:
           float32 arrays, by name; bytes are converted to the numbers they stand for.
+
+        Raises:
+          ValueError: as for a call; or the batch is empty.
+          TypeError: as for a call.
+          KeyError: there is no node of this name, or it is fused into a later one.
+
+        Example:
+          >>> from cram_jax import engine
+          >>> network = engine.GraphBuilder()
+          >>> hidden = network.add(engine.Relu(), network.add(engine.Input((2,))))
+          >>> outputs = network.add(engine.Softmax(), hidden)
+          >>> run = engine.compile(network.build(outputs))
+          >>> run.tensors([[1.0, -2.0]], names=[hidden])
+          {'relu1': array([[1., 0.]], dtype=float32)}
         """
         arrays, batch, length = self._check_some(inputs)
         plan = self._session(batch, length, self._tile, keep=True)
@@ -173,6 +190,21 @@ class Engine:
         """The engine as a function of JAX arrays, for use inside ``jit``.
 
         It is a single host call, without a gradient.
+
+        Returns:
+          ``(*inputs) -> outputs``, as for a call.
+
+        Raises:
+          ValueError: when it is called or traced, if a shape does not fit.
+          TypeError: when it is called or traced, if a dtype does not fit.
+
+        Example:
+          >>> from cram_jax import engine
+          >>> network = engine.GraphBuilder()
+          >>> outputs = network.add(engine.Relu(), network.add(engine.Input((2,))))
+          >>> run = engine.compile(network.build(outputs)).as_jax()
+          >>> jax.jit(lambda x: 10 * run(x))(jnp.array([[1.0, -2.0]]))
+          Array([[10.,  0.]], dtype=float32)
         """
         import jax
 
@@ -202,6 +234,20 @@ class Engine:
 
         Returns:
           The costs by node; print it.
+
+        Raises:
+          ValueError: ``repeats`` is below 1, or as for `tensors`.
+          TypeError: ``repeats`` is not an integer, or as for a call.
+
+        Example:
+          >>> import numpy as np
+          >>> from cram_jax import engine
+          >>> network = engine.GraphBuilder()
+          >>> x = network.add(engine.Input((4,)))
+          >>> x = network.add(engine.Linear(np.ones((4, 8))), x)
+          >>> costs = engine.compile(network.build(x)).profile(np.ones((16, 4)))
+          >>> [(node.name, node.multiply_adds) for node in costs]
+          [('input0', 0), ('linear1', 512)]
         """
         check_integer("repeats", repeats, minimum=1)
         arrays, batch, length = self._check_some(inputs)
@@ -232,6 +278,18 @@ class Engine:
         Args:
           *inputs: as for a call.
           repeats: how often each candidate runs; the least time counts.
+
+        Raises:
+          ValueError: ``repeats`` is below 1, or as for `tensors`.
+          TypeError: ``repeats`` is not an integer, or as for a call.
+
+        Example:
+          Once on a machine, with inputs of the shape that will be used:
+
+          >>> import numpy as np
+          >>> from cram_jax import engine
+          >>> run = engine.load("network.safetensors")  # doctest: +SKIP
+          >>> run.tune(np.ones((1, 32, 32, 3), np.float32))  # doctest: +SKIP
         """
         check_integer("repeats", repeats, minimum=1)
         arrays, batch, length = self._check_some(inputs)
@@ -268,7 +326,18 @@ class Engine:
             weights are rounded once more).
 
         Raises:
-          ValueError: 4 bits of a float32 engine.
+          ValueError: ``bits`` is neither 4 nor 8, or 4 for a float32 engine.
+          OSError: the file cannot be written.
+
+        Example:
+          >>> import os, tempfile
+          >>> from cram_jax import engine
+          >>> network = engine.GraphBuilder()
+          >>> outputs = network.add(engine.Relu(), network.add(engine.Input((2,))))
+          >>> with tempfile.TemporaryDirectory() as folder:
+          ...     engine.compile(network.build(outputs)).save(f"{folder}/a.safetensors")
+          ...     os.listdir(folder)
+          ['a.safetensors']
         """
         from cram_jax.engine.files import save_model
 

@@ -68,8 +68,22 @@ def load(
       The engine.
 
     Raises:
-      ValueError: the file is damaged or not of this format, with what is wrong in it.
-      OSError: it cannot be read.
+      ValueError: the file is damaged or not of this format, with what is wrong in it;
+        the instruction set is missing, or ``threads`` is out of range.
+      TypeError: ``threads`` is not an integer.
+      OSError: the file cannot be read.
+      ImportError: llvmlite is not installed.
+
+    Example:
+      >>> import tempfile
+      >>> from cram_jax import engine
+      >>> network = engine.GraphBuilder()
+      >>> outputs = network.add(engine.Softmax(), network.add(engine.Input((2,))))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     engine.compile(network.build(outputs)).save(f"{folder}/a.safetensors")
+      ...     run = engine.load(f"{folder}/a.safetensors")
+      >>> run([[3.0, 3.0]])
+      array([[0.5, 0.5]], dtype=float32)
     """
     content = Path(path).read_bytes()
     try:

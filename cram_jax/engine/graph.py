@@ -13,7 +13,13 @@ from cram_jax.engine.operations import (
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """An operation with its name and the names of the nodes it reads."""
+    """An operation in a graph.
+
+    Attributes:
+      name: its own name.
+      operation: what it computes.
+      inputs: the names of the nodes that it reads.
+    """
 
     name: str
     operation: Operation
@@ -122,7 +128,18 @@ class GraphBuilder:
         return name
 
     def build(self, *outputs: str) -> Graph:
-        """The checked graph with these outputs; see `Graph` for the errors."""
+        """Checks the nodes, and makes a graph of them.
+
+        Args:
+          *outputs: the names of the nodes that are returned.
+
+        Returns:
+          The graph.
+
+        Raises:
+          ValueError: a node does not fit, and the error names it; or an output is
+            missing or no node.
+        """
         return Graph(tuple(self._nodes), outputs)
 
 

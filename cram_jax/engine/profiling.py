@@ -14,7 +14,8 @@ class NodeProfile:
       name: of the node.
       kind: of its operation.
       seconds: the least of several runs, on one thread.
-      multiply_adds: without the zeros that are skipped.
+      multiply_adds: without the zeros that are skipped, but with the padding of the
+        batch to whole vectors.
       nbytes: bytes of weights, and of tensors read and written.
     """
 

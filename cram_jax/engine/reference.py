@@ -49,6 +49,17 @@ def interpret(graph: Graph, *inputs: Any, dtype: Any = np.float64) -> dict[str, 
 
     Returns:
       The arrays of all nodes, by name.
+
+    Raises:
+      ValueError: there are more or fewer inputs than the graph has.
+
+    Example:
+      >>> from cram_jax import engine
+      >>> network = engine.GraphBuilder()
+      >>> hidden = network.add(engine.Relu(), network.add(engine.Input((2,))))
+      >>> outputs = network.add(engine.Softmax(), hidden)
+      >>> engine.interpret(network.build(outputs), [[0.0, -2.0]])[outputs]
+      array([[0.5, 0.5]])
     """
     values: dict[str, Any] = {}
     for node, x in zip(graph.inputs, inputs, strict=True):

@@ -41,11 +41,29 @@ class Target:
         return 1 if self.pairs else self.words
 
     def emulated(self) -> "Target":
-        """The same layout and arithmetic in plain LLVM, for any processor."""
+        """The same layout and arithmetic in plain LLVM, for any processor.
+
+        Returns:
+          An instruction set of the same name, which every processor has.
+
+        Example:
+          >>> from cram_jax import engine
+          >>> engine.TARGETS["avx512vnni"].emulated().is_native()
+          True
+        """
         return replace(self, dot="generic", pack=False, features=())
 
     def is_native(self) -> bool:
-        """Whether this processor has it."""
+        """Whether this processor has it.
+
+        Returns:
+          True if the processor has all the features.
+
+        Example:
+          >>> from cram_jax import engine
+          >>> engine.TARGETS["portable"].is_native()
+          True
+        """
         available = binding().get_host_cpu_features() if self.features else {}
         return all(available.get(feature, False) for feature in self.features)
 

@@ -55,6 +55,14 @@ def to_coreml(
     Raises:
       ValueError: ``weights`` is unknown.
       ImportError: coremltools or stablehlo-coreml is not installed.
+
+    Example:
+      >>> from cram_jax.export import to_coreml
+      >>> kernel = jnp.eye(64)  # mostly zeros
+      >>> x = jax.ShapeDtypeStruct((1, 64), jnp.float32)
+      >>> held = to_coreml(lambda x: x @ kernel, [x], "a.mlpackage")  # doctest: +SKIP
+      >>> [weights.shape for weights in held.values()]  # doctest: +SKIP
+      [(64, 64)]
     """
     check_choice("weights", weights, get_args(Weights))
     with _quiet():
@@ -116,11 +124,22 @@ def _quantise(model: Any, weights: Weights) -> Any:
 def coreml_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The sparse and the quantised weights of a Core ML package, by name.
 
+    Args:
+      path: of the package, as `to_coreml` writes it.
+
     Returns:
       float16 arrays, with their zeros.
 
     Raises:
       ImportError: coremltools is not installed.
+
+    Example:
+      >>> from cram_jax.export import coreml_weights, to_coreml
+      >>> kernel = jnp.eye(64)  # mostly zeros
+      >>> x = jax.ShapeDtypeStruct((1, 64), jnp.float32)
+      >>> held = to_coreml(lambda x: x @ kernel, [x], "a.mlpackage")  # doctest: +SKIP
+      >>> list(coreml_weights("a.mlpackage"))  # doctest: +SKIP
+      ['const_0_to_fp16_sparsified']
     """
     with _quiet():
         tools = require("coremltools", "coreml")

@@ -45,6 +45,13 @@ def to_litert(
       ValueError: ``weights`` is unknown, there are too many or too few names, or the
         converter cannot express an operation.
       ImportError: litert-converter, or for integers ai-edge-quantizer, is missing.
+
+    Example:
+      >>> from cram_jax.export import to_litert
+      >>> def apply(x):
+      ...     return x @ jnp.ones((64, 32))
+      >>> x = jax.ShapeDtypeStruct((1, 64), jnp.float32)
+      >>> to_litert(apply, [x], "network.tflite", weights="int8")  # doctest: +SKIP
     """
     check_choice("weights", weights, ("float32", "int8", "int4", "int4 in blocks"))
     converter = require("litert_converter.converter_api_ext", "litert")
@@ -77,8 +84,25 @@ def to_litert(
 def run_litert(path: str | os.PathLike[str], *, threads: int = 1) -> Callable[..., Any]:
     """A LiteRT file as a function of NumPy arrays, in the order of its signature.
 
+    Args:
+      path: of the file, as `to_litert` writes it.
+      threads: how many work on a call.
+
+    Returns:
+      A function of arrays, of the shapes that the file is for, that returns an array,
+      or a tuple of them if the file has several outputs.
+
     Raises:
       ImportError: ai-edge-litert is not installed.
+      OSError: the file cannot be read.
+
+    Example:
+      >>> import numpy as np
+      >>> from cram_jax.export import run_litert, to_litert
+      >>> x = np.array([[1.0, -2.0]], np.float32)
+      >>> to_litert(jax.nn.relu, [x], "relu.tflite")  # doctest: +SKIP
+      >>> run_litert("relu.tflite")(x)  # doctest: +SKIP
+      array([[1., 0.]], dtype=float32)
     """
     interpreter = require("ai_edge_litert.interpreter", "litert").Interpreter(
         model_content=Path(path).read_bytes(), num_threads=threads

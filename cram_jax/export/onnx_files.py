@@ -51,7 +51,18 @@ def to_onnx(
     Raises:
       ValueError: ``bits`` is not 4, 8 or 32, or does not suit the calibration; or ONNX
         cannot express an operation, and the error names the node.
+      TypeError: ``bits`` is not an integer, or the calibration is a single array.
       ImportError: onnx is not installed, or ONNX Runtime for a calibration.
+
+    Example:
+      >>> import tempfile, numpy as np, onnx
+      >>> from cram_jax import engine, export
+      >>> network = engine.GraphBuilder()
+      >>> x = network.add(engine.Linear(np.eye(64)), network.add(engine.Input((64,))))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     export.to_onnx(network.build(x), f"{folder}/network.onnx", bits=4)
+      ...     [node.op_type for node in onnx.load(f"{folder}/network.onnx").graph.node]
+      ['MatMulNBits']
     """
     check_integer("bits", bits)
     if bits not in (4, 8, 32):
@@ -84,6 +95,17 @@ def run_onnx(
 
     Raises:
       ImportError: ONNX Runtime is not installed.
+
+    Example:
+      >>> import tempfile
+      >>> from cram_jax import engine, export
+      >>> network = engine.GraphBuilder()
+      >>> x = network.add(engine.Relu(), network.add(engine.Input((2,))))
+      >>> graph = network.build(x)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     export.to_onnx(graph, f"{folder}/relu.onnx")
+      ...     export.run_onnx(graph, f"{folder}/relu.onnx")([[1.0, -2.0]])
+      array([[1., 0.]], dtype=float32)
     """
     runtime = require("onnxruntime", "onnx")
     options = runtime.SessionOptions()
@@ -104,7 +126,30 @@ def run_onnx(
 
 
 def onnx_inputs(graph: Graph, inputs: Iterable[Any]) -> dict[str, np.ndarray]:
-    """Inputs of the engine as an ONNX file of the graph takes them, by name."""
+    """Inputs of the engine as an ONNX file of the graph takes them, by name.
+
+    To run a file of `to_onnx` with any library that runs ONNX.
+
+    Args:
+      graph: that the file was written from.
+      inputs: arrays as the engine takes them, in the order of the graph's inputs.
+
+    Returns:
+      For each input float32, images as (batch, channels, height, width); or int64 if it
+      is of integers.
+
+    Raises:
+      ValueError: there are more or fewer inputs than the graph has.
+
+    Example:
+      >>> import numpy as np
+      >>> from cram_jax import engine, export
+      >>> network = engine.GraphBuilder()
+      >>> image = network.add(engine.Input((32, 32, 3)), name="image")
+      >>> graph = network.build(network.add(engine.Mean(), image))
+      >>> export.onnx_inputs(graph, [np.ones((1, 32, 32, 3))])["image"].shape
+      (1, 3, 32, 32)
+    """
     feed = {}
     for node, x in zip(graph.inputs, inputs, strict=True):
         x = np.asarray(x)
@@ -132,6 +177,16 @@ def n_m_layers(path: str | os.PathLike[str], n: int = 2, m: int = 4) -> dict[str
 
     Raises:
       ImportError: onnx is not installed.
+
+    Example:
+      >>> import tempfile, numpy as np
+      >>> from cram_jax import engine, export
+      >>> network = engine.GraphBuilder()
+      >>> x = network.add(engine.Linear(np.eye(4)), network.add(engine.Input((4,))))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     export.to_onnx(network.build(x), f"{folder}/network.onnx")
+      ...     export.n_m_layers(f"{folder}/network.onnx", 2, 4)
+      {'linear1.weight': True}
     """
     onnx = require("onnx", "onnx")
     model = onnx.load(os.fspath(path))

@@ -46,6 +46,14 @@ def function_to_onnx(
     Raises:
       ParityError: the file computes something else, or cannot be run; it is not kept.
       ImportError: jax2onnx or ONNX Runtime is not installed.
+
+    Example:
+      >>> import numpy as np
+      >>> from cram_jax.export import function_to_onnx
+      >>> kernel = jnp.ones((4, 2))
+      >>> x = np.ones((1, 4), np.float32)
+      >>> function_to_onnx(lambda x: x @ kernel, [x], "a.onnx")  # doctest: +SKIP
+      0.0
     """
     convert = require("jax2onnx", "jax2onnx").to_onnx
     require("onnxruntime", "jax2onnx")
@@ -86,6 +94,15 @@ def run_onnx_function(
 
     Raises:
       ImportError: ONNX Runtime is not installed.
+
+    Example:
+      >>> import numpy as np
+      >>> from cram_jax.export import function_to_onnx, run_onnx_function
+      >>> x = np.array([[1.0, -2.0]], np.float32)
+      >>> function_to_onnx(jax.nn.relu, [x], "relu.onnx")  # doctest: +SKIP
+      0.0
+      >>> run_onnx_function("relu.onnx")(x)  # doctest: +SKIP
+      array([[1., 0.]], dtype=float32)
     """
     runtime = require("onnxruntime", "jax2onnx")
     options = runtime.SessionOptions()

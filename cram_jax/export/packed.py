@@ -147,7 +147,18 @@ def load_packed(
     Raises:
       ValueError: the file is damaged or not of this format, it holds other leaves than
         ``like``, or ``bits`` is out of range.
+      TypeError: ``bits`` is not an integer.
       OSError: it cannot be read.
+
+    Example:
+      >>> import tempfile
+      >>> from cram_jax.export import load_packed, save_packed
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = f"{folder}/params.safetensors"
+      ...     saved = save_packed({"dense": {"kernel": jnp.eye(2)}}, path)
+      ...     load_packed(path)
+      {'dense/kernel': array([[1., 0.],
+             [0., 1.]], dtype=float32)}
     """
     file = PackedFile(path, bits=bits)
     if like is None:
@@ -179,8 +190,20 @@ class PackedFile(Mapping[str, np.ndarray]):
       dtypes: the dtype of every leaf.
 
     Raises:
-      ValueError: the file is damaged or not of this format, with what is wrong in it.
+      ValueError: the file is damaged or not of this format, with what is wrong in it;
+        or ``bits`` is out of range.
+      TypeError: ``bits`` is not an integer.
       OSError: it cannot be read.
+
+    Example:
+      >>> import tempfile
+      >>> from cram_jax.export import PackedFile, save_packed
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = f"{folder}/params.safetensors"
+      ...     saved = save_packed({"bias": jnp.ones(2), "kernel": jnp.eye(64)}, path)
+      ...     file = PackedFile(path)
+      ...     file.shapes, file["bias"]
+      ({'bias': (2,), 'kernel': (64, 64)}, array([1., 1.], dtype=float32))
     """
 
     def __init__(self, path: str | os.PathLike[str], *, bits: int | None = None):

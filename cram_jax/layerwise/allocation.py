@@ -33,8 +33,9 @@ def allocate(costs: Any, times: Any, budget: float, *, buckets: int = 10_000) ->
       The level of each layer, shape (layers,).
 
     Raises:
-      ValueError: the shapes differ, a number is negative or not finite, or the fastest
-        levels of all layers together exceed the budget.
+      ValueError: the shapes differ, a number is negative or not finite, ``buckets`` is
+        below 1, or the fastest levels of all layers together exceed the budget.
+      TypeError: ``buckets`` is not an integer.
 
     Example:
       Either layer can be the fast one, and the second costs less:
@@ -84,7 +85,9 @@ def search(
       The best levels found, shape (layers,).
 
     Raises:
-      ValueError: see `allocate`; a score is NaN.
+      ValueError: see `allocate`; or ``starts`` is below 1, ``failures`` is negative, or
+        a score is NaN.
+      TypeError: ``starts``, ``failures`` or ``buckets`` is not an integer.
 
     Example:
       The first layer turns out to be the one that matters:

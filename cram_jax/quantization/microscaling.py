@@ -33,6 +33,11 @@ def mxfp4(*, where: Where | None = None, axes: AxesLike | None = None) -> "Mxfp4
     Returns:
       A projector.
 
+    Raises:
+      ValueError: at ``init``, if ``where`` chooses no leaf.
+      TypeError: ``where`` or ``axes`` is neither a function nor a tree of the right
+        leaves; at ``init``, if a leaf to quantise is not of a floating dtype.
+
     Example:
       >>> kernel = jnp.array([[5.2], [-0.7], [0.1], [2.4]])
       >>> compress([kernel], mxfp4()).params[0].ravel()
@@ -57,6 +62,11 @@ def nvfp4(*, where: Where | None = None, axes: AxesLike | None = None) -> "Nvfp4
 
     Returns:
       A projector.
+
+    Raises:
+      ValueError: at ``init``, if ``where`` chooses no leaf.
+      TypeError: ``where`` or ``axes`` is neither a function nor a tree of the right
+        leaves; at ``init``, if a leaf to quantise is not of a floating dtype.
 
     Example:
       >>> kernel = jnp.array([[10.5], [-0.7], [0.1], [2.4]])

@@ -48,7 +48,7 @@ def check_apply(
       None if the function does exactly what `small_apply` does, else why not.
 
     Raises:
-      TypeError: `kept` is traced.
+      TypeError: as for `shrink`.
       ValueError: as for `small_apply`.
 
     Example:

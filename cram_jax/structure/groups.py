@@ -102,6 +102,17 @@ def kept_groups(structure: Structure, masks: Any) -> Kept:
       TypeError: the masks are traced.
       ValueError: the masks do not remove whole groups, or remove all groups of a
         family, or their paths or shapes are not those that were traced.
+
+    Example:
+      From a checkpoint that holds zeros and no masks:
+
+      >>> from cram_jax.structure import kept_groups, trace_structure
+      >>> def apply(params, x):
+      ...     return jax.nn.relu(x @ params["a"]) @ params["b"]
+      >>> params = {"a": np.array([[0.0, 3.0]]), "b": np.array([[0.0], [2.0]])}
+      >>> structure = trace_structure(apply, params, jnp.ones((1, 1)))
+      >>> kept_groups(structure, jax.tree.map(lambda leaf: leaf != 0, params))
+      array([False,  True])
     """
     leaves = leaves_like(structure, "masks", masks)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):

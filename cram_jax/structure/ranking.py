@@ -30,7 +30,17 @@ def producer_norm(structure: Structure, params: Any) -> jax.Array:
       One float32 for each group.
 
     Raises:
-      ValueError: the parameters hold nothing of a family.
+      ValueError: the parameters hold nothing of a family, or their paths or shapes are
+        not those that were traced.
+
+    Example:
+      >>> from cram_jax.structure import producer_norm, trace_structure
+      >>> def apply(params, x):
+      ...     return jax.nn.relu(x @ params["a"]) @ params["b"]
+      >>> params = {"a": jnp.array([[1.0, 7.0]]), "b": jnp.ones((2, 3))}
+      >>> structure = trace_structure(apply, params, jnp.ones((1, 1)))
+      >>> producer_norm(structure, params)
+      Array([0.2, 1.4], dtype=float32)
     """
     leaves = leaves_like(structure, "params", params)
     scores = []

@@ -37,7 +37,7 @@ def shrink(structure: Structure, variables: Any, kept: Any) -> Any:
       The tree with smaller arrays.
 
     Raises:
-      TypeError: `kept` or the masks are traced.
+      TypeError: `kept` or the masks are traced, or `kept` is not bool.
       ValueError: the variables' paths or shapes are not those that were traced; the
         masks do not remove whole groups; or all groups of a family would go.
 
@@ -134,6 +134,20 @@ def small_shapes(structure: Structure, kept: Any) -> dict[str, tuple[int, ...]]:
 
     Returns:
       Shapes by path, such as for the layers of a smaller module.
+
+    Raises:
+      TypeError: `kept` or the masks are traced, or `kept` is not bool.
+      ValueError: `kept` is not one bool for each group, the masks do not remove whole
+        groups, or all groups of a family would go.
+
+    Example:
+      >>> from cram_jax.structure import small_shapes, trace_structure
+      >>> def apply(params, x):
+      ...     return jax.nn.relu(x @ params["a"]) @ params["b"]
+      >>> params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+      >>> structure = trace_structure(apply, params, jnp.ones((1, 3)))
+      >>> small_shapes(structure, np.array([True, False, True, False]))
+      {'a': (3, 2), 'b': (2, 2)}
     """
     groups = np.atleast_2d(as_kept(structure, kept))[0]
     return {

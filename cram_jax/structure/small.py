@@ -36,7 +36,7 @@ def small_apply(structure: Structure, kept: Any) -> Callable[..., Any]:
       masked variables.
 
     Raises:
-      TypeError: `kept` is traced.
+      TypeError: as for `shrink`.
       ValueError: as for `shrink`; or the structure is a `Structure.part`. When called:
         a variable's path or shape is not what it shrinks to, or the model couples
         different channels for these inputs.

@@ -84,7 +84,15 @@ class Leaf(NamedTuple):
     frozen: tuple[tuple[str, ...], ...]
 
     def axis_name(self, axis: int, part: int | None = None) -> str:
-        """An axis, as printed."""
+        """An axis, as printed.
+
+        Args:
+          axis: its number.
+          part: which of the parts that the model splits it into; None: the whole axis.
+
+        Returns:
+          The name, such as ``"dense/kernel[1]"``.
+        """
         if part is None or len(self.groups[axis]) == 1:
             return f"{self.path}[{axis}]"
         return f"{self.path}[{axis}.{part}]"
@@ -207,6 +215,17 @@ class Structure:
 
         Raises:
           ValueError: the function selects nothing, or changes what it selects.
+
+        Example:
+          >>> from cram_jax.structure import trace_structure
+          >>> def apply(variables, x):
+          ...     params, means = variables["params"], variables["means"]
+          ...     return jax.nn.relu(x @ params["a"] - means) @ params["b"]
+          >>> params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+          >>> variables = {"params": params, "means": jnp.ones(4)}
+          >>> structure = trace_structure(apply, variables, jnp.ones((1, 3)))
+          >>> structure.part(lambda variables: variables["params"]).families[0].names
+          ('a[1]', 'b[0]')
         """
         numbers = self.treedef.unflatten(range(len(self.leaves)))
         chosen = select(numbers)

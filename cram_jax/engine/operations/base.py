@@ -38,8 +38,20 @@ class Operation:
     def infer(self, *inputs: TensorType) -> TensorType:
         """The type of the result.
 
+        Args:
+          *inputs: the types of the nodes that it reads.
+
+        Returns:
+          The type.
+
         Raises:
           ValueError: the inputs do not suit the operation.
+
+        Example:
+          >>> import numpy as np
+          >>> from cram_jax.engine import Linear, TensorType
+          >>> Linear(np.ones((3, 8))).infer(TensorType((16, 3)))
+          TensorType(shape=(16, 8), dtype='float32')
         """
         raise NotImplementedError
 
@@ -57,6 +69,14 @@ class Input(Operation):
     Attributes:
       shape: without the batch axis; see `TensorType`.
       dtype: "float32", or "int32" for tokens, segments and masks.
+
+    Raises:
+      ValueError: the dtype is another, or the shape is not one of such a tensor.
+      TypeError: a size is not an integer.
+
+    Example:
+      >>> from cram_jax.engine import Input
+      >>> images, tokens = Input((32, 32, 3)), Input((None,), "int32")
     """
 
     shape: tuple[int | None, ...]

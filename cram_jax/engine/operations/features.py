@@ -20,6 +20,10 @@ class Linear(Operation):
     Attributes:
       kernel: (inputs, outputs).
       bias: (outputs,), or None.
+
+    Raises:
+      ValueError: an array has another shape, or an entry that is not finite.
+      TypeError: an array is not of numbers.
     """
 
     kernel: np.ndarray
@@ -43,6 +47,10 @@ class Affine(Operation):
     Attributes:
       scale: (features,).
       offset: (features,).
+
+    Raises:
+      ValueError: an array has another shape, or an entry that is not finite.
+      TypeError: an array is not of numbers.
     """
 
     scale: np.ndarray
@@ -80,7 +88,15 @@ def batch_norm(
       The operation.
 
     Raises:
-      ValueError: the variance is negative somewhere.
+      ValueError: the shapes differ, the variance is negative somewhere, or an entry of
+        the result is not finite.
+
+    Example:
+      >>> import numpy as np
+      >>> from cram_jax.engine import batch_norm
+      >>> affine = batch_norm(np.array([1.0]), np.array([4.0]), epsilon=0.0)
+      >>> affine.scale, affine.offset
+      (array([0.5], dtype=float32), array([-0.5], dtype=float32))
     """
     if np.min(variance) < 0:
         raise ValueError(f"variance must be at least 0, got {np.min(variance)}")
@@ -136,6 +152,11 @@ class LayerNorm(Operation):
       scale: (features,).
       bias: (features,).
       epsilon: added to the variance.
+
+    Raises:
+      ValueError: an array has another shape, or an entry that is not finite; or
+        ``epsilon`` is not between 0 and 1.
+      TypeError: an array is not of numbers.
     """
 
     scale: np.ndarray

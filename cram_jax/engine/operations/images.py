@@ -35,6 +35,18 @@ class Conv(Operation):
       bias: (outputs,), or None.
       strides: one number, or one for each direction.
       padding: a number, "SAME", "VALID" or ((top, bottom), (left, right)).
+
+    Raises:
+      ValueError: an array has another shape, or an entry that is not finite; or the
+        strides or the padding are out of range or of another form.
+      TypeError: an array is not of numbers, or a stride or padding not an integer.
+
+    Example:
+      >>> import numpy as np
+      >>> from cram_jax.engine import Conv, TensorType
+      >>> conv = Conv(np.ones((3, 3, 3, 16)), strides=2)
+      >>> conv.infer(TensorType((32, 32, 3)))
+      TensorType(shape=(16, 16, 16), dtype='float32')
     """
 
     kernel: np.ndarray
@@ -64,6 +76,15 @@ class MaxPool(Operation):
       window: one number, or one for each direction.
       strides: one number, or one for each direction.
       padding: as in `Conv`.
+
+    Raises:
+      ValueError: a number is out of range, or an argument of another form.
+      TypeError: a number is not an integer.
+
+    Example:
+      >>> from cram_jax.engine import MaxPool, TensorType
+      >>> MaxPool(2, strides=2).infer(TensorType((32, 32, 16)))
+      TensorType(shape=(16, 16, 16), dtype='float32')
     """
 
     window: int | tuple[int, int]
@@ -91,6 +112,10 @@ class AvgPool(MaxPool):
       window: one number, or one for each direction.
       strides: one number, or one for each direction.
       padding: as in `Conv`.
+
+    Raises:
+      ValueError: as for `MaxPool`.
+      TypeError: as for `MaxPool`.
     """
 
 
@@ -120,6 +145,15 @@ class SpaceToDepth(Operation):
 
     Attributes:
       size: side of the squares; it divides both sides of the image.
+
+    Raises:
+      ValueError: ``size`` is below 1.
+      TypeError: ``size`` is not an integer.
+
+    Example:
+      >>> from cram_jax.engine import SpaceToDepth, TensorType
+      >>> SpaceToDepth(4).infer(TensorType((32, 32, 3)))
+      TensorType(shape=(8, 8, 48), dtype='float32')
     """
 
     size: int

@@ -20,6 +20,16 @@ class Embedding(Operation):
 
     Attributes:
       table: (entries, features).
+
+    Raises:
+      ValueError: the table has another shape, or an entry that is not finite.
+      TypeError: the table is not of numbers.
+
+    Example:
+      >>> import numpy as np
+      >>> from cram_jax.engine import Embedding, TensorType
+      >>> Embedding(np.ones((1000, 64))).infer(TensorType((None,), "int32"))
+      TensorType(shape=(None, 64), dtype='float32')
     """
 
     table: np.ndarray
@@ -41,6 +51,10 @@ class AddPositions(Operation):
 
     Attributes:
       table: (longest length, features).
+
+    Raises:
+      ValueError: the table has another shape, or an entry that is not finite.
+      TypeError: the table is not of numbers.
     """
 
     table: np.ndarray
@@ -69,6 +83,16 @@ class Attention(Operation):
 
     Attributes:
       heads: how many; they share the features evenly.
+
+    Raises:
+      ValueError: ``heads`` is below 1.
+      TypeError: ``heads`` is not an integer.
+
+    Example:
+      >>> from cram_jax.engine import Attention, TensorType
+      >>> query = key = value = TensorType((None, 64))
+      >>> Attention(heads=4).infer(query, key, value, TensorType((None,), "int32"))
+      TensorType(shape=(None, 64), dtype='float32')
     """
 
     heads: int
@@ -101,6 +125,10 @@ class Token(Operation):
 
     Attributes:
       index: its position.
+
+    Raises:
+      ValueError: ``index`` is negative.
+      TypeError: ``index`` is not an integer.
     """
 
     index: int = 0
