@@ -82,8 +82,10 @@ def find_ranges(calibration: Calibration, observe: Observe) -> dict[str, Range]:
         for name, (low, high) in outer.items():
             inner = _percentile(calibration.percentile, low, high, counts[name])
             ranges[name] = Range.of(*inner)
-            # Beside a large outlier all others fall into a few bins: look closer.
-            if inner[1] - inner[0] < (high - low) / 16:
+            # Beside a large outlier all others fall into a few bins: look closer, while
+            # float32 has numbers between.
+            width, largest = inner[1] - inner[0], max(map(abs, inner))
+            if BINS * np.spacing(np.float32(largest)) < width < (high - low) / 16:
                 bounds[name] = inner
         if not bounds:
             break

@@ -61,6 +61,14 @@ def test_all_batches_calibrate(method):
         assert 255 * calibrated(batches).scale == pytest.approx(4)
 
 
+@pytest.mark.parametrize("method", ["minmax", "percentile", "least_squares"])
+@pytest.mark.parametrize("value", [1.0, -3.0, 1e-30, 0.0])
+def test_a_tensor_may_be_one_number(method, value):
+    found = calibrated([np.full((8, 4), value, np.float32)], method)
+    nearest = np.clip(np.rint(value / found.scale) + found.zero, 0, 255)
+    assert (nearest - found.zero) * found.scale == pytest.approx(value, rel=0.01)
+
+
 def test_calibration_refuses_what_is_not_finite():
     network = engine.GraphBuilder()
     graph = network.build(
