@@ -34,10 +34,8 @@ class TileTable:
     A file that cannot be read is ignored; one that cannot be written is skipped.
     """
 
-    def __init__(self, path: Path | None = None):
-        self._path = (
-            path or cache_folder() / f"tiles-{binding().get_host_cpu_name()}.json"
-        )
+    def __init__(self):
+        self._path = cache_folder() / f"tiles-{binding().get_host_cpu_name()}.json"
         self._tiles: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError):
             read = json.loads(self._path.read_text())
