@@ -33,6 +33,7 @@ from cram_jax.engine.operations import Operation
 from cram_jax.engine.packing import SparseWeights, lanes_of, round_up
 from cram_jax.engine.targets import Target, choose_target
 from cram_jax.validation import check_choice, check_integer
+from cram_jax.writing import replacing
 
 FORMAT, VERSION = "cram_jax.engine", "1"
 
@@ -111,7 +112,7 @@ def save_model(model: Model, path: Path, bits: int) -> None:
         "ranges": {name: [r.scale, int(r.zero)] for name, r in model.ranges.items()},
     }
     metadata = {"format": FORMAT, "version": VERSION, "plan": json.dumps(plan)}
-    with safetensors.replacing(path) as beside:
+    with replacing(path) as beside:
         beside.write_bytes(safetensors.encode(arrays, metadata))
 
 

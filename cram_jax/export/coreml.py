@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from cram_jax.export.extras import require
-from cram_jax.safetensors import replacing
 from cram_jax.validation import check_choice
+from cram_jax.writing import replacing
 
 Weights: TypeAlias = Literal["float16", "int8", "int4", "int4 in blocks"]
 """What weights are stored as."""

@@ -14,8 +14,8 @@ from cram_jax.engine import Graph
 from cram_jax.engine.calibration import as_calibration
 from cram_jax.export.extras import require
 from cram_jax.export.onnx_writer import OnnxWriter
-from cram_jax.safetensors import replacing
 from cram_jax.validation import check_integer
+from cram_jax.writing import replacing
 
 Inputs = tuple[np.ndarray, ...]
 

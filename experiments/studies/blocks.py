@@ -190,7 +190,7 @@ def _call(fast: engine.Engine, inputs: Sequence[Any]) -> Any:
 def table(folder: Path, reference: str) -> str:
     """The stored results: means over seeds, and accuracy at the cost of one form."""
     stored: dict[str, list[list[dict[str, float]]]] = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("[!.]*.json")):
         entry = json.loads(path.read_text())
         stored.setdefault(entry["form"], []).append(entry["rows"])
     forms = [name for name in FORMS if name in stored]
