@@ -1,17 +1,13 @@
 """Core ML packages with small weights, which Linux can write but not run."""
 
-import contextlib
-import io
-import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import numpy as np
 
-from cram_jax.export.extras import require
+from cram_jax.export.extras import quiet, require
 from cram_jax.validation import check_choice
 from cram_jax.writing import replacing
 
@@ -57,7 +53,7 @@ def to_coreml(
       ImportError: coremltools or stablehlo-coreml is not installed.
     """
     check_choice("weights", weights, get_args(Weights))
-    with _quiet():
+    with quiet():
         tools = require("coremltools", "coreml")
         stablehlo = require("stablehlo_coreml", "coreml")
         compression = require("coremltools.optimize.coreml", "coreml")
@@ -122,7 +118,7 @@ def coreml_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
       ImportError: coremltools is not installed.
     """
-    with _quiet():
+    with quiet():
         tools = require("coremltools", "coreml")
         load = require("coremltools.converters.mil.frontend.milproto.load", "coreml")
         model = tools.models.MLModel(os.fspath(path), skip_model_load=True)
@@ -158,16 +154,3 @@ def _scaled(integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
     for axis, size in enumerate(integers.shape):
         scale = np.repeat(scale, size // scale.shape[axis], axis)
     return (integers.astype(np.float32) * scale.astype(np.float32)).astype(np.float16)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences progress bars, and advice on libraries that are not used here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

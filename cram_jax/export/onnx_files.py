@@ -1,10 +1,8 @@
 """ONNX files: written from a graph, quantised with a calibration, run, and checked."""
 
-import contextlib
-import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import numpy as np
 
 from cram_jax.engine import Graph
 from cram_jax.engine.calibration import as_calibration
-from cram_jax.export.extras import require
+from cram_jax.export.extras import quiet, require
 from cram_jax.export.onnx_writer import OnnxWriter
 from cram_jax.validation import check_integer
 from cram_jax.writing import replacing
@@ -201,7 +199,7 @@ def _quantise(
     ]
     if is_text:
         options["OpTypesToExcludeOutputQuantization"] = products
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         plain = Path(folder) / "float32.onnx"
         plain.write_bytes(model.SerializeToString(deterministic=True))
         quantization.quantize_static(
@@ -221,14 +219,3 @@ def _quantise(
 
 def _as_tuple(batch: Any) -> Inputs:
     return batch if isinstance(batch, tuple) else (batch,)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences advice that ONNX Runtime logs on what we have already decided."""
-    before = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.root.setLevel(before)
