@@ -32,6 +32,7 @@ from cram_jax.engine.model import (
 from cram_jax.engine.operations import Operation
 from cram_jax.engine.packing import SparseWeights, lanes_of, round_up
 from cram_jax.engine.targets import Target, choose_target
+from cram_jax.nibbles import pack_nibbles, unpack_nibbles
 from cram_jax.validation import check_choice, check_integer
 from cram_jax.writing import replacing
 
@@ -154,8 +155,7 @@ def _encode_product(
         if np.abs(values.astype(np.int16)).max(initial=0) > 7:  # else it has 4 bits
             step = np.float32(127 / 7)
             values = np.rint(values.astype(np.float32) * 7 / 127).astype(np.int8)
-        nibbles = (values.reshape(-1, 2) + 8).astype(np.uint8)
-        arrays["values"] = nibbles[:, 0] | nibbles[:, 1] << 4
+        arrays["values"] = pack_nibbles(values.reshape(-1))
         arrays["scale"] = weights.scale * step
     return options, arrays
 
@@ -253,8 +253,7 @@ def _decode_product(
         values = _array(arrays, "values", np.int8, (count, rows, 4))
     else:
         pairs = _array(arrays, "values", np.uint8, (count * rows * 2,))
-        nibbles = np.stack([pairs & 15, pairs >> 4], axis=1).astype(np.int8) - 8
-        values = nibbles.astype(np.int8).reshape(count, rows, 4)
+        values = unpack_nibbles(pairs).reshape(count, rows, 4)
     scale = _array(arrays, "scale", np.float32, (outputs,)) if is_int else None
     bias = _array(arrays, "bias", np.float32, (outputs,))
     for name, array in (("values", values), ("scale", scale), ("bias", bias)):

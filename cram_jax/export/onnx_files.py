@@ -12,6 +12,7 @@ from cram_jax.engine import Graph
 from cram_jax.engine.calibration import as_calibration
 from cram_jax.export.extras import quiet, require
 from cram_jax.export.onnx_writer import OnnxWriter
+from cram_jax.nibbles import unpack_nibbles
 from cram_jax.validation import check_integer
 from cram_jax.writing import replacing
 
@@ -158,10 +159,8 @@ def n_m_layers(path: str | os.PathLike[str], n: int = 2, m: int = 4) -> dict[str
 
 def _few_bits(stored: np.ndarray, bits: int, inputs: int) -> np.ndarray:
     """The integers (outputs, inputs) of ``MatMulNBits``, as we write it."""
-    if bits == 4:
-        stored = np.stack([stored & 15, stored >> 4], axis=-1)
-    integers = stored.reshape(len(stored), -1).astype(np.int16) - 2 ** (bits - 1)
-    return integers[:, :inputs]
+    integers = unpack_nibbles(stored) if bits == 4 else stored.astype(np.int16) - 128
+    return integers.reshape(len(stored), -1)[:, :inputs]
 
 
 def _complies(weights: np.ndarray, n: int, m: int) -> bool:
