@@ -29,10 +29,10 @@ from cram_jax.engine import (
     TensorType,
     Token,
 )
+from cram_jax.engine.folding import fold_affine
 from cram_jax.engine.operations import window_pads
 from cram_jax.export.blockwise import quantise_blocks
 from cram_jax.export.extras import require
-from cram_jax.export.folding import fold_affine
 from cram_jax.nibbles import pack_nibbles
 
 OPSET = 17
