@@ -34,7 +34,7 @@ class TileTable:
     A file that cannot be read is ignored; one that cannot be written is skipped.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._path = cache_folder() / f"tiles-{binding().get_host_cpu_name()}.json"
         self._tiles: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError):
