@@ -28,6 +28,7 @@ import optax
 
 import cram_jax
 from cram_jax import engine
+from cram_jax.paths import named_leaves
 from cram_jax.structure import multiply_adds
 from experiments.batches import Batch
 from experiments.deployment.network import Network
@@ -96,10 +97,7 @@ class Setting:
             return self.task.evaluation_loss(params, statistics, batch)
 
         example = self.data.train.take([0])
-        sizes = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.size
-            for path, leaf in jax.tree.leaves_with_path(params)
-        }
+        sizes = {path: leaf.size for path, leaf in named_leaves(params)}
         counted = multiply_adds(apply, params, example)
         self.counts = counted
         self.costs = {name: count / sizes[name] for name, count in counted.items()}
@@ -170,8 +168,7 @@ class Setting:
             statistics = self.evaluation.recalibrate(params, statistics)
         kept = sum(
             self.costs.get(name, 0) * np.count_nonzero(leaf)
-            for path, leaf in jax.tree.leaves_with_path(params)
-            for name in [jax.tree_util.keystr(path, simple=True, separator="/")]
+            for name, leaf in named_leaves(params)
         )
         network = kind_of(self.config).deploy(
             self.config, self.data, params, statistics
