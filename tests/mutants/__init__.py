@@ -210,7 +210,7 @@ MUTANTS = {
         ["quantization", "formats", "axes"],
         [
             Mutant("highest = 2 ** (bits - 1) - 1", "highest = 2 ** (bits - 1)"),
-            Mutant("jnp.round(leaf / grid.scale)", "jnp.floor(leaf / grid.scale)"),
+            Mutant("jnp.round(leaf / self.scale)", "jnp.floor(leaf / self.scale)"),
             Mutant(
                 "jnp.maximum(-smallest, largest) / highest",
                 "(largest - smallest) / highest",
