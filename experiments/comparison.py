@@ -216,12 +216,7 @@ def _searches(
 def _score(accuracies: Sequence[Accuracy]) -> float:
     """The mean over the targets that prune all weights, including dense, if any."""
     zeros = [a for a in accuracies if targets.sparsity(a.target) is not None]
-    return float(np.mean([_judged(accuracy) for accuracy in zeros or accuracies]))
-
-
-def _judged(accuracy: Accuracy) -> float:
-    after = accuracy.recalibrated
-    return accuracy.pruned if after is None else after
+    return float(np.mean([accuracy.judged for accuracy in zeros or accuracies]))
 
 
 def chosen_value(
