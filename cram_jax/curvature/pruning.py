@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from cram_jax.axes import Axes, AxesLike, axes_value
 from cram_jax.curvature import fisher
@@ -350,9 +351,7 @@ def _schedule(sparsity: Number, steps: int) -> Iterator[Number]:
 
 def _already_pruned(params: Params, masks: Params | None) -> Projection:
     if masks is None:
-        return Projection(
-            params, jax.tree.map(lambda leaf: jnp.ones_like(leaf, dtype=bool), params)
-        )
+        return Projection(params, optax.tree.ones_like(params, dtype=bool))
     check_structure("masks", masks, params)
     for (path, mask), leaf in zip(
         jax.tree.leaves_with_path(masks), jax.tree.leaves(params), strict=True
