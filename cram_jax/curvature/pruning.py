@@ -30,6 +30,7 @@ from cram_jax.projector import (
     apply_masks,
     check_structure,
     leaf_path,
+    widened,
 )
 from cram_jax.selection import keep_largest, keep_largest_of_layers
 from cram_jax.sparsity import Number, check_sparsity, kept_count
@@ -293,7 +294,7 @@ class SecondOrder(Projector):
         )
         chosen = [leaves[place.leaf] for place in places]
         weights = [
-            fisher.to_blocks(fisher.wide(leaf), width, place.order)
+            fisher.to_blocks(widened(leaf), width, place.order)
             for leaf, place in zip(chosen, places, strict=True)
         ]
         ranks = [
