@@ -33,6 +33,7 @@ from cram_jax.structure import multiply_adds
 from experiments.batches import Batch
 from experiments.deployment.network import Network
 from experiments.deployment.timing import measure
+from experiments.display import markdown_table
 from experiments.evaluation import make_evaluation
 from experiments.images.config import ImageConfig
 from experiments.images.data import load
@@ -203,7 +204,7 @@ def table(folder: Path, reference: str) -> str:
             [name, str(len(stored[name]))]
             + [f"{a:.1f}, {m:.0f}, {t:.3f}" for a, m, t in zip(*cells, strict=True)]
         )
-    lines += _markdown(header, rows)
+    lines += markdown_table(header, rows)
     if reference in stored:
         for key, words in (("ms", "CPU time"), ("multiply_adds", "multiply-adds")):
             lines += ["", f"accuracy at the {words} of {reference}", ""]
@@ -224,7 +225,7 @@ def _at_equal(
             whole = len(found) == len(values)
             cells.append(f"{np.mean(found):.1f}" if whole else "")
         rows.append([name, *cells])
-    return _markdown(["form", *(f"{100 * s:g} %" for s in JUDGED[1:])], rows)
+    return markdown_table(["form", *(f"{100 * s:g} %" for s in JUDGED[1:])], rows)
 
 
 def _interpolated(
@@ -236,11 +237,6 @@ def _interpolated(
     if not costs[0] <= cost <= costs[-1]:
         return None
     return float(np.interp(cost, costs, [row["int8"] for row in ordered]))
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
