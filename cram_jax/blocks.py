@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.axes import Axes
+from cram_jax.projector import widened
 from cram_jax.reshaping import crop, join_axes, pad_axis, split_axis
 
 Block: TypeAlias = tuple[int | EllipsisType | None, ...]
@@ -102,7 +103,7 @@ def block_scores(leaf: jax.Array, sides: Sides) -> jax.Array:
     Returns:
       One entry for each block, with the axes of the leaf.
     """
-    wide = _padded(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), sides)
+    wide = _padded(widened(leaf), sides)
     for axis in reversed(range(leaf.ndim)):
         wide = split_axis(wide, axis, sides[axis])
     squares = jnp.sum(wide**2, axis=tuple(range(1, wide.ndim, 2)))

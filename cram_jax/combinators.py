@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from cram_jax.projector import (
     Params,
@@ -52,7 +53,7 @@ class Identity(Projector):
     ) -> tuple[Projection, Any]:
         """The parameters."""
         del key
-        masks = jax.tree.map(lambda leaf: jnp.ones_like(leaf, dtype=bool), params)
+        masks = optax.tree.ones_like(params, dtype=bool)
         return Projection(params, masks), state
 
 

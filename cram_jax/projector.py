@@ -246,6 +246,11 @@ def safe_denominator(value: jax.Array) -> jax.Array:
     return jnp.where(value == 0, 1, value)
 
 
+def widened(leaf: jax.Array) -> jax.Array:
+    """In float32, or wider if the leaf is."""
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
 def check_structure(name: str, tree: Any, params: Params) -> None:
     """Raises a ValueError that names the tree unless it is structured like params."""
     structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(params)]

@@ -3,8 +3,7 @@
 Plain differentiable functions: besides the model's parameters they take a flat
 dictionary, from the path of a leaf to an array, which trains along with them.
 Differentiate ``loss_fn(function(params, scores), batch)``, and call the function once
-more after
-training: its result is the compressed model.
+more after training: its result is the compressed model.
 """
 
 from collections.abc import Callable, Mapping

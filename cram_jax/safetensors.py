@@ -1,14 +1,12 @@
 """The safetensors format, strictly: a header in JSON, then arrays without gaps.
 
-Files are written under another name and then renamed, so that no half-written file is
-ever found. The same arrays give the same bytes. A file that is read is untrusted.
+The same arrays give the same bytes. A file that is read is untrusted.
 """
 
 import contextlib
 import json
 import math
 import os
-import secrets
 import shutil
 import struct
 import tempfile
@@ -19,6 +17,8 @@ from typing import IO, Any, NamedTuple, Self
 
 import jax.numpy as jnp
 import numpy as np
+
+from cram_jax.writing import check_folder, replacing
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -122,7 +122,7 @@ class Writer:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path, self.metadata = Path(path), dict[str, str]()
-        _check_folder(self.path)
+        check_folder(self.path)
         self._arrays: dict[int, dict[str, Any]] = {size: {} for size in _SIZES}
         self._spools: dict[int, IO[bytes]] = {}
         self._open = contextlib.ExitStack()
@@ -167,41 +167,6 @@ class Writer:
                 if size in self._spools:
                     self._spools[size].seek(0)
                     shutil.copyfileobj(self._spools[size], file, 2**20)
-
-
-def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {str(path.parent)!r}")
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside a file or folder, renamed to it if all goes well.
-
-    Args:
-      path: what is to be written; an existing one is replaced at the end.
-
-    Yields:
-      A path in the same folder, with the same suffix. After an error nothing is left.
-
-    Raises:
-      FileNotFoundError: the folder does not exist.
-    """
-    path = Path(path)
-    _check_folder(path)
-    # Other threads, processes and machines may write the same file.
-    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
-    beside = path.with_name(f".{path.stem}.{unique}.part{path.suffix}")
-    try:
-        yield beside
-        if beside.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(beside, path)
-    finally:
-        if beside.is_dir():
-            shutil.rmtree(beside)
-        else:
-            beside.unlink(missing_ok=True)
 
 
 def parse_json(text: str | bytes) -> Any:

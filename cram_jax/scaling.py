@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.paths import ByPath, by_path
+from cram_jax.projector import widened
 
 Scale: TypeAlias = Callable[[str, jax.Array], float] | Any
 """``(path, leaf) -> number``, or a pytree of numbers, such as a dict by path."""
@@ -52,7 +52,7 @@ def scale_of(scale: Any, path: str, leaf: Any) -> float:
 
 def scaled(score: jax.Array, factor: float) -> jax.Array:
     """The scores times the multiplier, in float32 at least."""
-    return score.astype(jnp.promote_types(score.dtype, jnp.float32)) * factor
+    return widened(score) * factor
 
 
 def _checked(path: str, number: Any) -> float:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cram_jax.paths import named_leaves
+from cram_jax.projector import leaf_path
 from experiments.checksums import abstract_checksums, checksums
 from experiments.config import RunConfig
 from experiments.errors import (
@@ -159,13 +161,13 @@ def load_model(
       RunError: there is none, it is damaged, or it does not match.
     """
     params, batch_stats = read_model(run, say)
-    stored = _by_path({"params": params, "batch_stats": batch_stats})
+    stored = dict(named_leaves({"params": params, "batch_stats": batch_stats}))
     wanted = {"params": like.judged, "batch_stats": like.batch_stats}
     _check_same(run, _shapes(stored), _shapes(wanted), run)
 
     def put(path: Any, ours: Any) -> jax.Array:
         sharding = ours.sharding if isinstance(ours, jax.Array) else None
-        return jax.device_put(stored[_name(path)], sharding)
+        return jax.device_put(stored[leaf_path(path)], sharding)
 
     model = jax.tree.map_with_path(put, wanted)
     return model["params"], model["batch_stats"]
@@ -286,16 +288,8 @@ def _stored_form(tree: Any) -> dict[str, Any]:
         name: jax.eval_shape(jax.random.key_data, leaf)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         else leaf
-        for name, leaf in _by_path(tree).items()
+        for name, leaf in named_leaves(tree)
     }
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _check_whole(stored: Any, place: Path) -> None:

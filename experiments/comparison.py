@@ -216,12 +216,7 @@ def _searches(
 def _score(accuracies: Sequence[Accuracy]) -> float:
     """The mean over the targets that prune all weights, including dense, if any."""
     zeros = [a for a in accuracies if targets.sparsity(a.target) is not None]
-    return float(np.mean([_judged(accuracy) for accuracy in zeros or accuracies]))
-
-
-def _judged(accuracy: Accuracy) -> float:
-    after = accuracy.recalibrated
-    return accuracy.pruned if after is None else after
+    return float(np.mean([accuracy.judged for accuracy in zeros or accuracies]))
 
 
 def chosen_value(
@@ -336,7 +331,7 @@ class _Runner:
             for name in config.eval_targets
         ]
         shutil.rmtree(run)  # the numbers are what is kept
-        return Trained(accuracies, _zeros(task, state.judged), seconds)
+        return Trained(accuracies, task.zeros(state.judged), seconds)
 
     def cost(self, entry: Entry, config: RunConfig) -> dict[str, float]:
         """What a step needs apart from time.
@@ -377,20 +372,6 @@ def _holding_out(bench: Bench) -> Bench:
         return bench
     data = dataclasses.replace(bench.base.data, validation=bench.held_out)
     return bench._replace(base=dataclasses.replace(bench.base, data=data))
-
-
-def _zeros(task: Task, params: Any) -> float:
-    import cram_jax
-
-    chosen = cram_jax.prunable(params, task.filters.prunable)
-    leaves = [
-        np.asarray(leaf)
-        for leaf, is_chosen in zip(jax.tree.leaves(params), chosen, strict=True)
-        if is_chosen
-    ]
-    return float(sum((leaf == 0).sum() for leaf in leaves)) / sum(
-        leaf.size for leaf in leaves
-    )
 
 
 def _size(tree: Any) -> int:

@@ -1,12 +1,12 @@
 """A comparison of methods as a table, a page and a picture."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
 from experiments import targets
+from experiments.display import markdown_table
 from experiments.methods.bench import METHODS
 from experiments.results import Results, cell, kinds, summarize
 from experiments.run_directory import write_text
@@ -54,7 +54,7 @@ def table(results: Results, title: str) -> Table:
 def page(results: Results, title: str) -> str:
     """For a file: the same in Markdown, and how knobs were chosen."""
     header = ["method", *map(targets.label, results["targets"]), *COSTS]
-    lines = [f"# {title}", "", *_markdown(header, rows(results)), ""]
+    lines = [f"# {title}", "", *markdown_table(header, rows(results), len(header)), ""]
     bench = results["bench"]
     if bench["held_out"]:
         lines += [
@@ -101,10 +101,3 @@ def store(results: Results, out: Path, title: str) -> None:
     """Writes the page and the picture beside the results."""
     write_text(out / "comparison.md", page(results, title))
     plot(results, out / "comparison.png", title)
-
-
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cells) + " |"
-
-    return [line(header), line(["---"] * len(header)), *map(line, body)]

@@ -1,6 +1,7 @@
 """Results as tables on the console and as pictures."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,14 @@ def plot_accuracy(
     axes.legend(frameon=False, fontsize="small", loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
+) -> list[str]:
+    """The lines of a table; columns after the first ``left`` hold numbers."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
 
 
 def _best(results: Results, target: str) -> str:

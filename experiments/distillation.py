@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cram_jax.paths import named_leaves
 from experiments import checkpoints
 from experiments.batches import Batch
 from experiments.config import DistillationConfig, RunConfig
@@ -131,10 +132,7 @@ def check_teacher(config: RunConfig) -> Any:
 
 def _check_alike(run: Path, theirs: Any, expected: Any) -> None:
     there, here = (
-        {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-            for path, leaf in jax.tree.leaves_with_path(tree)
-        }
+        {path: leaf.shape for path, leaf in named_leaves(tree)}
         for tree in (theirs, expected)
     )
     for path in here | there:

@@ -127,11 +127,12 @@ def _normalised(
     relu: bool,
 ) -> str:
     kernel, bias = _array(conv.kernel), conv.bias
+    strides: Any = conv.strides
     padding: Any = conv.padding
     layer = engine.Conv(
         kernel,
         None if bias is None else _array(bias),
-        _pair(conv.strides),
+        strides,
         padding,
     )
     x = network.add(layer, x)
@@ -158,10 +159,6 @@ def _linear(
 def _layer_norm(network: engine.GraphBuilder, norm: nnx.LayerNorm, x: str) -> str:
     operation = engine.LayerNorm(_array(norm.scale), _array(norm.bias), norm.epsilon)
     return network.add(operation, x)
-
-
-def _pair(strides: Any) -> Any:
-    return 1 if strides is None else strides
 
 
 def _array(parameter: Any) -> np.ndarray:

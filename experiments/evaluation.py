@@ -36,6 +36,11 @@ class Accuracy(NamedTuple):
     draws: tuple[float, ...] = ()
     metrics: Mapping[str, float] | None = None
 
+    @property
+    def judged(self) -> float:
+        """What counts: recalibrated if there is batch norm, else pruned."""
+        return self.pruned if self.recalibrated is None else self.recalibrated
+
 
 class Evaluation(NamedTuple):
     """Compiled functions, shared by all models of one shape.

@@ -9,6 +9,7 @@ import optax
 
 import cram_jax
 from cram_jax import Projector
+from cram_jax.projector import leaf_path
 from experiments import targets
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigError
@@ -129,8 +130,7 @@ def _matching(pattern: str) -> Callable[[Any], Any]:
 
     def matches(path: Any, leaf: Any) -> bool:
         del leaf
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return expression.search(name) is not None
+        return expression.search(leaf_path(path)) is not None
 
     def mask(tree: Any) -> Any:
         if not jax.tree.leaves(tree):  # the placeholder of optax.tree.map_params

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from experiments import paper, targets
 from experiments.config import OptimizerConfig, RunConfig
-from experiments.display import accuracy_table, plot_accuracy
+from experiments.display import accuracy_table, markdown_table, plot_accuracy
 from experiments.errors import ConfigError, RunError
 from experiments.results import (
     Results,
@@ -199,7 +199,11 @@ def _runs(results: Results, configs: dict[str, RunConfig]) -> list[str]:
     header = ["method", "configuration", "epochs", "seeds", "calibrations"]
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     machine = ", ".join(f"{k} {v}" for k, v in results["machine"].items())
-    return [*_table(header, rows), "", f"Evaluated on {machine}, with {versions}."]
+    return [
+        *markdown_table(header, rows),
+        "",
+        f"Evaluated on {machine}, with {versions}.",
+    ]
 
 
 def _accuracies(results: Results) -> list[str]:
@@ -218,7 +222,7 @@ def _accuracies(results: Results) -> list[str]:
     deviation = (
         "± is the standard deviation over seeds; for one seed, over its calibrations."
     )
-    return [*_table(header, rows), "", deviation]
+    return [*markdown_table(header, rows), "", deviation]
 
 
 def _differences(results: Results, configs: dict[str, RunConfig]) -> list[str]:
@@ -250,9 +254,4 @@ def _differences(results: Results, configs: dict[str, RunConfig]) -> list[str]:
     published = paper.baseline(configs["SGD"])
     if published is not None:
         text += f"; the paper: {published:.1f} %, on the official images"
-    return [*_table(header, rows), "", f"{text}.", ""]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return [*markdown_table(header, rows), "", f"{text}.", ""]

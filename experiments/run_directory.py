@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cram_jax.writing import replacing
 from experiments.config import AnyConfig, RunConfig
 from experiments.errors import (
     ConfigError,
@@ -39,7 +40,7 @@ OURS = (
     "allocation-*.json",
     "tradeoff.*",
     "vocabulary",
-    "*.unfinished",
+    ".*.part*",  # of a process that was killed while it wrote
     ".lock",
 )
 
@@ -50,11 +51,10 @@ def write_text(path: Path, text: str) -> None:
     Raises:
       RunError: it cannot be written; the message says why.
     """
-    unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
+        with replacing(path) as beside:
+            beside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise cannot_write(path, error) from error
 

@@ -190,14 +190,15 @@ def projector(
                 f"target {target!r} needs a trained network and its training data"
             )
         else:
-            own = _without_data(part, filters)
+            own = without_data(part, filters)
         if masks_every > 1 and part.form not in ("dense", *ROUNDING):
             own = cram_jax.cached(own, every=masks_every)
         made.append(own)
     return made[0] if len(made) == 1 else cram_jax.compose(*made)
 
 
-def _without_data(part: Part, filters: LeafFilters) -> "Projector":
+def without_data(part: Part, filters: LeafFilters) -> "Projector":
+    """Makes the projector of a part that needs no trained network."""
     import cram_jax
 
     where, uniform, coupled = filters
@@ -254,7 +255,7 @@ def _with_data(part: Part, filters: LeafFilters, pruners: "Pruners") -> "Project
         case "sparse gpt":
             own = pruners.sparse_gpt(pattern, where, part.bits)
         case _:
-            own = _without_data(part, filters)
+            own = without_data(part, filters)
     return pruners.refit(own, filters.prunable) if part.refitted else own
 
 

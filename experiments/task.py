@@ -1,10 +1,13 @@
 """What a task is, whatever its data."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from cram_jax import prunable
 from experiments.batches import Batch
 from experiments.targets import LeafFilters
 
@@ -46,6 +49,13 @@ class Task(NamedTuple):
     filters: LeafFilters = LeafFilters()
     head: tuple[str, ...] = ("head",)
     pretrained: Callable[[int], Model | None] = lambda seed: None
+
+    def zeros(self, params: Any) -> float:
+        """The share of zeros among the prunable weights."""
+        chosen = prunable(params, self.filters.prunable)
+        leaves = [*map(np.asarray, itertools.compress(jax.tree.leaves(params), chosen))]
+        size = sum(leaf.size for leaf in leaves)
+        return (size - sum(map(np.count_nonzero, leaves))) / size
 
 
 def format_metrics(metrics: dict[str, float]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from cram_jax.paths import named_leaves
 from experiments import checkpoints
 from experiments.config import RunConfig
 from experiments.errors import ConfigError, WeightsError
@@ -103,8 +104,4 @@ def _check_shapes(
 
 
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-        for tree in model
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
+    return {path: leaf.shape for tree in model for path, leaf in named_leaves(tree)}

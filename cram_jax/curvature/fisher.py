@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cram_jax.gradients import Gradient
-from cram_jax.projector import Projection
+from cram_jax.projector import Projection, widened
 from cram_jax.reshaping import explicit_sharding, shards
 
 # By default accelerators multiply float32 in less than float32.
@@ -324,7 +324,7 @@ def inverse_roots(
         gradients = jax.tree.leaves(tree)
         # So that the sum of g g^T is the mean over gradients.
         chosen = [
-            jnp.where(kept[place.leaf], wide(gradients[place.leaf]) / count**0.5, 0)
+            jnp.where(kept[place.leaf], widened(gradients[place.leaf]) / count**0.5, 0)
             for place in places
         ]
         # No product in `rank_one_update` is above this one.
@@ -349,15 +349,10 @@ def inverse_roots(
 
     roots = [
         damped_root(
-            to_blocks(wide(leaves[place.leaf]), block_size, place.order), damping
+            to_blocks(widened(leaves[place.leaf]), block_size, place.order), damping
         )
         for place in places
     ]
     starts = jnp.arange(0, count, micro_batch)
     roots, finite = jax.lax.scan(add_micro_batch, roots, starts)
     return roots, finite.reshape(-1, len(places))[:count]
-
-
-def wide(leaf: jax.Array) -> jax.Array:
-    """In the precision of the statistics: float32, or wider if the leaf is."""
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))

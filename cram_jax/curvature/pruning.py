@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from cram_jax.axes import Axes, AxesLike, axes_value
 from cram_jax.curvature import fisher
@@ -29,6 +30,7 @@ from cram_jax.projector import (
     Projector,
     apply_masks,
     check_structure,
+    widened,
 )
 from cram_jax.selection import keep_largest, keep_largest_of_layers
 from cram_jax.sparsity import Number, check_sparsity, kept_count
@@ -298,7 +300,7 @@ class SecondOrder(Projector):
         )
         chosen = [leaves[place.leaf] for place in places]
         weights = [
-            fisher.to_blocks(fisher.wide(leaf), width, place.order)
+            fisher.to_blocks(widened(leaf), width, place.order)
             for leaf, place in zip(chosen, places, strict=True)
         ]
         ranks = [
@@ -356,9 +358,7 @@ def _schedule(sparsity: Number, steps: int) -> Iterator[Number]:
 
 def _already_pruned(params: Params, masks: Params | None) -> Projection:
     if masks is None:
-        return Projection(
-            params, jax.tree.map(lambda leaf: jnp.ones_like(leaf, dtype=bool), params)
-        )
+        return Projection(params, optax.tree.ones_like(params, dtype=bool))
     check_structure("masks", masks, params)
     check_masks("masks", masks, params)
     return Projection(apply_masks(masks, params), masks)

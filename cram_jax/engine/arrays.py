@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
+import jax
 import numpy as np
 
 from cram_jax.validation import check_integer
@@ -70,15 +71,10 @@ def resolve_pads(
     strides: Sequence[int],
 ) -> Pads:
     """Padding in numbers; "SAME" puts the odd one at the end, as XLA does."""
-    if padding == "VALID":
-        return ((0, 0), (0, 0))
-    if padding == "SAME":
-        pairs = []
-        for extent, side, stride in zip(size, window, strides, strict=True):
-            total = max((-(-extent // stride) - 1) * stride + side - extent, 0)
-            pairs.append((total // 2, total - total // 2))
-        return pairs[0], pairs[1]
-    assert not isinstance(padding, str)
+    if isinstance(padding, str):
+        pads = jax.lax.padtype_to_pads(size, window, strides, padding)
+        rows, columns = ((int(low), int(high)) for low, high in pads)
+        return rows, columns
     return padding
 
 

@@ -1,7 +1,6 @@
 """A small builder for kernels: vectors, loops and named arguments over llvmlite.ir."""
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -246,12 +245,6 @@ class Kernel:
         build.branch(test)
         build.position_at_end(after)
         return phis
-
-    @contextmanager
-    def if_(self, condition: Value) -> Any:
-        """What is built inside runs if the condition holds."""
-        with self.build.if_then(condition):
-            yield
 
     def finish(self) -> None:
         """Ends the function."""

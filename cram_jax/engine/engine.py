@@ -402,7 +402,7 @@ class Engine:
                     f"inputs must share one batch size, got {batch} and {shape[0]}"
                 )
             batch = int(shape[0])
-            if kind.dtype == "int32" or len(kind.shape) == 2:
+            if kind.has_length:
                 if length not in (None, shape[1]):
                     raise ValueError(
                         f"inputs must share one length, got {length} and {shape[1]}"

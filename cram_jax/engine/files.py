@@ -32,7 +32,9 @@ from cram_jax.engine.model import (
 from cram_jax.engine.operations import Operation
 from cram_jax.engine.packing import SparseWeights, lanes_of, round_up
 from cram_jax.engine.targets import Target, choose_target
+from cram_jax.nibbles import pack_nibbles, unpack_nibbles
 from cram_jax.validation import check_choice, check_integer
+from cram_jax.writing import replacing
 
 FORMAT, VERSION = "cram_jax.engine", "1"
 
@@ -125,7 +127,7 @@ def save_model(model: Model, path: Path, bits: int) -> None:
         "ranges": {name: [r.scale, int(r.zero)] for name, r in model.ranges.items()},
     }
     metadata = {"format": FORMAT, "version": VERSION, "plan": json.dumps(plan)}
-    with safetensors.replacing(path) as beside:
+    with replacing(path) as beside:
         beside.write_bytes(safetensors.encode(arrays, metadata))
 
 
@@ -167,8 +169,7 @@ def _encode_product(
         if np.abs(values.astype(np.int16)).max(initial=0) > 7:  # else it has 4 bits
             step = np.float32(127 / 7)
             values = np.rint(values.astype(np.float32) * 7 / 127).astype(np.int8)
-        nibbles = (values.reshape(-1, 2) + 8).astype(np.uint8)
-        arrays["values"] = nibbles[:, 0] | nibbles[:, 1] << 4
+        arrays["values"] = pack_nibbles(values.reshape(-1))
         arrays["scale"] = weights.scale * step
     return options, arrays
 
@@ -266,8 +267,7 @@ def _decode_product(
         values = _array(arrays, "values", np.int8, (count, rows, 4))
     else:
         pairs = _array(arrays, "values", np.uint8, (count * rows * 2,))
-        nibbles = np.stack([pairs & 15, pairs >> 4], axis=1).astype(np.int8) - 8
-        values = nibbles.astype(np.int8).reshape(count, rows, 4)
+        values = unpack_nibbles(pairs).reshape(count, rows, 4)
     scale = _array(arrays, "scale", np.float32, (outputs,)) if is_int else None
     bias = _array(arrays, "bias", np.float32, (outputs,))
     for name, array in (("values", values), ("scale", scale), ("bias", bias)):

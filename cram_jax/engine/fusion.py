@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from cram_jax.engine.arrays import Pads
+from cram_jax.engine.folding import fold_affine
 from cram_jax.engine.graph import Graph, Node, consumers
 from cram_jax.engine.operations import (
     Add,
-    Affine,
     Conv,
     Embedding,
     Gelu,
@@ -92,6 +92,7 @@ def fuse(graph: Graph) -> Graph:
     an activation is applied before the result is stored. Only values that nothing else
     reads disappear; a fused node has the name of its last part.
     """
+    graph = fold_affine(graph)
     readers = consumers(graph)
     absorbed: set[str] = set()
     fused: dict[str, Node] = {}
@@ -156,13 +157,6 @@ def _extend(product: Product, reader: Node, has_residual: bool) -> Product | Non
     if product.activation:
         return None
     part = reader.operation
-    if isinstance(part, Affine) and not has_residual:
-        # In float64: one rounding, as if the network had been trained so.
-        kernel = product.kernel * part.scale.astype(np.float64)
-        bias = product.bias * part.scale.astype(np.float64) + part.offset
-        return dataclasses.replace(
-            product, kernel=kernel.astype(np.float32), bias=bias.astype(np.float32)
-        )
     if isinstance(part, Add) and not has_residual:
         return product
     if type(part) in ACTIVATIONS:

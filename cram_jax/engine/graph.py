@@ -69,7 +69,7 @@ class Graph:
             if isinstance(node.operation, Input):
                 passed.add(node.name)
                 kind = types[node.name]
-                if kind.dtype == "int32" or len(kind.shape) == 2:
+                if kind.has_length:
                     lengths.add(kind.shape[0])
         expect(len(lengths) <= 1, f"inputs must share one length, got {lengths}")
         expect(len(self.outputs) > 0, "a graph needs an output")

@@ -51,7 +51,7 @@ class Layout:
             kind = graph.types[node.name]
             if len(kind.shape) == 3:
                 self.sizes[node.name] = kind.shape[0] or 1, kind.shape[1] or 1
-            elif len(kind.shape) == 2 or kind.dtype == "int32":
+            elif kind.has_length:
                 self.sizes[node.name] = 1, length
             else:
                 self.sizes[node.name] = 1, 1
@@ -65,11 +65,7 @@ class Layout:
         for node in graph.nodes:
             root = self._root(node.name)
             if root not in by_root:
-                is_sequence = self.sizes[node.name][0] == 1 and (
-                    len(graph.types[node.name].shape) == 2
-                    or graph.types[node.name].dtype == "int32"
-                )
-                unit = lanes if is_sequence else 1
+                unit = lanes if graph.types[node.name].has_length else 1
                 by_root[root] = Grid(batch, lanes, (1, 1), unit=unit)
             self.grids[node.name] = by_root[root]
             by_root[root].require(self.sizes[node.name])

@@ -61,13 +61,12 @@ class Compiled:
         return int(self._engine.get_function_address(name))
 
 
-def machine(cpu: str = "", features: str = "", *, jit: bool = True) -> Any:
+def machine(cpu: str = "", features: str = "") -> Any:
     """A target machine for this processor, or for another of the same family.
 
     Args:
       cpu: LLVM's name of a processor; by default this one with its features.
       features: to add or to remove, as LLVM writes them.
-      jit: whether the code runs in this process.
 
     Returns:
       llvmlite's TargetMachine.
@@ -79,7 +78,7 @@ def machine(cpu: str = "", features: str = "", *, jit: bool = True) -> Any:
             filter(None, (llvm.get_host_cpu_features().flatten(), features))
         )
     target = llvm.Target.from_default_triple()
-    return target.create_target_machine(cpu=cpu, features=features, opt=2, jit=jit)
+    return target.create_target_machine(cpu=cpu, features=features, opt=2, jit=True)
 
 
 def optimise(text: str, target_machine: Any) -> Any:

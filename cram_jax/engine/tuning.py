@@ -3,13 +3,13 @@
 import contextlib
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from cram_jax.engine.kernels import SparseProduct
 from cram_jax.engine.llvm import binding
 from cram_jax.engine.model import PackedProduct
 from cram_jax.engine.targets import Target
+from cram_jax.writing import replacing
 
 CANDIDATES = 4
 # Vectors of a tile by registers and outputs of a block: what fits into the registers,
@@ -34,10 +34,8 @@ class TileTable:
     A file that cannot be read is ignored; one that cannot be written is skipped.
     """
 
-    def __init__(self, path: Path | None = None):
-        self._path = (
-            path or cache_folder() / f"tiles-{binding().get_host_cpu_name()}.json"
-        )
+    def __init__(self) -> None:
+        self._path = cache_folder() / f"tiles-{binding().get_host_cpu_name()}.json"
         self._tiles: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError):
             read = json.loads(self._path.read_text())
@@ -57,10 +55,8 @@ class TileTable:
         self._tiles |= tiles
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=self._path.parent)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(self._tiles, file, indent=0, sort_keys=True)
-            os.replace(name, self._path)
+            with replacing(self._path) as beside:
+                beside.write_text(json.dumps(self._tiles, indent=0, sort_keys=True))
 
 
 def tile_key(

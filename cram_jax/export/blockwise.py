@@ -24,11 +24,6 @@ class Levels(NamedTuple):
         """The integers as uint8, with ``2**(bits - 1)`` for zero."""
         return (self.integers.astype(np.int16) + 2 ** (self.bits - 1)).astype(np.uint8)
 
-    def restored(self, inputs: int) -> np.ndarray:
-        """The kernel (inputs, outputs) float32."""
-        values = self.integers.astype(np.float32) * self.scale[..., None]
-        return values.reshape(len(values), -1)[:, :inputs].T
-
 
 def quantise_blocks(kernel: np.ndarray, bits: int, block: int) -> Levels:
     """Symmetric integers in blocks along the inputs, with scales in float16.

@@ -1,19 +1,15 @@
 """Core ML packages with small weights, which Linux can write but not run."""
 
-import contextlib
-import io
-import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import numpy as np
 
-from cram_jax.export.extras import require
-from cram_jax.safetensors import replacing
+from cram_jax.export.extras import quiet, require
 from cram_jax.validation import check_choice
+from cram_jax.writing import replacing
 
 Weights: TypeAlias = Literal["float16", "int8", "int4", "int4 in blocks"]
 """What weights are stored as."""
@@ -65,7 +61,7 @@ def to_coreml(
       [(64, 64)]
     """
     check_choice("weights", weights, get_args(Weights))
-    with _quiet():
+    with quiet():
         tools = require("coremltools", "coreml")
         stablehlo = require("stablehlo_coreml", "coreml")
         compression = require("coremltools.optimize.coreml", "coreml")
@@ -141,7 +137,7 @@ def coreml_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       >>> list(coreml_weights("a.mlpackage"))  # doctest: +SKIP
       ['const_0_to_fp16_sparsified']
     """
-    with _quiet():
+    with quiet():
         tools = require("coremltools", "coreml")
         load = require("coremltools.converters.mil.frontend.milproto.load", "coreml")
         model = tools.models.MLModel(os.fspath(path), skip_model_load=True)
@@ -177,16 +173,3 @@ def _scaled(integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
     for axis, size in enumerate(integers.shape):
         scale = np.repeat(scale, size // scale.shape[axis], axis)
     return (integers.astype(np.float32) * scale.astype(np.float32)).astype(np.float16)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences progress bars, and advice on libraries that are not used here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -1,6 +1,11 @@
 """Optional packages, imported when they are used."""
 
+import contextlib
 import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
 from types import ModuleType
 
 
@@ -21,3 +26,16 @@ def require(module: str, extra: str) -> ModuleType:
             f"this format needs {module.partition('.')[0]}: "
             f"pip install 'cram_jax[{extra}]' ({error})"
         ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences progress bars and advice of other packages."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from cram_jax.export.extras import require
-from cram_jax.safetensors import replacing
 from cram_jax.validation import check_choice
+from cram_jax.writing import replacing
 
 _SIGNATURE = "serving_default"
 

@@ -1,10 +1,8 @@
 """ONNX files: written from a graph, quantised with a calibration, run, and checked."""
 
-import contextlib
-import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,11 @@ import numpy as np
 
 from cram_jax.engine import Graph
 from cram_jax.engine.calibration import as_calibration
-from cram_jax.export.extras import require
+from cram_jax.export.extras import quiet, require
 from cram_jax.export.onnx_writer import OnnxWriter
-from cram_jax.safetensors import replacing
+from cram_jax.nibbles import unpack_nibbles
 from cram_jax.validation import check_integer
+from cram_jax.writing import replacing
 
 Inputs = tuple[np.ndarray, ...]
 
@@ -215,10 +214,8 @@ def n_m_layers(path: str | os.PathLike[str], n: int = 2, m: int = 4) -> dict[str
 
 def _few_bits(stored: np.ndarray, bits: int, inputs: int) -> np.ndarray:
     """The integers (outputs, inputs) of ``MatMulNBits``, as we write it."""
-    if bits == 4:
-        stored = np.stack([stored & 15, stored >> 4], axis=-1)
-    integers = stored.reshape(len(stored), -1).astype(np.int16) - 2 ** (bits - 1)
-    return integers[:, :inputs]
+    integers = unpack_nibbles(stored) if bits == 4 else stored.astype(np.int16) - 128
+    return integers.reshape(len(stored), -1)[:, :inputs]
 
 
 def _complies(weights: np.ndarray, n: int, m: int) -> bool:
@@ -256,7 +253,7 @@ def _quantise(
     ]
     if is_text:
         options["OpTypesToExcludeOutputQuantization"] = products
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         plain = Path(folder) / "float32.onnx"
         plain.write_bytes(model.SerializeToString(deterministic=True))
         quantization.quantize_static(
@@ -276,14 +273,3 @@ def _quantise(
 
 def _as_tuple(batch: Any) -> Inputs:
     return batch if isinstance(batch, tuple) else (batch,)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences advice that ONNX Runtime logs on what we have already decided."""
-    before = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.root.setLevel(before)

@@ -9,7 +9,7 @@ import numpy as np
 
 from cram_jax.export.extras import require
 from cram_jax.export.parity import ParityError, check_parity
-from cram_jax.safetensors import replacing
+from cram_jax.writing import replacing
 
 OPSET = 18
 """Below this version jax2onnx writes an invalid ReduceMean."""

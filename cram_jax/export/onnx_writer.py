@@ -29,10 +29,11 @@ from cram_jax.engine import (
     TensorType,
     Token,
 )
+from cram_jax.engine.folding import fold_affine
 from cram_jax.engine.operations import window_pads
 from cram_jax.export.blockwise import quantise_blocks
 from cram_jax.export.extras import require
-from cram_jax.export.folding import fold_affine
+from cram_jax.nibbles import pack_nibbles
 
 OPSET = 17
 IR_VERSION = 8
@@ -150,9 +151,7 @@ class OnnxWriter:
     def _few_bits(self, name: str, part: Linear, x: str) -> None:
         inputs, outputs = part.kernel.shape
         levels = quantise_blocks(part.kernel, self._bits, BLOCK)
-        stored = levels.unsigned()
-        if self._bits == 4:
-            stored = stored[..., 0::2] | stored[..., 1::2] << 4
+        stored = pack_nibbles(levels.integers) if self._bits == 4 else levels.unsigned()
         weight = self._constant(f"{name}.weight", stored, np.uint8)
         scales = self._constant(f"{name}.scales", levels.scale.reshape(-1))
         self._biased(

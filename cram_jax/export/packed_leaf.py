@@ -10,6 +10,7 @@ import numpy as np
 
 from cram_jax.axes import Axes
 from cram_jax.export import masks
+from cram_jax.nibbles import pack_nibbles, unpack_nibbles
 from cram_jax.validation import check_choice
 
 Values: TypeAlias = Literal["same", "float16", "bfloat16", "int8", "int4"]
@@ -133,9 +134,7 @@ def _as_stored(values: np.ndarray, stored: str) -> np.ndarray:
     if stored == "int8":
         return values.astype(np.int8)
     if stored == "int4":
-        nibbles = np.pad(values, (0, len(values) % 2)).astype(np.int8) + 8
-        pairs = nibbles.astype(np.uint8).reshape(-1, 2)
-        return pairs[:, 0] | pairs[:, 1] << 4
+        return pack_nibbles(np.pad(values, (0, len(values) % 2)))
     return values
 
 
@@ -183,8 +182,7 @@ def unpack(
             f"{stored[layout.values]} of shape {(size,)}"
         )
     if layout.values == "int4":
-        nibbles = np.stack([values & 15, values >> 4], axis=1).reshape(-1)
-        values = nibbles[: layout.kept].astype(np.int8) - 8
+        values = unpack_nibbles(values)[: layout.kept]
     if layout.mask:
         content = file[f"{name}:mask"]
         if content.dtype != np.uint8 or content.ndim != 1:

@@ -14,7 +14,7 @@ from cram_jax.layerwise.matrices import Grams, LayerInputs, layer_inputs, like_l
 from cram_jax.layerwise.patterns import Pattern, chooser
 from cram_jax.leaves import Leaf, LeafProjector, Where, where_value
 from cram_jax.magnitude import n_m
-from cram_jax.projector import safe_denominator
+from cram_jax.quantization.integers import Grid, ends, grid_between
 from cram_jax.selection import keep_largest
 from cram_jax.sparsity import kept_count
 from cram_jax.validation import check_integer, check_positive
@@ -191,7 +191,9 @@ def _prune_layer(
 ) -> tuple[jax.Array, jax.Array]:
     inputs, width = len(weights), options.block
     total = width * len(counts)  # the last block is padded with zeros
-    scale = _scale(weights, options.bits)
+    grid = None
+    if options.bits is not None:
+        grid = grid_between(*ends(weights, (0,)), bits=options.bits)
     weights = jnp.where(jnp.diagonal(gram)[:, None] == 0, 0, weights)
     weights = jnp.pad(weights, ((0, total - inputs), (0, 0)))
     factor = jnp.eye(total, dtype=weights.dtype)
@@ -204,7 +206,7 @@ def _prune_layer(
             jax.lax.dynamic_slice_in_dim(carry.weights, first, width),
             jax.lax.dynamic_slice_in_dim(rows, first, width, axis=1),
             counts[number],
-            scale,
+            grid,
             options,
         )
         later = jnp.where(jnp.arange(total) >= first + width, rows, 0)
@@ -230,7 +232,7 @@ def _prune_block(
     weights: jax.Array,
     factor: jax.Array,
     kept: jax.Array,
-    scale: jax.Array | None,
+    grid: Grid | None,
     options: _Options,
 ) -> tuple[_Pruned, jax.Array]:
     """Prunes a block of inputs.
@@ -265,7 +267,7 @@ def _prune_block(
             )
             block = block._replace(masks=masks)
         own = block.weights[row]
-        left = own if scale is None else _rounded(own, scale, options.bits)
+        left = own if grid is None else grid.rounded(own)[0]
         left = jnp.where(block.masks[row], left, 0)
         error = (own - left) / factor[row, row]
         later = jnp.where(jnp.arange(len(factor)) > row, factor[row], 0)
@@ -285,19 +287,3 @@ def _inverse_factor(hessian: jax.Array) -> jax.Array:
     reversed_ = jnp.linalg.cholesky(hessian[::-1, ::-1])
     identity = jnp.eye(len(hessian), dtype=hessian.dtype)
     return jax.scipy.linalg.solve_triangular(reversed_[::-1, ::-1], identity)
-
-
-def _scale(weights: jax.Array, bits: int | None) -> jax.Array | None:
-    """The step between levels of each output."""
-    if bits is None:
-        return None
-    return safe_denominator(jnp.max(jnp.abs(weights), axis=0) / _highest(bits))
-
-
-def _rounded(row: jax.Array, scale: jax.Array, bits: int | None) -> jax.Array:
-    highest = _highest(bits or 0)
-    return jnp.clip(jnp.round(row / scale), -highest, highest) * scale
-
-
-def _highest(bits: int) -> int:
-    return 2 ** (bits - 1) - 1

@@ -156,15 +156,15 @@ class FakeQuant(RoundingProjector):
     def _rounded(self, wide: jax.Array, over: "Over") -> jax.Array:
         """The nearest levels; weights along ``over`` share a grid."""
         make = partial(
-            _grid, bits=self.bits, symmetric=self.symmetric, stored=self.scale
+            grid_between, bits=self.bits, symmetric=self.symmetric, stored=self.scale
         )
         if self.full_range:
             grid = _fit_full_range(wide, self.bits, self.scale, over)
         elif self.clip == "max":
-            grid = make(*_ends(wide, over))
+            grid = make(*ends(wide, over))
         else:
             grid = _fit_least_squares(wide, make, self.scale, over)
-        return _levels(wide, grid) * grid.scale
+        return grid.rounded(wide)
 
 
 def own_scale(axes: Axes) -> tuple[int, ...]:
@@ -174,7 +174,7 @@ def own_scale(axes: Axes) -> tuple[int, ...]:
     return axes.stack + (axes.lookup or axes.outputs)
 
 
-class _Grid(NamedTuple):
+class Grid(NamedTuple):
     """The values ``scale * q`` for integers q from ``low`` to ``high``.
 
     Arrays that broadcast against the leaf. Integers are relative to the zero point:
@@ -185,73 +185,76 @@ class _Grid(NamedTuple):
     low: jax.Array
     high: jax.Array
 
+    def levels(self, leaf: jax.Array) -> jax.Array:
+        """The integers of the nearest values."""
+        return jnp.clip(jnp.round(leaf / self.scale), self.low, self.high)
+
+    def rounded(self, leaf: jax.Array) -> jax.Array:
+        """The nearest values."""
+        return self.levels(leaf) * self.scale
+
 
 class _Attempt(NamedTuple):
     error: jax.Array
     share: jax.Array
-    grid: _Grid
+    grid: Grid
 
 
 Over: TypeAlias = tuple[int, ...]
 """The axes along which weights share a grid."""
 
 
-def _levels(leaf: jax.Array, grid: _Grid) -> jax.Array:
-    return jnp.clip(jnp.round(leaf / grid.scale), grid.low, grid.high)
-
-
-def _grid(
+def grid_between(
     smallest: jax.Array,
     largest: jax.Array,
     *,
     bits: int,
-    symmetric: bool,
-    stored: Scale,
-) -> _Grid:
+    symmetric: bool = True,
+    stored: Scale = "float32",
+) -> Grid:
     """The grid from the smallest to the largest value, with zero on it."""
     if symmetric:
         highest = 2 ** (bits - 1) - 1
         scale = round_scale(jnp.maximum(-smallest, largest) / highest, stored)
         high = jnp.full_like(scale, highest)
-        return _Grid(safe_denominator(scale), -high, high)
+        return Grid(safe_denominator(scale), -high, high)
     steps = 2**bits - 1
     # Separately, because their difference may be too large for the dtype.
     scale = round_scale(largest / steps - smallest / steps, stored)
     low = jnp.round(smallest / safe_denominator(scale))
     # A scale that was rounded down may need one step more than there is.
     low = jnp.clip(low, -steps, 0)
-    return _Grid(safe_denominator(scale), low, low + steps)
+    return Grid(safe_denominator(scale), low, low + steps)
 
 
-def _ends(leaf: jax.Array, over: Over) -> tuple[jax.Array, jax.Array]:
+def ends(leaf: jax.Array, over: Over) -> tuple[jax.Array, jax.Array]:
     """The smallest and the largest weight, or 0."""
     smallest = jnp.min(leaf, over, keepdims=True, initial=0)
     return smallest, jnp.max(leaf, over, keepdims=True, initial=0)
 
 
-def _fit_full_range(leaf: jax.Array, bits: int, stored: Scale, over: Over) -> _Grid:
+def _fit_full_range(leaf: jax.Array, bits: int, stored: Scale, over: Over) -> Grid:
     """The grid whose lowest level is the weight of the largest magnitude."""
-    smallest, largest = _ends(leaf, over)
+    smallest, largest = ends(leaf, over)
     lowest = 2 ** (bits - 1)
     scale = round_scale(jnp.maximum(-smallest, largest) / lowest, stored)
     scale = safe_denominator(jnp.where(largest > -smallest, -scale, scale))
     low = jnp.full_like(scale, -lowest)
-    return _Grid(scale, low, low + 2**bits - 1)
+    return Grid(scale, low, low + 2**bits - 1)
 
 
 def _fit_least_squares(
-    leaf: jax.Array, make: Callable[..., _Grid], stored: Scale, over: Over
-) -> _Grid:
+    leaf: jax.Array, make: Callable[..., Grid], stored: Scale, over: Over
+) -> Grid:
     """Tries shares of the range, then alternates between levels and their best scale.
 
     The error has many local minima, so the search is a fine one. Neither half of an
     alternation can increase it, before the scale is rounded for storage.
     """
-    smallest, largest = _ends(leaf, over)
+    smallest, largest = ends(leaf, over)
 
-    def error(grid: _Grid) -> jax.Array:
-        rounded = _levels(leaf, grid) * grid.scale
-        return jnp.sum((rounded - leaf) ** 2, over, keepdims=True)
+    def error(grid: Grid) -> jax.Array:
+        return jnp.sum((grid.rounded(leaf) - leaf) ** 2, over, keepdims=True)
 
     def search(shares: jax.Array, best: _Attempt) -> _Attempt:
         """Tries shares, along a new first axis before those of a grid."""
@@ -265,8 +268,8 @@ def _fit_least_squares(
 
         return jax.lax.fori_loop(0, len(shares), attempt, best)
 
-    def refine(_: int, grid: _Grid) -> _Grid:
-        levels = _levels(leaf, grid)
+    def refine(_: int, grid: Grid) -> Grid:
+        levels = grid.levels(leaf)
         along = jnp.sum(levels * leaf, over, keepdims=True)
         scale = along / safe_denominator(jnp.sum(levels**2, over, keepdims=True))
         scale = round_scale(scale, stored)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from cram_jax.axes import Axes
 from cram_jax.leaves import Leaf, LeafProjector
+from cram_jax.projector import widened
 
 
 class RoundingProjector(LeafProjector):
@@ -28,7 +29,7 @@ class RoundingProjector(LeafProjector):
 
     def _round(self, leaf: jax.Array, axes: Axes) -> jax.Array:
         # bfloat16 cannot hold the ratio w / scale to the nearest of 255 levels.
-        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        wide = widened(leaf)
         rounded = self.round_leaf(wide, axes)
         # The outermost level may lie outside the dtype's range.
         limit = jnp.finfo(leaf.dtype).max.astype(rounded.dtype)

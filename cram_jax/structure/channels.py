@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax import Projection, Projector
+from cram_jax.projector import Projection, Projector, apply_masks
 from cram_jax.sparsity import (
     Drawn,
     Number,
@@ -184,12 +184,7 @@ class Channels(Projector):
         del key
         leaves_like(self.structure, "params", params)
         masks = self._masks(self.keep(params), params)
-        kept = jax.tree.map(
-            lambda mask, leaf: jnp.where(mask, leaf, jnp.zeros_like(leaf)),
-            masks,
-            params,
-        )
-        return Projection(kept, masks), state
+        return Projection(apply_masks(masks, params), masks), state
 
     def keep(self, params: Any) -> jax.Array:
         """The groups that stay: one bool for each, or a row of them for each layer.

@@ -1,5 +1,6 @@
 """Which contraction of a traced program multiplies which parameter by activations."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -271,7 +272,4 @@ class _Finder:
 
 
 def _size(atom: Any) -> int:
-    size = 1
-    for length in shape_of(atom):
-        size *= length
-    return size
+    return math.prod(shape_of(atom))

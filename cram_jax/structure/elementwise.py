@@ -161,15 +161,11 @@ def _united(
     factors = []
     for place, factor in enumerate(axes[first]):
         zeros = [
-            axes[i][place].zero if i in axes else _is_zero(value)
+            axes[i][place].zero if i in axes else value.is_zero
             for i, value in enumerate(ins)
         ]
         factors.append(Factor(factor.ids, _zero_after(eqn, ins, zeros)))
     return tuple(factors)
-
-
-def _is_zero(value: Value) -> bool:
-    return value.literal is not None and bool(np.all(value.literal == 0))
 
 
 def _zero_after(eqn: jex.JaxprEqn, ins: Sequence[Value], zeros: Sequence[bool]) -> bool:

@@ -1,6 +1,7 @@
 """How the factors of axes follow reshapes and slices, and how two axes unite."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -159,9 +160,7 @@ def concatenate(
 ) -> Axis | None:
     """Axes one after the other; None, after freezing them, if their parts differ."""
     inner_sizes = max((factor_sizes(axis)[1:] for axis in axes), key=len)
-    tail = 1
-    for size in inner_sizes:
-        tail *= size
+    tail = math.prod(inner_sizes)
     parts = []
     for i, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
         if factor_sizes(axis)[1:] != inner_sizes and size % tail == 0 and size > tail:

@@ -7,6 +7,7 @@ removed together are united; `solve` turns the unions into classes.
 
 import bisect
 import enum
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -76,6 +77,11 @@ class Value(NamedTuple):
     source: Source
     literal: Any = None
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether the trace knows that it is 0."""
+        return self.literal is not None and bool(np.all(self.literal == 0))
+
 
 class Origin(NamedTuple):
     """Where a run of labels was handed out.
@@ -96,10 +102,7 @@ class Origin(NamedTuple):
 
 def axis_size(axis: Axis) -> int:
     """How many positions an axis has."""
-    size = 1
-    for factor in axis:
-        size *= len(factor.ids)
-    return size
+    return math.prod(factor_sizes(axis))
 
 
 def factor_sizes(axis: Axis) -> tuple[int, ...]:

@@ -25,13 +25,12 @@ def broadcast_in_dim(
     origin = {
         int(to): start for start, to in enumerate(eqn.params["broadcast_dimensions"])
     }
-    is_zero = value.literal is not None and bool(np.all(value.literal == 0))
     axes = []
     for dimension, size in enumerate(eqn.params["shape"]):
         axis: Axis = ()
         if dimension in origin:
             axis = value.axes[origin[dimension]]
-        axes.append(axis or labels.axis((*key, dimension), size, zero=is_zero))
+        axes.append(axis or labels.axis((*key, dimension), size, zero=value.is_zero))
     return [Value(tuple(axes), value.source, value.literal)]
 
 
@@ -199,7 +198,6 @@ def pad(
 ) -> list[Value]:
     """New positions at the ends are free, like those of a broadcast."""
     value, padding = ins
-    is_zero = padding.literal is not None and bool(np.all(padding.literal == 0))
     axes: list[Axis] = []
     for i, (low, high, interior) in enumerate(eqn.params["padding_config"]):
         axis, size = value.axes[i], shape_of(eqn.outvars[0])[i]
@@ -210,7 +208,7 @@ def pad(
             axes.append(labels.axis((*key, i), size, frozen="pad along it"))
         else:
             ends = int(low), int(high)
-            axes.append(_padded(labels, axis[0], ends, is_zero, (*key, i)))
+            axes.append(_padded(labels, axis[0], ends, padding.is_zero, (*key, i)))
     return [Value(tuple(axes), value.source)]
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cram_jax.projector import safe_denominator
 from cram_jax.structure.groups import leaves_like
 from cram_jax.structure.structure import Family, Member, Structure
 
@@ -53,12 +54,8 @@ def producer_norm(structure: Structure, params: Any) -> jax.Array:
             )
         squares, count = _squares_and_counts(structure, family, members, leaves)
         means = squares / jnp.asarray(count, jnp.float32)
-        scores.append(jnp.sqrt(means / _safe(jnp.mean(means))))
+        scores.append(jnp.sqrt(means / safe_denominator(jnp.mean(means))))
     return jnp.concatenate(scores) if scores else jnp.zeros(0)
-
-
-def _safe(value: jax.Array) -> jax.Array:
-    return jnp.where(value == 0, 1, value)
 
 
 def _squares_and_counts(

@@ -1,5 +1,6 @@
 """Runs a labelled program on smaller arrays, with every size rewritten."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -143,10 +144,7 @@ class Replay:
 
     def size(self, axis: Axis) -> int:
         """How many positions of the axis stay."""
-        size = 1
-        for factor in axis:
-            size *= int(self.kept[factor.ids].sum())
-        return size
+        return math.prod(int(self.kept[factor.ids].sum()) for factor in axis)
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """The shape that stays."""

@@ -162,13 +162,6 @@ class Structure:
         return sum(family.size for family in self.families)
 
     @property
-    def family_of(self) -> Ids:
-        """The number of each group's family."""
-        return np.repeat(
-            np.arange(len(self.families)), [family.size for family in self.families]
-        )
-
-    @property
     def frozen(self) -> dict[str, tuple[str, ...]]:
         """Why positions of an axis may not be removed, by the name of the axis."""
         return {

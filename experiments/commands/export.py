@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cram_jax.export import ParityError, check_parity
-from cram_jax.safetensors import replacing
+from cram_jax.writing import replacing
 from experiments import checkpoints, targets
 from experiments.deployment.formats import EXAMPLES, WRITERS, Model
 from experiments.errors import ConfigError, UserError, cannot_write

@@ -10,12 +10,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from rich import box
 from rich.table import Table
 
-from cram_jax import KeepPrunedState, prunable
+from cram_jax import KeepPrunedState
 from experiments import checkpoints
 from experiments.config import RunConfig
 from experiments.datasets import data_dir_note
@@ -166,14 +165,8 @@ class _Rounds:
 
     def judged(self, model: tuple[Any, Any]) -> dict[str, float]:
         """The share of zeros, and what the task measures."""
-        chosen = prunable(model[0], self.task.filters.prunable)
-        leaves = zip(jax.tree.leaves(model[0]), chosen, strict=True)
-        kernels = [np.asarray(leaf) for leaf, is_chosen in leaves if is_chosen]
-        zeros = sum(int((kernel == 0).sum()) for kernel in kernels)
-        size = sum(kernel.size for kernel in kernels)
-        return {"zeros": zeros / size} | self.task.evaluate(
-            *model, self.data.evaluation
-        )
+        measured = self.task.evaluate(*model, self.data.evaluation)
+        return {"zeros": self.task.zeros(model[0])} | measured
 
     def _early(self) -> TrainState:
         """The state that rounds go back to, stored when it is first there."""

@@ -22,9 +22,7 @@ from experiments.evaluation import check_targets, make_evaluation
 from experiments.kinds import kind_of
 from experiments.metrics import make_console
 from experiments.open_run import open_run
-from experiments.run_directory import (
-    load_config,
-)
+from experiments.run_directory import load_config
 from experiments.task import Task
 
 

@@ -1,18 +1,17 @@
 """Networks in ONNX Runtime and OpenVINO, in float32 and INT8."""
 
-import contextlib
 import importlib
-import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from cram_jax.engine import Graph
 from cram_jax.engine.targets import choose_target
 from cram_jax.export import onnx_inputs, to_onnx
+from cram_jax.export.extras import quiet
 from experiments.deployment.network import Inputs
 
 Feed: TypeAlias = dict[str, np.ndarray]
@@ -58,8 +57,8 @@ class OnnxFiles:
         return path
 
     def _write_dynamic(self, path: Path) -> None:
-        quantization = _import("onnxruntime.quantization")
-        with _quiet():
+        quantization = importlib.import_module("onnxruntime.quantization")
+        with quiet():
             quantization.quantize_dynamic(
                 self.path("float32"),
                 path,
@@ -71,7 +70,7 @@ class OnnxFiles:
 
 def load_onnxruntime(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
     """A session of ONNX Runtime on the processor."""
-    onnxruntime = _import("onnxruntime")
+    onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
@@ -87,7 +86,7 @@ def load_openvino(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
     """A request of OpenVINO on the processor."""
     # Its telemetry would fork this process to send usage data.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    openvino = _import("openvino")
+    openvino = importlib.import_module("openvino")
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
@@ -98,18 +97,3 @@ def load_openvino(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
     compiled = openvino.Core().compile_model(path, "CPU", settings)
     request = compiled.create_infer_request()
     return lambda feed: next(iter(request.infer(feed).values()))
-
-
-def _import(name: str) -> Any:
-    """An optional module, without types."""
-    return importlib.import_module(name)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the advice that quantisation logs for every model."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from experiments.deployment.benchmark import Outcome, Row
 from experiments.deployment.engines import ENGINES
+from experiments.display import markdown_table
 from experiments.run_directory import write_text
 
 
@@ -121,7 +122,6 @@ def _markdown(outcomes: Sequence[Outcome], about: dict[str, Any]) -> list[str]:
     for outcome in outcomes:
         for batch, threads in outcome.rows[0].times if outcome.rows else ():
             header, rows = _cells(outcome, batch, threads)
-            rule = ["---", "---"] + ["---:"] * (len(header) - 2)
             lines += ["", f"## {outcome.name}, batch {batch}, threads {threads}", ""]
-            lines += [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
+            lines += markdown_table(header, rows, left=2)
     return [*lines, ""]

@@ -13,7 +13,6 @@ class DatasetInfo(NamedTuple):
       classes: number of classes.
       size: height and width of the images; None if they differ and are large: they
         become 224x224.
-      known: whether tensorflow-datasets can prepare it.
     """
 
     dataset: str
@@ -21,7 +20,6 @@ class DatasetInfo(NamedTuple):
     test: str = "test"
     classes: int = 10
     size: tuple[int, int] | None = None
-    known: bool = True
 
 
 _both = "train+validation"
@@ -32,10 +30,10 @@ CATALOGUE: dict[str, DatasetInfo] = {
     "cifar100": DatasetInfo("cifar100", classes=100, size=(32, 32)),
     "imagenet2012": DatasetInfo("imagenet2012", test="validation", classes=1000),
     # To transfer to; resized to 224x224, including CIFAR's.
-    "transfer_aircraft": DatasetInfo("fgvc_aircraft", _both, classes=100, known=False),
-    "transfer_birdsnap": DatasetInfo("birdsnap", classes=500, known=False),
+    "transfer_aircraft": DatasetInfo("fgvc_aircraft", _both, classes=100),
+    "transfer_birdsnap": DatasetInfo("birdsnap", classes=500),
     "transfer_caltech101": DatasetInfo("caltech101", classes=102),
-    "transfer_caltech256": DatasetInfo("caltech256", classes=257, known=False),
+    "transfer_caltech256": DatasetInfo("caltech256", classes=257),
     "transfer_cars": DatasetInfo("cars196", classes=196),
     "transfer_cifar10": DatasetInfo("cifar10"),
     "transfer_cifar100": DatasetInfo("cifar100", classes=100),

@@ -68,8 +68,7 @@ def samples(config: ImageConfig, data: Dataset) -> Samples:
     """The images of a run."""
 
     def as_inputs(batch: Batch) -> Inputs:
-        images = (batch["image"].astype(np.float32) - data.mean) / data.std
-        return (np.ascontiguousarray(images, np.float32),)
+        return (np.ascontiguousarray(data.normalize(batch["image"]), np.float32),)
 
     def accuracy(scored: Scored) -> float:
         correct = [logits.argmax(axis=-1) == batch["label"] for logits, batch in scored]

@@ -207,27 +207,16 @@ def sparsifier(config: OptimizerConfig, filters: LeafFilters) -> Sparsifier:
     """
     (target,) = config.train_targets
     part, *others = targets.parse(target)
-    where, uniform = filters.prunable, filters.uniform
-    if not others:
-        match part.form:
-            case "global":
-                return partial(cram_jax.top_k, where=where), part.share
-            case "layer":
-                make = partial(cram_jax.top_k, scope="layer", where=uniform)
-                return make, part.share
-            case "blocks":
-                block = part.numbers
-                make = partial(
-                    cram_jax.top_k, scope="layer", block=block, where=uniform
-                )
-                return make, part.share
-            case "channels":
-                if filters.channels is not None:
-                    return filters.channels.projector, part.share
-            case "n of m":
-                n, m = part.numbers
-                fixed = cram_jax.n_m(n, m, where=where)
-                return lambda share: fixed, 1 - n / m
+
+    def make(share: Any) -> Projector:
+        return targets.without_data(part._replace(share=share), filters)
+
+    if not others and part.form == "n of m":
+        n, m = part.numbers
+        return make, 1 - n / m
+    known = ("channels",) if filters.channels is not None else ()
+    if not others and part.form in ("global", "layer", "blocks", *known):
+        return make, part.share
     raise ConfigError(
         f"train_targets must be one that only prunes for the rule {config.rule}, such "
         f"as k90, u90, b90, c90 or 2:4, got {target!r}"

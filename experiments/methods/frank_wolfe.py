@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from cram_jax import Where, keep_largest, prunable
+from cram_jax.projector import safe_denominator
 
 
 class FrankWolfeState(NamedTuple):
@@ -62,8 +63,7 @@ def frank_wolfe(
     def init(params: Any) -> FrankWolfeState:
         # A leaf that begins at zero, such as a bias, has the ball of one of norm 1.
         def size(leaf: jax.Array) -> jax.Array:
-            norm = jnp.linalg.norm(leaf)
-            return radius * jnp.where(norm == 0, 1, norm)
+            return radius * safe_denominator(jnp.linalg.norm(leaf))
 
         return FrankWolfeState(
             jnp.zeros([], jnp.int32),
@@ -84,8 +84,8 @@ def frank_wolfe(
             count = max(round(density * leaf.size), 1) if is_chosen else leaf.size
             (mask,) = keep_largest([moment], count)
             top = jnp.where(mask, moment, 0)
-            away = -tau * top / _nonzero(jnp.linalg.norm(top)) - leaf
-            factor = jnp.linalg.norm(moment) / _nonzero(jnp.linalg.norm(away))
+            away = -tau * top / safe_denominator(jnp.linalg.norm(top)) - leaf
+            factor = jnp.linalg.norm(moment) / safe_denominator(jnp.linalg.norm(away))
             return jnp.minimum(rate * factor, 1) * away
 
         structure: Any = jax.tree.structure(params)
@@ -100,7 +100,3 @@ def frank_wolfe(
         return structure.unflatten(moves), FrankWolfeState(count, moments, state.radii)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _nonzero(value: jax.Array) -> jax.Array:
-    return jnp.where(value == 0, 1, value)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from cram_jax import Projection, compress, top_k
 
@@ -43,7 +44,7 @@ def lottery_tickets(
     References: Frankle and Carbin, The lottery ticket hypothesis, ICLR 2019, arXiv
       1803.03635; Na et al., Train flat, then compress, 2022, arXiv 2205.12694.
     """
-    masks = jax.tree.map(lambda leaf: jnp.ones_like(leaf, bool), early)
+    masks = optax.tree.ones_like(early, dtype=bool)
     for level in range(levels + 1):
         start = jax.tree.map(lambda m, leaf: jnp.where(m, leaf, 0), masks, early)
         trained = train(start, masks)

@@ -66,7 +66,7 @@ def platon(
 
     def init(params: Any, key: jax.Array) -> tuple[Any, PlatonState]:
         del key
-        masks = jax.tree.map(lambda leaf: jnp.ones_like(leaf, bool), params)
+        masks = optax.tree.ones_like(params, dtype=bool)
         # Three arrays each, as a step may donate its state.
         return masks, PlatonState(
             *(jax.tree.map(jnp.zeros_like, params) for _ in range(3))

@@ -28,10 +28,12 @@ import optax
 
 import cram_jax
 from cram_jax import engine
+from cram_jax.paths import named_leaves
 from cram_jax.structure import multiply_adds
 from experiments.batches import Batch
 from experiments.deployment.network import Network
 from experiments.deployment.timing import measure
+from experiments.display import markdown_table
 from experiments.evaluation import make_evaluation
 from experiments.images.config import ImageConfig
 from experiments.images.data import load
@@ -96,10 +98,7 @@ class Setting:
             return self.task.evaluation_loss(params, statistics, batch)
 
         example = self.data.train.take([0])
-        sizes = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.size
-            for path, leaf in jax.tree.leaves_with_path(params)
-        }
+        sizes = {path: leaf.size for path, leaf in named_leaves(params)}
         counted = multiply_adds(apply, params, example)
         self.counts = counted
         self.costs = {name: count / sizes[name] for name, count in counted.items()}
@@ -170,8 +169,7 @@ class Setting:
             statistics = self.evaluation.recalibrate(params, statistics)
         kept = sum(
             self.costs.get(name, 0) * np.count_nonzero(leaf)
-            for path, leaf in jax.tree.leaves_with_path(params)
-            for name in [jax.tree_util.keystr(path, simple=True, separator="/")]
+            for name, leaf in named_leaves(params)
         )
         network = kind_of(self.config).deploy(
             self.config, self.data, params, statistics
@@ -190,7 +188,7 @@ def _call(fast: engine.Engine, inputs: Sequence[Any]) -> Any:
 def table(folder: Path, reference: str) -> str:
     """The stored results: means over seeds, and accuracy at the cost of one form."""
     stored: dict[str, list[list[dict[str, float]]]] = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("[!.]*.json")):
         entry = json.loads(path.read_text())
         stored.setdefault(entry["form"], []).append(entry["rows"])
     forms = [name for name in FORMS if name in stored]
@@ -206,7 +204,7 @@ def table(folder: Path, reference: str) -> str:
             [name, str(len(stored[name]))]
             + [f"{a:.1f}, {m:.0f}, {t:.3f}" for a, m, t in zip(*cells, strict=True)]
         )
-    lines += _markdown(header, rows)
+    lines += markdown_table(header, rows)
     if reference in stored:
         for key, words in (("ms", "CPU time"), ("multiply_adds", "multiply-adds")):
             lines += ["", f"accuracy at the {words} of {reference}", ""]
@@ -227,7 +225,7 @@ def _at_equal(
             whole = len(found) == len(values)
             cells.append(f"{np.mean(found):.1f}" if whole else "")
         rows.append([name, *cells])
-    return _markdown(["form", *(f"{100 * s:g} %" for s in JUDGED[1:])], rows)
+    return markdown_table(["form", *(f"{100 * s:g} %" for s in JUDGED[1:])], rows)
 
 
 def _interpolated(
@@ -239,11 +237,6 @@ def _interpolated(
     if not costs[0] <= cost <= costs[-1]:
         return None
     return float(np.interp(cost, costs, [row["int8"] for row in ordered]))
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 import cram_jax
@@ -25,6 +24,7 @@ from experiments.images.task import classification
 from experiments.optimizers import learning_rate
 from experiments.recipes import IMAGE_RECIPES
 from experiments.step import total_steps
+from experiments.studies.trainings import spread
 from experiments.targets import projector
 
 
@@ -87,7 +87,7 @@ def run(
     seeds: Sequence[int],
     data_dir: Path | None,
 ) -> Iterator[dict[str, float]]:
-    """Trains once per seed; returns the recalibrated accuracy at every target."""
+    """Trains once per seed; yields the recalibrated accuracy at every target."""
     data = load(config.data, data_dir)
     task = classification(config, data)
     steps = total_steps(config, data)
@@ -150,9 +150,7 @@ def run(
             state = step(state, batch, key, compressed)
         accuracies = {}
         for target in config.eval_targets:
-            accuracy = evaluate_target(evaluation, *state[:2], target).recalibrated
-            assert accuracy is not None, "the network has batch norm"
-            accuracies[target] = accuracy
+            accuracies[target] = evaluate_target(evaluation, *state[:2], target).judged
         yield accuracies
 
 
@@ -178,12 +176,12 @@ def _recall(last: Any, grads: Any, between: str) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the candidates, and prints a line for each as it ends."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="digits", choices=IMAGE_RECIPES)
+    parser.add_argument("--recipe", default="digits", choices=IMAGE_RECIPES)
     parser.add_argument("--candidates", nargs="+", default=[*CANDIDATES])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data-dir", type=Path)
     options = parser.parse_args(arguments)
-    config = IMAGE_RECIPES[options.config]
+    config = IMAGE_RECIPES[options.recipe]
     print("| | cost |", " | ".join(config.eval_targets), "| seconds |")
     print("| --- " * (len(config.eval_targets) + 3) + "|")
     for name in options.candidates:
@@ -192,9 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = list(run(config, candidate, options.seeds, options.data_dir))
         cells = []
         for target in config.eval_targets:
-            values = [run[target] for run in runs]
-            spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-            cells.append(f"{np.mean(values):.1f} ({spread:.1f})")
+            cells.append(spread([run[target] for run in runs]))
         seconds = time.perf_counter() - start
         row = f"| {name} | {candidate.cost():g} |"
         print(row, " | ".join(cells), f"| {seconds:.0f} |", flush=True)

@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from experiments.config import RunConfig, variant
+from experiments.display import markdown_table
 from experiments.recipes import cifar10_small, digits, sst2
 from experiments.studies.trainings import (
     base_of,
@@ -61,14 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     out = results_of(options, "formats")
     every = trainings(base_of(options))
-    rows = ["| trained for | format | accuracy (%) |", "| --- | --- | --- |"]
+    rows = []
     for name in options.trainings:
         seeded = [dataclasses.replace(every[name], seed=s) for s in options.seeds]
         runs = [remembered(config, out, options.data_dir) for config in seeded]
         for target in every[name].eval_targets:
             accuracy = spread([run[target] for run in runs])
-            rows.append(f"| {name} | {target} | {accuracy} |")
-    print("\n".join(rows))
+            rows.append([name, target, accuracy])
+    header = ["trained for", "format", "accuracy (%)"]
+    print("\n".join(markdown_table(header, rows, left=2)))
 
 
 if __name__ == "__main__":

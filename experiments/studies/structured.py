@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.config import variant
+from experiments.display import markdown_table
 from experiments.images.config import ImageConfig
 from experiments.recipes import cifar10_small, digits
 from experiments.studies.trainings import (
@@ -125,11 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         runs = [remembered(run, out, options.data_dir) for run in seeded]
         cells = [spread([run[target] for run in runs]) for target in base.eval_targets]
-        rows.append(f"| {method} | {config.name} | {' | '.join(cells)} |")
-    targets = base.eval_targets
-    print(f"| {len(options.seeds)} seeds | setting | {' | '.join(targets)} |")
-    print("| --- " * (len(targets) + 2) + "|")
-    print("\n".join(rows))
+        rows.append([method, config.name, *cells])
+    header = [f"{len(options.seeds)} seeds", "setting", *base.eval_targets]
+    print("\n".join(markdown_table(header, rows, left=2)))
 
 
 if __name__ == "__main__":

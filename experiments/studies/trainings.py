@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.config import RunConfig
 from experiments.errors import RunError
-from experiments.evaluation import Accuracy, evaluate_target, make_evaluation
+from experiments.evaluation import evaluate_target, make_evaluation
 from experiments.kinds import prepare
 from experiments.recipes import RECIPES
 from experiments.run_directory import read_json, starting_from, write_text
@@ -93,14 +93,10 @@ def run(config: RunConfig, data_dir: Path | None) -> dict[str, Any]:
         for target in config.eval_targets
     }
     return {
-        "accuracy": {name: _accuracy(result) for name, result in found.items()},
+        "accuracy": {name: result.judged for name, result in found.items()},
         "pruned": {name: result.pruned for name, result in found.items()},
         "cpu_seconds": round(time.process_time() - start, 1),
     }
-
-
-def _accuracy(result: Accuracy) -> float:
-    return result.pruned if result.recalibrated is None else result.recalibrated
 
 
 def remembered(config: RunConfig, out: Path, data_dir: Path | None) -> dict[str, float]:

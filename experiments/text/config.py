@@ -98,12 +98,6 @@ TINY = BertConfig(
 )
 SMALL = BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536)
 BASE = BertConfig()
-LARGE = BertConfig(
-    hidden_size=1024,
-    num_hidden_layers=24,
-    num_attention_heads=16,
-    intermediate_size=4096,
-)
 
 TaskName = Literal[
     "squad",

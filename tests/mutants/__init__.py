@@ -72,7 +72,7 @@ MUTANTS = {
         ],
     ),
     "projector": (
-        ["derivations", "transforms", "transforms_contract", "sparsity"],
+        ["derivations", "transforms", "transforms_contract", "sparsity", "blocks"],
         [
             Mutant(
                 "jnp.where(mask, leaf, jnp.zeros_like(leaf))",
@@ -80,6 +80,7 @@ MUTANTS = {
             ),
             Mutant("jnp.where(mask, leaf, jnp.zeros_like(leaf))", "leaf"),
             Mutant("jnp.where(value == 0, 1, value)", "value"),
+            Mutant("leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))", "leaf"),
         ],
     ),
     "gradients": (
@@ -210,7 +211,7 @@ MUTANTS = {
         ["quantization", "formats", "axes"],
         [
             Mutant("highest = 2 ** (bits - 1) - 1", "highest = 2 ** (bits - 1)"),
-            Mutant("jnp.round(leaf / grid.scale)", "jnp.floor(leaf / grid.scale)"),
+            Mutant("jnp.round(leaf / self.scale)", "jnp.floor(leaf / self.scale)"),
             Mutant(
                 "jnp.maximum(-smallest, largest) / highest",
                 "(largest - smallest) / highest",
@@ -334,14 +335,13 @@ MUTANTS = {
             Mutant("root - along[:, :, None] * row[:, None, :]", "root"),
             Mutant("fori_loop(0, blocks // _PART", "fori_loop(1, blocks // _PART"),
             Mutant(
-                "wide(gradients[place.leaf]) / count**0.5",
-                "wide(gradients[place.leaf])",
+                "widened(gradients[place.leaf]) / count**0.5",
+                "widened(gradients[place.leaf])",
             ),
             Mutant("jnp.isfinite(jnp.sum(g**2) / damping)", "jnp.isfinite(g).all()"),
             Mutant("jnp.where(kept[place.leaf], wide", "jnp.where(True, wide"),
             Mutant("jnp.minimum(micro_batch, count - start)", "micro_batch"),
             Mutant("* group + jnp.arange(group)", "* group"),
-            Mutant("leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))", "leaf"),
         ],
     ),
     "curvature/finite": (

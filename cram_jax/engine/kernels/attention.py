@@ -6,9 +6,7 @@ from typing import ClassVar
 
 from cram_jax.engine import arithmetic
 from cram_jax.engine.code import Kernel, Value
-from cram_jax.engine.kernels.base import KernelSpec
-
-LOWEST = -3.4028234e38
+from cram_jax.engine.kernels.base import LOWEST, KernelSpec
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ from typing import ClassVar
 
 from cram_jax.engine.code import Kernel, Value
 
+LOWEST = -3.4028234e38
+"""Where a maximum of floats starts."""
+
 
 @dataclass(frozen=True)
 class KernelSpec:

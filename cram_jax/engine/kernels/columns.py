@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from cram_jax.engine import arithmetic
 from cram_jax.engine.code import Kernel, Value
-from cram_jax.engine.kernels.base import KernelSpec, share
+from cram_jax.engine.kernels.base import LOWEST, KernelSpec, share
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class SoftmaxColumns(KernelSpec):
             def scale(row: Value) -> None:
                 k.store(k.mul(k.load(y, at(row)), inverse), y, at(row))
 
-            (top,) = k.loop(0, features, larger, [k.constant(-3.4e38)])
+            (top,) = k.loop(0, features, larger, [k.constant(LOWEST)])
             (total,) = k.loop(0, features, add_exp, [k.constant(0)])
             inverse = k.div(k.constant(1), total)
             if self.masked:

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from cram_jax.engine import arithmetic
 from cram_jax.engine.code import MAGIC, Kernel, Value
-from cram_jax.engine.kernels.attention import LOWEST, in_rows
-from cram_jax.engine.kernels.base import KernelSpec, share
+from cram_jax.engine.kernels.attention import in_rows
+from cram_jax.engine.kernels.base import LOWEST, KernelSpec, share
 from cram_jax.engine.llvm import ir
 
 _SIGNS = 0x80808080

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from cram_jax.engine import arithmetic
 from cram_jax.engine.code import Kernel, Value
-from cram_jax.engine.kernels.base import KernelSpec, share
+from cram_jax.engine.kernels.base import LOWEST, KernelSpec, share
 from cram_jax.engine.llvm import ir
 
 
@@ -45,7 +45,7 @@ class Pool(KernelSpec):
                     return [self._larger(k, value, total)]
 
                 initial = {
-                    "max": k.constant(-3.4028234e38),
+                    "max": k.constant(LOWEST),
                     "max_u8": k.int_constant(0),
                     "mean": k.constant(0),
                 }[self.kind]

@@ -28,6 +28,11 @@ class TensorType:
         assert size is not None
         return size
 
+    @property
+    def has_length(self) -> bool:
+        """Whether the first axis is the length of a sequence."""
+        return self.dtype == "int32" or len(self.shape) == 2
+
 
 Kind = TypeVar("Kind")
 
@@ -94,8 +99,7 @@ class Input(Operation):
                 f"{' or '.join(map(str, ranks))}, got {self.shape}"
             )
         for axis, size in enumerate(self.shape):
-            is_length = axis == 0 and (self.dtype == "int32" or len(self.shape) == 2)
-            if size is None and is_length:
+            if size is None and axis == 0 and self.infer().has_length:
                 continue
             check_integer(f"shape[{axis}]", size, minimum=1, maximum=2**24)
 

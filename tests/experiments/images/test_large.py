@@ -222,8 +222,9 @@ def test_a_missing_split_is_named(store_rows, tmp_path):
 
 
 def test_the_catalogue_agrees_with_tensorflow_datasets(tmp_path):
+    unknown = {"fgvc_aircraft", "birdsnap", "caltech256"}  # to it
     for entry in CATALOGUE.values():
-        if not entry.known:
+        if entry.dataset in unknown:
             continue
         builder = tfds.builder(entry.dataset, data_dir=tmp_path)
         label = builder.info.features["label"]

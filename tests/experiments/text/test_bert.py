@@ -15,7 +15,7 @@ from experiments.text.bert import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
 )
-from experiments.text.config import BASE, LARGE, SMALL, TINY, BertConfig
+from experiments.text.config import BASE, SMALL, TINY, BertConfig
 
 MINUTE = BertConfig(
     vocab_size=37,
@@ -27,6 +27,12 @@ MINUTE = BertConfig(
 )
 STILL = dataclasses.replace(
     MINUTE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+)
+LARGE = BertConfig(
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
 )
 IDS = jnp.asarray(np.random.default_rng(0).integers(0, 37, (3, 7)))
 MASK = jnp.asarray([[1] * 7, [1] * 4 + [0] * 3, [1] * 6 + [0]])

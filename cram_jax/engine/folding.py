@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from cram_jax.engine import Affine, Conv, Graph, Linear, Node
+from cram_jax.engine.graph import Graph, Node, consumers
+from cram_jax.engine.operations import Affine, Conv, Linear
 
 
 def fold_affine(graph: Graph) -> Graph:
@@ -13,22 +14,20 @@ def fold_affine(graph: Graph) -> Graph:
     In float64, so that weights and biases are rounded once. An `Affine` stays if its
     input is neither, is an output of the graph, or is read by another node too.
     """
-    readers = {node.name: 0 for node in graph.nodes} | dict.fromkeys(graph.outputs, 1)
-    for node in graph.nodes:
-        for name in node.inputs:
-            readers[name] += 1
+    readers = consumers(graph)
     folded: dict[str, Node] = {}
     for node in graph.nodes:
         part = node.operation
-        before = folded.get(node.inputs[0]) if isinstance(part, Affine) else None
-        if before is None or readers[before.name] > 1:
+        before = folded.get(node.inputs[0]) if node.inputs else None
+        if (
+            before is None
+            or not isinstance(part, Affine)
+            or not isinstance(layer := before.operation, Conv | Linear)
+            or before.name in graph.outputs
+            or len(readers[before.name]) > 1
+        ):
             folded[node.name] = node
             continue
-        layer = before.operation
-        if not isinstance(layer, Conv | Linear):
-            folded[node.name] = node
-            continue
-        assert isinstance(part, Affine)
         del folded[before.name]
         scale = part.scale.astype(np.float64)
         bias = 0 if layer.bias is None else layer.bias * scale
