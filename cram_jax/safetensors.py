@@ -138,7 +138,7 @@ class Writer:
           TypeError: it has a dtype that the format lacks.
         """
         array = np.asarray(array)
-        _name_of(array.dtype)
+        _name_of(name, array.dtype)
         if any(name in arrays for arrays in self._arrays.values()):
             raise ValueError(f"two arrays are called {name!r}")
         size = array.itemsize
@@ -202,7 +202,7 @@ def _header(
     for name, (dtype, shape) in arrays.items():
         start, end = end, end + dtype.itemsize * math.prod(shape)
         header[name] = {
-            "dtype": _name_of(dtype),
+            "dtype": _name_of(name, dtype),
             "shape": shape,
             "data_offsets": [start, end],
         }
@@ -211,9 +211,10 @@ def _header(
     return struct.pack("<Q", len(text)) + text
 
 
-def _name_of(dtype: np.dtype[Any]) -> str:
+def _name_of(name: str, dtype: np.dtype[Any]) -> str:
     if dtype not in _NAMES:
-        raise TypeError(f"arrays must be of {', '.join(map(str, _NAMES))}, got {dtype}")
+        expected = ", ".join(map(str, _NAMES))
+        raise TypeError(f"array {name!r} must be of {expected}, got {dtype}")
     return _NAMES[dtype]
 
 

@@ -14,7 +14,7 @@ from cram_jax.engine import tuning
 from cram_jax.engine.calibration import Calibration, as_calibration, find_ranges
 from cram_jax.engine.executor import Program
 from cram_jax.engine.fusion import Lookup, fuse
-from cram_jax.engine.graph import Graph
+from cram_jax.engine.graph import Graph, check_graph
 from cram_jax.engine.kernels import SparseProduct
 from cram_jax.engine.model import (
     Model,
@@ -77,8 +77,7 @@ def compile(
       >>> run(np.array([[1.0, -2.0, 3.0]], np.float32))
       array([[1., 0., 3.]], dtype=float32)
     """
-    if not isinstance(graph, Graph):
-        raise TypeError(f"graph must be a Graph, got {type(graph).__name__}")
+    check_graph(graph)
     check_choice("attention", attention, ("int8", "float32"))
     chosen = choose_target(target)
     examples = as_calibration(calibration)

@@ -1,6 +1,7 @@
 """A network as a small typed graph, which the engine compiles and export writes."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from cram_jax.engine.operations import (
     Input,
@@ -141,6 +142,12 @@ class GraphBuilder:
             missing or no node.
         """
         return Graph(tuple(self._nodes), outputs)
+
+
+def check_graph(value: Any) -> None:
+    """Raises a TypeError unless the value is a graph."""
+    if not isinstance(value, Graph):
+        raise TypeError(f"graph must be a Graph, got {type(value).__name__}")
 
 
 def consumers(graph: Graph) -> dict[str, list[Node]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cram_jax.engine import Graph
 from cram_jax.engine.calibration import as_calibration
+from cram_jax.engine.graph import check_graph
 from cram_jax.export.extras import quiet, require
 from cram_jax.export.onnx_writer import OnnxWriter
 from cram_jax.nibbles import unpack_nibbles
@@ -50,7 +51,8 @@ def to_onnx(
     Raises:
       ValueError: ``bits`` is not 4, 8 or 32, or does not suit the calibration; or ONNX
         cannot express an operation, and the error names the node.
-      TypeError: ``bits`` is not an integer, or the calibration is a single array.
+      TypeError: ``graph`` is not a graph, ``bits`` not an integer, or the calibration a
+        single array.
       ImportError: onnx is not installed, or ONNX Runtime for a calibration.
 
     Example:
@@ -63,6 +65,7 @@ def to_onnx(
       ...     [node.op_type for node in onnx.load(f"{folder}/network.onnx").graph.node]
       ['MatMulNBits']
     """
+    check_graph(graph)
     check_integer("bits", bits)
     if bits not in (4, 8, 32):
         raise ValueError(f"bits must be 4, 8 or 32, got {bits}")

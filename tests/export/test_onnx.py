@@ -199,6 +199,12 @@ def test_options_that_do_not_fit_are_refused(examples, tmp_path, options, messag
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_no_graph_is_refused(examples, tmp_path):
+    run = engine.compile(examples["pointwise"][0])
+    with pytest.raises(TypeError, match="graph must be a Graph, got Engine"):
+        to_onnx(run, tmp_path / "x.onnx")
+
+
 def test_an_operation_without_a_form_is_named(tmp_path):
     @engine.operations.operation
     class Strange(engine.Operation):
