@@ -157,8 +157,9 @@ def pack_kernel(
     by_output = padded.reshape(taps, lanes, depth, -1).transpose(3, 1, 0, 2)
     split = np.ascontiguousarray(by_output).reshape(-1, lanes * taps, depth)
     nonzero = (split != 0).any(axis=2)
-    in_pairs = is_int8 and target.pairs
-    twice = _overflow(split) if in_pairs else np.zeros_like(nonzero)
+    twice = np.zeros_like(nonzero)
+    if is_int8 and target.pairs:
+        twice[nonzero] = _overflow(split[nonzero])
 
     def by_rows(found: np.ndarray, rows: int) -> np.ndarray:
         groups = found.reshape(-1, rows, lanes * taps)
@@ -194,11 +195,12 @@ def _cost(rows: int, is_int8: bool, target: Target) -> float:
 
 
 def _overflow(values: np.ndarray) -> np.ndarray:
-    """Whether bytes times a pair of weights, of (..., 4), can exceed 16 bits."""
-    pairs = values.astype(np.int16).reshape(*values.shape[:-1], 2, 2)
-    largest = np.maximum(pairs, 0).sum(axis=-1), np.maximum(-pairs, 0).sum(axis=-1)
-    found: np.ndarray = (np.maximum(*largest) > 2 * _HALF).any(axis=-1)
-    return found
+    """Whether bytes times a pair of weights, of (..., 4), can exceed 16 bits.
+
+    They can if both have one sign; else the larger one alone is the worst case.
+    """
+    sums = values[..., 0::2].astype(np.int16) + values[..., 1::2]
+    return np.asarray((np.abs(sums) > 2 * _HALF).any(axis=-1))
 
 
 def _words(values: np.ndarray) -> np.ndarray:
