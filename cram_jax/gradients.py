@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.projector import Params
+from cram_jax.validation import check_function
 
 AxisName: TypeAlias = str | tuple[str, ...]
 
@@ -103,8 +104,7 @@ def gradient_of(
     Raises:
       TypeError: ``loss_fn`` is not a function, or cannot take its arguments by name.
     """
-    if not callable(loss_fn):
-        raise TypeError(f"{name} must be a function, got {loss_fn!r}")
+    check_function(name, loss_fn)
     pick = _by_name(loss_fn, caller, name)
     value_and_gradient = jax.value_and_grad(
         _averaged(loss_fn, has_aux, axis_name, name)

@@ -11,7 +11,7 @@ import numpy as np
 
 from cram_jax.projector import leaf_path
 from cram_jax.reshaping import split_axis
-from cram_jax.validation import check_integer
+from cram_jax.validation import check_function, check_integer
 
 
 def subsampled(
@@ -89,8 +89,7 @@ def _every(every: int, tree: Any, name: str) -> Any:
 def _check_subsampled(
     loss_fn: Callable[..., Any], arguments: tuple[str, ...], every: int
 ) -> None:
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function, got {loss_fn!r}")
+    check_function("loss_fn", loss_fn)
     check_integer("every", every, minimum=1)
     if not arguments:
         raise ValueError("arguments of loss_fn to subsample must be named, got none")
@@ -137,8 +136,7 @@ def loss_scaled(
       >>> jax.grad(loss_scaled(loss_fn, 1024.0))(params)[:2]
       Array([1.0000076e-07, 1.0000076e-07], dtype=float32)
     """
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function, got {loss_fn!r}")
+    check_function("loss_fn", loss_fn)
     is_number = isinstance(scale, float | int | np.number | np.ndarray | jax.Array)
     if not is_number or isinstance(scale, bool) or jnp.ndim(scale):
         raise TypeError(f"scale must be a number, got {scale!r}")

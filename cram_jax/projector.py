@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from cram_jax.validation import check_function
 from cram_jax.values import Value
 
 Params: TypeAlias = Any
@@ -206,8 +207,7 @@ def stateless(
       >>> compress({"kernel": jnp.array([[0.1, -2.0]])}, threshold(0.5)).params
       {'kernel': Array([[ 0., -2.]], dtype=float32)}
     """
-    if not callable(function):
-        raise TypeError(f"function must be a function, got {function!r}")
+    check_function("function", function)
     return Stateless(function, label)
 
 

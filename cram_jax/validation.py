@@ -67,10 +67,10 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
-def check_function(name: str, value: Any, expected: str = "a function") -> None:
+def check_function(name: str, value: Any) -> None:
     """Raises a TypeError unless the value can be called."""
     if not callable(value):
-        raise TypeError(f"{name} must be {expected}, got {value!r}")
+        raise TypeError(f"{name} must be a function, got {value!r}")
 
 
 def check_batches(name: str, value: Any) -> None:
