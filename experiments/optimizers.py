@@ -24,6 +24,7 @@ def make_optimizer(
     steps: int,
     seed: int = 0,
     filters: LeafFilters | None = None,
+    projector: Projector | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimiser of a run.
 
@@ -34,13 +35,14 @@ def make_optimizer(
       seed: for the targets drawn.
       filters: which leaves the targets are about; by default all of two or more
         dimensions.
+      projector: what is trained for; by default the targets of the configuration.
 
     Returns:
       The chain; its ``update`` takes the arguments of ``loss_fn`` by name, and if there
       are plain steps, a new ``dropout_key`` at every step.
     """
     setting = Setting(config, loss_fn, steps, seed, filters or LeafFilters())
-    rule = _update_rule(setting)
+    rule = _update_rule(setting, projector)
     if config.plain_steps:
         rule = _at_some_steps(rule, 1 - config.plain_steps)
 
@@ -145,7 +147,9 @@ def _matching(pattern: str) -> Callable[[Any], Any]:
     return mask
 
 
-def _update_rule(setting: Setting) -> optax.GradientTransformation:
+def _update_rule(
+    setting: Setting, projector: Projector | None
+) -> optax.GradientTransformation:
     config, loss_fn, _, seed, filters = setting
     options: dict[str, Any] = {
         "sparse_gradients": config.sparse_gradients,
@@ -160,16 +164,14 @@ def _update_rule(setting: Setting) -> optax.GradientTransformation:
             return optax.identity()
         case "sam":
             return cram_jax.sam(loss_fn, config.rho, has_aux=True)
+    projector = projector or _projector(config, filters)
+    match config.rule:
         case "cram":
-            projector = _projector(config, filters)
             return cram_jax.cram(loss_fn, projector, config.rho, **options)
         case "cram_plus":
-            projector = _projector(config, filters)
             return cram_jax.cram_plus(loss_fn, projector, config.rho, **options)
         case "topk_plus":
-            projector = _projector(config, filters)
             return cram_jax.cram_plus(loss_fn, projector, 0.0, **options)
-    projector = _projector(config, filters)
     made = front_rule(setting._replace(loss_fn=loss_fn), projector)
     return optax.identity() if made is None else made  # it wraps the optimiser
 

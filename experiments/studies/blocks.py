@@ -2,7 +2,9 @@
 
     python -m experiments.studies.blocks --seeds 0 1 2
     python -m experiments.studies.blocks --recipe cifar10_small --init-from RUN \
-        --epochs 3 --learning-rate 0.05 --seeds 0
+        --epochs 2 --learning-rate 0.05 --seeds 0 1 2
+    python -m experiments.studies.blocks --recipe sst2_small --init-from RUN \
+        --epochs 2 --forms "single weights" "blocks 4x2, each layer" --seeds 0
     python -m experiments.studies.blocks --seeds 0 --held-out 300
 
 CrAM+ trains one network for each form of zeros and seed, for four sparsities. Each is
@@ -28,19 +30,19 @@ import optax
 
 import cram_jax
 from cram_jax import engine
+from cram_jax.leaves import Where
 from cram_jax.paths import named_leaves
 from cram_jax.structure import multiply_adds
 from experiments.batches import Batch
+from experiments.config import RunConfig
 from experiments.deployment.network import Network
 from experiments.deployment.timing import measure
 from experiments.display import markdown_table
 from experiments.evaluation import make_evaluation
 from experiments.images.config import ImageConfig
-from experiments.images.data import load
-from experiments.images.task import FILTERS, classification
-from experiments.kinds import kind_of
-from experiments.optimizers import learning_rate
-from experiments.recipes import IMAGE_RECIPES
+from experiments.kinds import kind_of, prepare
+from experiments.optimizers import make_optimizer
+from experiments.recipes import IMAGE_RECIPES, sst2
 from experiments.run_directory import write_text
 from experiments.step import total_steps
 from experiments.studies.trainings import base_of, results_of, study_parser
@@ -49,25 +51,26 @@ from experiments.warm_start import initial_model
 TRAINED = (0.5, 0.7, 0.8, 0.9)
 JUDGED = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)
 BATCH = 16
+RECIPES = (*IMAGE_RECIPES, sst2.small.name)
 Costs = dict[str, float]
 """Multiply-adds per weight, by the path of its leaf."""
 
 
-Form = Callable[[float, Costs], cram_jax.Projector]
+Form = Callable[[float, Where | None, Costs], cram_jax.Projector]
 
 
 def _plain(scope: Any, block: tuple[int, int] | None) -> Form:
-    return lambda share, costs: cram_jax.top_k(
-        share, scope=scope, block=block, where=FILTERS.uniform
+    return lambda share, where, costs: cram_jax.top_k(
+        share, scope=scope, block=block, where=where
     )
 
 
 def _by_cost(block: tuple[int, int] | None) -> Form:
-    return lambda share, costs: cram_jax.top_k(
+    return lambda share, where, costs: cram_jax.top_k(
         share,
         block=block,
         scale={path: cost**-0.5 for path, cost in costs.items()},
-        where=FILTERS.uniform,
+        where=where,
     )
 
 
@@ -85,10 +88,9 @@ FORMS: dict[str, Form] = {
 class Setting:
     """A recipe with its data, and what all forms share."""
 
-    def __init__(self, config: ImageConfig, data_dir: Path | None):
+    def __init__(self, config: RunConfig, data_dir: Path | None):
         self.config = config
-        self.data = load(config.data, data_dir)
-        self.task = classification(config, self.data)
+        self.data, self.task = prepare(config, data_dir)
         self.evaluation = make_evaluation(config, self.data, self.task)
         self.samples = kind_of(config).samples(config, self.data)
         params, shapes = jax.eval_shape(self.task.init, 0)
@@ -103,24 +105,25 @@ class Setting:
         self.counts = counted
         self.costs = {name: count / sizes[name] for name, count in counted.items()}
 
+    def projector(self, form: Form, share: float) -> cram_jax.Projector:
+        """A form of zeros at a sparsity, in the leaves that are pruned by layer."""
+        return form(share, self.task.filters.uniform, self.costs)
+
     def train(self, form: Form, seed: int) -> tuple[Any, Any]:
         """Trains with CrAM+ for a form of zeros; returns parameters and statistics."""
         config, task = self.config, self.task
-        steps, rule = total_steps(config, self.data), config.optimizer
-        projector = cram_jax.one_of(*(form(share, self.costs) for share in TRAINED))
-        optimizer = optax.chain(
-            cram_jax.cram_plus(
-                task.loss_fn, projector, rule.rho, has_aux=True, key=seed
-            ),
-            optax.add_decayed_weights(rule.weight_decay),
-            optax.sgd(learning_rate(rule, steps), rule.momentum),
+        steps = total_steps(config, self.data)
+        projector = cram_jax.one_of(*(self.projector(form, s) for s in TRAINED))
+        optimizer = make_optimizer(
+            config.optimizer, task.loss_fn, steps, seed, task.filters, projector
         )
-        optimizer = optax.with_extra_args_support(optimizer)
 
         @jax.jit
         def step(state: Any, batch: Batch, key: jax.Array) -> Any:
             params, statistics, rest = state
-            inputs = {"batch_stats": statistics, "batch": task.augment(key, batch)}
+            batch = task.augment(key, batch)
+            inputs = {"batch_stats": statistics, "batch": batch}
+            inputs["dropout_key"] = jax.random.fold_in(key, 0)
             grads, statistics = jax.grad(task.loss_fn, has_aux=True)(params, **inputs)
             updates, rest = optimizer.update(grads, rest, params, **inputs)
             return optax.apply_updates(params, updates), statistics, rest
@@ -162,7 +165,7 @@ class Setting:
     ) -> tuple[Network, float]:
         """The network, and what is left of its multiply-adds, in %."""
         if share:
-            chosen = form(share, self.costs)
+            chosen = self.projector(form, share)
             params = jax.jit(partial(cram_jax.compress, projector=chosen))(
                 params
             ).params
@@ -242,10 +245,10 @@ def _interpolated(
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains what is missing, and prints the table."""
     assert __doc__
-    parser = study_parser(__doc__, IMAGE_RECIPES, "digits", seeds=(0, 1, 2))
+    parser = study_parser(__doc__, RECIPES, "digits", seeds=(0, 1, 2))
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     parser.add_argument(
-        "--held-out", type=int, default=0, help="training images to judge on"
+        "--held-out", type=int, default=0, help="training images to judge on instead"
     )
     parser.add_argument(
         "--reference", default="blocks 4x2, each layer", choices=list(FORMS)
@@ -253,12 +256,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args(argv)
     config = base_of(options)
-    assert isinstance(config, ImageConfig)
     held_out = options.held_out
     folder = results_of(options, "blocks")
     if held_out:
+        if not isinstance(config, ImageConfig):
+            parser.error(f"--held-out is for recipes of images, not {config.name}")
         folder /= f"held-out-{held_out}"
-    config = replace(config, data=replace(config.data, validation=held_out))
+        config = replace(config, data=replace(config.data, validation=held_out))
     missing = [
         (seed, name, path)
         for seed in options.seeds

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import cram_jax
 from experiments.errors import RunError
 from experiments.evaluation import make_evaluation
 from experiments.kinds import prepare
@@ -147,3 +148,36 @@ def test_forms_are_compared_at_the_cost_of_one(tmp_path):
     # gets as cheap as the reference's last, 2.6.
     at_equal = "| single weights | 92.6 | 91.6 | 91.0 | 90.5 |  |"
     assert lines.count(at_equal) == 2  # CPU time, multiply-adds
+
+
+def test_forms_are_trained_and_judged_on_text(text_run, text_config):
+    run, state = text_run
+    rule = dataclasses.replace(text_config.optimizer, learning_rate=1e-9)
+    config = dataclasses.replace(
+        text_config, init_from=str(run), epochs=1, optimizer=rule
+    )
+    setting = blocks.Setting(config, None)
+    form = blocks.FORMS["blocks 4x2, each layer"]
+    # It learns nothing, so it is judged as the run is.
+    params, statistics = setting.train(form, seed=0)
+    rows = setting.judge(form, params, statistics)
+    assert [row["sparsity"] for row in rows] == [*blocks.JUDGED]
+    for row in rows:
+        projector = setting.projector(form, row["sparsity"])
+        pruned = cram_jax.compress(state.params, projector).params
+        exact = setting.evaluation.accuracy(pruned, {})
+        assert row["float32"] == pytest.approx(exact, abs=1e-9)
+        assert row["ms"] > 0
+    kept = [row["multiply_adds"] for row in rows]
+    assert kept[0] == 100
+    assert kept == sorted(kept, reverse=True)
+
+
+def test_held_out_images_are_for_images(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        blocks.main(
+            ["--recipe", "sst2_small", "--held-out", "9", "--out", str(tmp_path)]
+        )
+    assert (
+        "--held-out is for recipes of images, not sst2_small" in capsys.readouterr().err
+    )
