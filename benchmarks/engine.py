@@ -10,10 +10,13 @@ time is printed, too. All INT8 engines are calibrated with the input that is tim
 Targets, one thread, 90 %, over the best dense INT8: BERT 6x384 3, BERT-base 4,
 ResNet-50 2.6, ResNet-20 6; at batch 16 BERT 6x384 2.5; two threads at least 1.5 times
 one on BERT; BERT-base from its file in at most 2 s. Those about the batch and threads,
-the latter on an idle machine:
+the latter on an idle machine, and what our kernels gain by each instruction set:
 
     python -m benchmarks.engine --networks bert6 --batch 16 --rounds 5
     for n in 1 2; do python -m benchmarks.engine --networks bert6 --threads $n; done
+    for t in avx512vnni avx512 avx2vnni avx2; do
+      python -m benchmarks.engine --ours --target $t
+    done
 """
 
 import argparse
@@ -130,6 +133,7 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
             calibration=[inputs] if int8 else None,
             threads=arguments.threads,
             attention=arguments.attention,
+            target=arguments.target,
         )
         compiled(*inputs)
         seconds = time.process_time() - start
@@ -147,19 +151,19 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
             runs |= peers(pruned, inputs, Path(folder), arguments.threads)
         outputs = {label: np.asarray(run()) for label, run in runs.items()}
         times = measure(runs, arguments.rounds)
-    exact = engine.compile(pruned)(*inputs)
+    exact = engine.compile(pruned, target=arguments.target)(*inputs)
     medians = {label: cpu.median for label, (cpu, _) in times.items()}
     dense = [m for n, m in medians.items() if "int8" in n and "ours" not in n]
     print(f"\n{name}, batch {arguments.batch}, {arguments.sparsity:.0%} pruned")
-    print(f"{'':30} CPU ms (least, most)   wall ms   x int8   x f32   error")
+    print(f"{'':30} CPU ms (least, most)      wall ms   x int8   x f32   error")
     for label, (cpu, wall) in times.items():
         error = np.linalg.norm(outputs[label] - exact) / np.linalg.norm(exact)
         over_int8 = min(dense) / cpu.median if dense else np.nan
         over_f32 = medians.get("onnxruntime float32", np.nan) / cpu.median
         note = "  other weights" if "single" in label else f"{error:8.1e}"
         print(
-            f"{label:30} {cpu.median:8.2f} ({cpu.least:.2f}, {cpu.most:.2f}) "
-            f"{wall.median:8.2f} {over_int8:7.2f} {over_f32:7.2f} {note}"
+            f"{label:30} {cpu.median:8.3f} ({cpu.least:.3f}, {cpu.most:.3f}) "
+            f"{wall.median:8.3f} {over_int8:7.2f} {over_f32:7.2f} {note}"
         )
 
 
@@ -169,7 +173,7 @@ def _reloaded(compiled: engine.Engine, inputs: Inputs) -> float:
         path = Path(folder) / "engine"
         compiled.save(path)
         start = time.process_time()
-        engine.load(path, threads=compiled.threads)(*inputs)
+        engine.load(path, threads=compiled.threads, target=compiled.target)(*inputs)
         return time.process_time() - start
 
 
@@ -184,12 +188,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--attention", choices=("int8", "float32"), default="int8")
+    parser.add_argument("--target", choices=engine.TARGETS, help="of our engine")
     parser.add_argument("--ours", action="store_true", help="leave the others out")
     parser.add_argument("--tune", action="store_true", help="measure tiles first")
     parser.add_argument("--profile", action="store_true", help="time every node")
     arguments = parser.parse_args(argv)
     print(timing.machine())
-    print(f"engine: {choose_target().name}, {arguments.threads} threads")
+    print(f"engine: {choose_target(arguments.target).name}, {arguments.threads} threads")
     for name in arguments.networks:
         compare(name, arguments)
 
