@@ -194,7 +194,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", action="store_true", help="time every node")
     arguments = parser.parse_args(argv)
     print(timing.machine())
-    print(f"engine: {choose_target(arguments.target).name}, {arguments.threads} threads")
+    target = choose_target(arguments.target).name
+    print(f"engine: {target}, {arguments.threads} threads")
     for name in arguments.networks:
         compare(name, arguments)
 
