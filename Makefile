@@ -97,6 +97,7 @@ bench: $(DEV)
 	$(RUN) -m benchmarks.scaling | tee benchmarks/results/scaling.txt
 	$(RUN) -m benchmarks.compile | tee benchmarks/results/compile.txt
 	$(RUN) -m benchmarks.cost_model | tee benchmarks/results/cost_model.txt
+	$(RUN) -m benchmarks.shrunken --rounds 5 | tee benchmarks/results/shrunken.txt
 	{ $(RUN) -m benchmarks.engine --networks bert6 resnet20 bert_base resnet50 --rounds 7; \
 	  $(RUN) -m benchmarks.engine --networks bert6 --rounds 9 --threads 2; \
 	  $(RUN) -m benchmarks.engine --networks bert6 --batch 16 --rounds 5; \

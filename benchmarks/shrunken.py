@@ -32,13 +32,6 @@ from experiments.text.bert import Bert
 from experiments.text.config import BASE, SMALL, BertConfig
 
 Run = Callable[[], Any]
-MIDDLE = BertConfig(
-    vocab_size=1000,
-    hidden_size=256,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    intermediate_size=1024,
-)
 
 
 def berts(config: BertConfig) -> dict[str, BertConfig]:
@@ -112,7 +105,7 @@ def image_runs(
 
 def networks(name: str) -> tuple[dict[str, Any], Callable[..., Any]]:
     """The sizes of a network by their label, and what makes runs of one."""
-    texts = {"bert4": MIDDLE, "bert6": SMALL, "bert_base": BASE}
+    texts = {"bert6": SMALL, "bert_base": BASE}
     if name in texts:
         return berts(texts[name]), text_runs
     side = 224 if name in ("resnet18", "resnet50") else 32
@@ -152,7 +145,7 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the machine and a table for every network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = ["bert4", "bert6", "bert_base", "resnet20"]
+    names = ["bert6", "bert_base", "resnet20"]
     parser.add_argument("--networks", nargs="+", choices=names, default=names)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
