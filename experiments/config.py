@@ -241,11 +241,14 @@ def check_pruning(config: PruningConfig) -> None:
     """Raises unless the numbers of a method are in range, see `check`."""
     check_numbers(config)
     check_at_least(config, 1, "every")
-    check_at_least(config, 0, "begin", "strength")
+    check_at_least(config, 0, "begin")
     check(config, "end", config.begin <= config.end <= 1, "from begin to 1")
     check(config, "replaced", 0 <= config.replaced <= 1, "from 0 to 1")
-    for name in ("score_rate", "radius"):
-        check(config, name, getattr(config, name) > 0, "above 0")
+    check(config, "radius", config.radius > 0, "above 0")
+    if config.strength is not None:
+        check_at_least(config, 0, "strength")
+    if config.score_rate is not None:
+        check(config, "score_rate", config.score_rate > 0, "above 0")
 
 
 def check(config: Any, name: str, holds: Any, expected: str) -> None:

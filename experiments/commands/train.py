@@ -16,6 +16,7 @@ from experiments.errors import ConfigError, NonFiniteLoss
 from experiments.evaluation import check_targets
 from experiments.kinds import kind_of, prepare
 from experiments.loggers import LoggerName, check_loggers
+from experiments.methods.config import trains_for_one
 from experiments.metrics import make_console, progress_bar
 from experiments.open_run import stored_data_dir
 from experiments.run_directory import (
@@ -112,6 +113,11 @@ def train(config: RunConfig, conduct: Conduct) -> None:
         model, best = checkpoints.load_model(run, state), "; the best model: "
     result = task.evaluate(*model, data.evaluation)
     say(f"{run}: {int(state.step)} steps{best}{format_metrics(result)}")
+    if trains_for_one(config.optimizer.rule):
+        say(
+            f"{100 * task.zeros(model[0]):.1f} % of the prunable weights are zero; "
+            f"{config.optimizer.train_targets[0]} was asked for"
+        )
     say(f"Next:\n  {evaluate_command(run)}")
 
 

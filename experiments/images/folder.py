@@ -1,10 +1,11 @@
 """Images of your own: a folder with one folder for each class."""
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from experiments.errors import ConfigError, DataError, DatasetMissing
 
@@ -45,26 +46,32 @@ class ImageFiles:
 
 
 def _colours(opened: Image.Image) -> Image.Image:
-    """Three bytes a pixel. Pillow would clip wider numbers at 255.
+    """Three bytes a pixel, as viewers show it: upright, on white where transparent.
 
     Raises:
       ValueError: the range of the numbers is not known.
     """
+    # Pillow would clip wider numbers at 255.
     if opened.mode.startswith("I;16"):
         opened = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8))
     elif opened.mode in ("I", "F"):
         raise ValueError(
             f"pixels of mode {opened.mode!r} have no known range; store 8 or 16 bits"
         )
-    return opened.convert("RGB")
+    upright = ImageOps.exif_transpose(opened)
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    coloured = upright.convert("RGBA")
+    white = Image.new("RGBA", coloured.size, "white")
+    return Image.alpha_composite(white, coloured).convert("RGB")
 
 
 class Folder(NamedTuple):
     """The contents of a folder.
 
     Attributes:
-      train: files to train on and their classes, in a random order that is always the
-        same.
+      train: files to train on and their classes, in a random order that depends only
+        on their names: those held out from its end stay held out if images are added.
       test: those to evaluate on; empty if there is no folder for them.
       classes: the names of the classes, sorted: class 0, class 1, ...
     """
@@ -77,8 +84,9 @@ class Folder(NamedTuple):
 def read_folder(place: str) -> Folder:
     """Lists the images of ``PLACE/train/CLASS/`` and ``PLACE/test/CLASS/``.
 
-    Without ``train``, the folders in PLACE itself are the classes, and images for
-    evaluation have to be held out.
+    Images may lie in folders of a class; what begins with a dot is left out. Without
+    ``train``, the folders in PLACE itself are the classes, and images for evaluation
+    have to be held out.
 
     Args:
       place: the folder.
@@ -112,14 +120,18 @@ def read_folder(place: str) -> Folder:
     empty = set(range(len(classes))) - {label for _, label in train}
     if empty:
         raise DataError(f"{train_root / classes[min(empty)]} holds no images")
-    order = np.random.default_rng(0).permutation(len(train))
+
+    def shuffled(entry: tuple[Path, int]) -> bytes:
+        name = entry[0].relative_to(train_root).as_posix()
+        return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+
     test = []
     if test_root is not None and test_root != train_root and train_root != root:
         unknown = sorted(set(_classes(test_root)) - set(classes))
         if unknown:
             raise DataError(f"{test_root} has the class {unknown[0]!r}, training not")
         test = _files(test_root, classes)
-    return Folder([train[i] for i in order], test, classes)
+    return Folder(sorted(train, key=shuffled), test, classes)
 
 
 def _classes(root: Path) -> tuple[str, ...]:
@@ -128,13 +140,18 @@ def _classes(root: Path) -> tuple[str, ...]:
     )
 
 
+def _is_hidden(path: Path) -> bool:
+    """Whether a part begins with a dot, as what macOS writes beside every file."""
+    return any(part[0] == "." for part in path.parts)
+
+
 def _files(root: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
     known = tuple(Image.registered_extensions())
     files = [
         (file, label)
         for label, name in enumerate(classes)
-        for file in sorted((root / name).glob("*"))
-        if file.suffix.lower() in known
+        for file in sorted((root / name).rglob("*"))
+        if file.suffix.lower() in known and not _is_hidden(file.relative_to(root))
     ]
     if not files:
         raise DataError(f"{root} holds no images")

@@ -70,6 +70,7 @@ def front_rule(
     """
     config, loss_fn, steps, seed, filters = setting
     own = config.pruning
+    strength = own.number("strength", config.rule)
     options: dict[str, Any] = {"has_aux": True, "key": seed}
     match config.rule:
         case "ste":
@@ -86,16 +87,16 @@ def front_rule(
                 **options,
             )
         case "sr_ste":
-            return estimators.sr_ste(loss_fn, projector, own.strength, **options)
+            return estimators.sr_ste(loss_fn, projector, strength, **options)
         case "admm":
-            return multipliers.admm(projector, own.strength, steps, every=own.every)
+            return multipliers.admm(projector, strength, steps, every=own.every)
         case "elsa":
-            return multipliers.elsa(projector, own.strength, every=own.every)
+            return multipliers.elsa(projector, strength, every=own.every)
         case "safe":
             return multipliers.safe(
                 loss_fn,
                 projector,
-                own.strength,
+                strength,
                 steps,
                 rho=config.rho,
                 every=own.every,
@@ -168,8 +169,8 @@ def _learned(setting: Setting, inner: Inner) -> optax.GradientTransformation:
     config = setting.config
     own = config.pruning
     begin, end = setting.step(own.begin), setting.step(own.end)
-    each = "weight"
-    scale = own.score_rate / config.learning_rate
+    each, strength = "weight", own.number("strength", config.rule)
+    scale = own.number("score_rate", config.rule) / config.learning_rate
     scores: optax.GradientTransformation = optax.adam(
         lambda count: scale * inner.schedule(count)
     )
@@ -180,16 +181,16 @@ def _learned(setting: Setting, inner: Inner) -> optax.GradientTransformation:
             kept = _cubic(1.0, 1 - _share(config)[1], begin, end)
             method = learned.movement(kept)
         case "soft_movement":
-            method = learned.soft_movement(_cubic(0.0, 0.1, begin, end), own.strength)
+            method = learned.soft_movement(_cubic(0.0, 0.1, begin, end), strength)
         case _:
-            method = learned.l0(own.strength)
+            method = learned.l0(strength)
     return learned.train_beside(
         inner.parameters,
         setting.loss_fn,
         method,
         partial(
             cram_jax.scores_like,
-            value=own.score,
+            value=own.number("score", config.rule),
             each=each,
             where=setting.filters.prunable,
         ),

@@ -157,6 +157,9 @@ class TextDataConfig:
         check(self, "text_columns", 1 <= len(self.text_columns) <= 2, "one or two")
         fits = self.name == "file" or not self.labels
         check(self, "labels", fits, f"left out for {self.name}")
+        unique = len(set(self.labels))
+        several = not self.labels or 1 < unique == len(self.labels)
+        check(self, "labels", several, "at least two, each once")
 
     @property
     def asks_questions(self) -> bool:

@@ -14,9 +14,9 @@ class Labelled(NamedTuple):
     """One row of a file.
 
     Attributes:
-      number: of the row, from 1, without the header.
+      number: of the row, from 1, without the header and empty lines.
       texts: one or two.
-      label: as text.
+      label: as text, without spaces around it.
     """
 
     number: int
@@ -63,6 +63,8 @@ def read_labelled(
                     f"{', '.join(str(name) for name in row)}"
                 )
         label = row[label_column]
+        if isinstance(label, str):
+            label = label.strip()
         if not isinstance(label, str | int | bool) or label == "":
             raise DataError(
                 f"{file}: row {number}: {label_column} must be a class, got {label!r}"
@@ -93,6 +95,9 @@ def _read_csv(content: str, file: Path) -> Iterator[Mapping[str, Any]]:
     csv.field_size_limit(max(len(content), 2**17))  # a text may be long
     try:
         rows = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+        header = rows.fieldnames or []
+        if twice := {name for name in header if header.count(name) > 1}:
+            raise DataError(f"{file} has the column {min(twice)!r} twice")
         for number, row in enumerate(rows, 1):
             if None in row:
                 raise DataError(

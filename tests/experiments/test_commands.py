@@ -48,6 +48,13 @@ def test_train_then_resume_does_nothing_more(run, data_dir, capsys):
     assert f"python -m experiments train --resume {run}" in error
 
 
+def test_a_run_that_prunes_says_how_much(data_dir, tmp_path, capsys):
+    command = f"train digits --run {tmp_path / 'run'} --data-dir {data_dir} {TINY}"
+    assert main([*command.split(), "--optimizer.rule", "gradual"]) == 0
+    message = "50.0 % of the prunable weights are zero; k50 was asked for"
+    assert message in " ".join(capsys.readouterr().out.split())
+
+
 def test_compress_stores_a_model_that_evaluates_the_same(run, data_dir, capsys):
     assert main(f"compress {run} --target k90 --data-dir {data_dir}".split()) == 0
     text = capsys.readouterr().out

@@ -111,3 +111,39 @@ def test_folders_that_are_no_classes_are_named(place):
     (place / "birds").mkdir()
     with pytest.raises(DataError, match="birds holds no images"):
         load(settings(place, validation=2))
+
+
+def test_images_are_read_as_viewers_show_them(place):
+    lying = Image.new("L", (12, 8), 0)
+    lying.paste(255, (0, 0, 6, 8))  # its left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise: the left half is on top
+    lying.save(place / "test" / "cats" / "0.png", exif=exif)
+    ghost = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    ghost.save(place / "test" / "dogs" / "0.png")
+    ghost.quantize(4).save(place / "test" / "dogs" / "1.png", transparency=0)
+    upright, *transparent = load(settings(place)).evaluation.arrays["image"]
+    assert upright[:3].min() > 200
+    assert upright[5:].max() < 55
+    np.testing.assert_array_equal(transparent, 255)
+
+
+def test_hidden_files_are_no_images_and_folders_of_a_class_are(place):
+    (place / "train" / "cats" / "._0.png").write_bytes(b"of macOS")
+    draw(place / "train" / "cats" / ".thumbnails" / "0.png", 90)
+    draw(place / "train" / "dogs" / "old" / "0.png", 201)
+    shades = load(settings(place)).train.arrays["image"].mean(axis=(1, 2, 3))
+    assert sorted(shades) == [10, 10, 10, 200, 200, 200, 201]
+
+
+def test_images_that_were_trained_on_are_not_held_out_when_others_are_added(place):
+    for index in range(40):
+        draw(place / "train" / "cats" / f"cat{index}.png", index)
+    before = load(settings(place, validation=12))
+    trained = set(before.train.arrays["image"][:, 0, 0, 0].tolist())
+    for index in range(8):
+        draw(place / "train" / "cats" / f"new{index}.png", 100 + index)
+    after = load(settings(place, validation=12))
+    held = set(after.evaluation.arrays["image"][:, 0, 0, 0].tolist())
+    assert held - {200, 10}
+    assert not held & trained - {200, 10}

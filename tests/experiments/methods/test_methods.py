@@ -122,6 +122,24 @@ def test_targets_that_a_method_cannot_train_for_are_refused():
         dataclasses.replace(CONFIG, pruning=PruningConfig(begin=0.6, end=0.5))
 
 
+def test_defaults_prune_some_weights_and_not_all():
+    """With a strength of 1e-3 and scores of 0, L0 and STR would remove everything."""
+    for rule, name, number in (
+        ("str", "score", -3.0),
+        ("l0", "strength", 0.1),
+        ("l0", "score_rate", 0.1),
+        ("admm", "strength", 1e-3),
+        ("movement", "score", 0.0),
+    ):
+        assert PruningConfig().number(name, rule) == number
+    assert PruningConfig(score=0.0).number("score", "str") == 0
+    optimizer = make_optimizer(
+        dataclasses.replace(configured("str"), pruning=PruningConfig()), loss_fn, STEPS
+    )
+    scores = optax.tree.get(optimizer.init(make_params()), "scores")
+    assert {float(score) for score in jax.tree.leaves(scores)} == {-3.0}
+
+
 def test_the_phases_of_ac_dc_are_those_of_its_imagenet_runs():
     """Compressed in the epochs 10-15, ..., 70-75 and from 85 on."""
     params = {"kernel": jnp.arange(1.0, 11.0).reshape(5, 2)}

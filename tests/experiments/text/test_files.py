@@ -48,6 +48,7 @@ def test_both_formats_hold_the_same_rows(name, tmp_path):
         ("a.csv", "text,class\na,b\n", "row 1 lacks 'label'; it has text, class"),
         ("a.csv", "text,label\nonly\n", "row 1 lacks 'label'"),
         ("a.csv", 'text,label\n"open,b\n', "is not CSV"),
+        ("a.csv", "text,label,label\na,b,c\n", "has the column 'label' twice"),
         ("a.csv", "text,label\na,b\na, b,c\n", "row 2 has more fields than the header"),
         ("a.jsonl", '{"text": "\\ud83d", "label": 1}', "row 1: not valid Unicode"),
         ("a.jsonl", '{"text": "a"', "line 1 is not JSON"),
@@ -96,6 +97,19 @@ def test_labels_are_those_of_the_training_file(own, tmp_path):
         load_text(config)
     with pytest.raises(ConfigError, match="name a CSV or JSONL file with --eval-file"):
         resolve(dataclasses.replace(own, eval_file=None))
+
+
+@pytest.mark.parametrize("labels", [("pos",), ("pos", "pos")])
+def test_labels_are_at_least_two(labels):
+    with pytest.raises(ConfigError, match="labels must be at least two, each once"):
+        TextDataConfig(name="file", labels=labels)
+
+
+def test_spaces_around_a_label_do_not_count(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\na, pos\nb,pos\n")
+    rows = read_labelled(path, ["text"], "label")
+    assert [row.label for row in rows] == ["pos", "pos"]
 
 
 def test_a_run_keeps_its_vocabulary_and_exports_no_other_file(own, tmp_path):
