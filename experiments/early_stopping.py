@@ -28,13 +28,20 @@ class Stopping:
       run: the directory.
       metric: the metric of the task; more is better.
       start: the step that the run resumes from.
+
+    Attributes:
+      evaluation_is_missing: whether the run ended between the checkpoint that it
+        resumes from and an evaluation at the same step.
     """
 
     def __init__(self, config: RunConfig, run: Path, metric: str, start: int):
         self._config, self._run, self._metric = config, run, metric
-        stored = map(json.loads, read_lines(run / "metrics.jsonl", start))
+        stored = [*map(json.loads, read_lines(run / "metrics.jsonl", start))]
         name = f"eval_{metric}"
         self._values = [line[name] for line in stored if name in line]
+        # There are no lines of a state that another run left.
+        last = stored[-1] if stored else {"step": -1}
+        self.evaluation_is_missing = last["step"] == start and name not in last
 
     @property
     def is_due(self) -> bool:

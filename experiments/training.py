@@ -139,6 +139,21 @@ def train(
 
         epoch = steps_per_epoch(config, data)
         evaluate_every = math.ceil(round(config.evaluate_every * epoch, 6))
+
+        def evaluate(step: int, state: TrainState) -> None:
+            result = task.evaluate(state.judged, state.batch_stats, data.evaluation)
+            _check_metrics(result, step)
+            stopping.judge(result, state.judged, state.batch_stats)
+            # Only now: a resumed run repeats an evaluation that has no line.
+            metrics.write(step, {f"eval_{k}": v for k, v in result.items()})
+            report.say(
+                f"{run.name}: step {step}/{steps}, evaluated: {format_metrics(result)}"
+            )
+
+        if stopping.evaluation_is_missing and (
+            start == steps or _due(start, evaluate_every)
+        ):
+            evaluate(start, state)
         step, pending, saved_at = start, [], time.monotonic()
         stop = start if stopping.is_due else last
         batches = _batches(config, data.train, start, stop, mesh)
@@ -167,19 +182,14 @@ def train(
                     f"{run.name}: step {step}/{steps}, epoch {step / epoch:.2f}, {note}"
                 )
                 pending = []
-            if step == steps or _due(step, evaluate_every):
-                result = task.evaluate(state.judged, state.batch_stats, data.evaluation)
-                _check_metrics(result, step)
-                metrics.write(step, {f"eval_{k}": v for k, v in result.items()})
-                report.say(
-                    f"{run.name}: step {step}/{steps}, evaluated: "
-                    f"{format_metrics(result)}"
-                )
-                stopping.judge(result, state.judged, state.batch_stats)
-            if saving or stopping.is_due:
+            if saving:  # before the evaluation, which may fail
                 checkpoints.save(manager, state)
                 saved_at = time.monotonic()
                 status("training", step)
+            if step == steps or _due(step, evaluate_every):
+                evaluate(step, state)
+                if stopping.is_due and not saving:
+                    checkpoints.save(manager, state)
             if stopping.is_due or stopped:
                 break
         ended = step == steps or stopping.is_due
