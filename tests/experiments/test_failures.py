@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import os
 import resource
 import shutil
 import signal
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cram_jax.writing import replacing
 from experiments import checkpoints
 from experiments.__main__ import main
 from experiments.checksums import checksums
@@ -23,7 +25,7 @@ from experiments.images.task import classification
 from experiments.late_reads import late_reads_ignored
 from experiments.loggers import LOGGERS
 from experiments.metrics import make_console, progress_bar
-from experiments.run_directory import load_config, state_of
+from experiments.run_directory import check_free, load_config, state_of
 from experiments.step import init_state
 from experiments.training import Cadence, train
 
@@ -225,6 +227,56 @@ def test_a_damaged_model_is_named(tmp_path, setting):
     (tmp_path / "model" / "_METADATA").write_text("{")
     with pytest.raises(RunError, match=r"cannot read .*model: "):
         checkpoints.load_model(tmp_path, state)
+
+
+def test_a_model_is_kept_until_its_successor_is_complete(tmp_path, setting):
+    def model(seed):
+        values = np.random.default_rng(seed).normal(size=(200, 200))
+        return {"kernel": jnp.asarray(values, jnp.float32)}
+
+    def assert_holds(seed):
+        params, _ = checkpoints.read_model(tmp_path)
+        np.testing.assert_array_equal(params["kernel"], model(seed)["kernel"])
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"config.json", "model"}
+
+    checkpoints.save_model(tmp_path, setting[0], model(1), {})
+    with largest_file(20_000) as fill_up:
+        fill_up()
+        with pytest.raises(RunError, match="cannot write .*model: "):
+            checkpoints.save_model(tmp_path, setting[0], model(2), {})
+    assert_holds(1)
+    # What a process leaves that is killed while it saves.
+    for name in (".model.part", ".model.part.orbax-checkpoint-tmp"):
+        (tmp_path / name / "d").mkdir(parents=True)
+    check_free(tmp_path, overwrite=True)
+    checkpoints.save_model(tmp_path, setting[0], model(3), {})
+    assert_holds(3)
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").write_text("")
+    rename = os.replace
+
+    def full(source, to):
+        if to == path and (source / "new").exists():
+            raise OSError("no space left")
+        rename(source, to)
+
+    def write():
+        with replacing(path) as beside:
+            beside.mkdir()
+            (beside / "new").write_text("")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="no space left"):
+            write()
+    assert [*tmp_path.glob("*/*")] == [path / "old"]
+    write()
+    assert [*tmp_path.glob("*/*")] == [path / "new"]
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path, capsys):
