@@ -27,7 +27,11 @@ from experiments.errors import (
 from experiments.images.data import Dataset
 from experiments.loggers import LOGGERS, LoggerName
 from experiments.metrics import Metrics, Report
-from experiments.run_directory import resume_command, write_status
+from experiments.run_directory import (
+    evaluate_command,
+    resume_command,
+    write_status,
+)
 from experiments.sharding import (
     assemble,
     is_first_process,
@@ -106,7 +110,7 @@ def train(
         is writing it.
       WeightsError: what ``init_from`` names does not fit.
       NonFiniteLoss: the loss or the weights are not finite.
-      Stopped: a signal arrived; a checkpoint is saved.
+      Stopped: a signal arrived; a checkpoint is saved, and the run may be complete.
     """
     report = Report(progress, quiet=quiet)
     cadence = cadence or Cadence()
@@ -135,7 +139,7 @@ def train(
         bar = progress.add_task(run.name, total=steps, completed=start, note="")
         stack.callback(progress.remove_task, bar)
         caught = stack.enter_context(caught_signals())
-        stack.enter_context(_noted_divergence(status))
+        stack.enter_context(_noted_divergence(status, caught))
 
         epoch = steps_per_epoch(config, data)
         evaluate_every = math.ceil(round(config.evaluate_every * epoch, 6))
@@ -194,7 +198,13 @@ def train(
                 break
         ended = step == steps or stopping.is_due
         status("finished" if ended else "interrupted", step)
-    if caught and not ended:
+    if caught and ended:  # whoever trains several runs has to stop as well
+        raise Stopped(
+            f"stopped after the last step; {run} is complete, go on with\n  "
+            f"{evaluate_command(run)}",
+            caught[0],
+        )
+    if caught:
         raise Stopped(
             f"stopped at step {step} of {steps}, where a checkpoint is saved; go on "
             f"with\n  {resume_command(run)}",
@@ -263,7 +273,7 @@ def _write_status(
 
 
 @contextlib.contextmanager
-def _noted_divergence(status: Any) -> Iterator[None]:
+def _noted_divergence(status: Any, caught: list[int]) -> Iterator[None]:
     """Records what ended a run, for those who evaluate it later."""
     try:
         yield
@@ -271,4 +281,6 @@ def _noted_divergence(status: Any) -> Iterator[None]:
         with contextlib.suppress(RunError):
             if is_first_process():
                 status("diverged", -1, why=str(error))
+        if caught:  # a comparison goes on after a divergence
+            raise Stopped(f"stopped; {error}", caught[0]) from error
         raise

@@ -365,6 +365,35 @@ def test_a_signal_ends_a_run_at_a_checkpoint_and_it_goes_on(
     assert state_of(run) == ""
 
 
+def test_a_signal_in_the_last_evaluation_ends_more_than_the_run(tmp_path, setting):
+    config, data, task, *others = setting
+
+    def evaluate(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return task.evaluate(*arguments)
+
+    setting = config, data, task._replace(evaluate=evaluate), *others
+    with pytest.raises(Stopped, match="run is complete.*\n.*evaluate .*run") as info:
+        run_training(tmp_path / "run", setting)
+    assert info.value.signal == signal.SIGTERM
+    assert state_of(tmp_path / "run") == ""
+    state = run_training(tmp_path / "run", setting, resume=True)
+    assert int(state.step) == 10
+
+
+def test_a_signal_before_a_divergence_is_not_lost(tmp_path, setting):
+    config, data, task, progress, train_step = setting
+
+    def diverging(state, batch):
+        signal.raise_signal(signal.SIGTERM)
+        state, values = train_step(state, batch)
+        return state, values | {"loss": np.float32(np.nan)}
+
+    with pytest.raises(Stopped, match="the loss is nan at step 1"):
+        train(config, tmp_path / "run", data, task, progress, train_step=diverging)
+    assert "has diverged: " in state_of(tmp_path / "run")
+
+
 def test_weights_that_are_no_numbers_are_never_stored(tmp_path, setting):
     run = tmp_path / "run"
     config, data, task, progress, train_step = setting
