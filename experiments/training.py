@@ -78,6 +78,7 @@ def train(
     overwrite: bool = False,
     cadence: Cadence | None = None,
     max_steps: int | None = None,
+    patience_from: int = 0,
     loggers: tuple[LoggerName, ...] = (),
     notes: Mapping[str, Any] | None = None,
     quiet: bool = True,
@@ -98,6 +99,7 @@ def train(
       cadence: when to save checkpoints in between.
       max_steps: stop at this step, with a checkpoint; the schedule stays that of the
         whole run.
+      patience_from: evaluations up to this step do not count against the patience.
       loggers: where metrics go in addition to metrics.jsonl.
       notes: further entries of status.json.
       quiet: print only the bar.
@@ -130,7 +132,7 @@ def train(
         if not starts:
             state = checkpoints.restore(manager, state, report.say)
         start = int(state.step)
-        stopping = Stopping(config, run, task.metric, start)
+        stopping = Stopping(config, run, task.metric, start, patience_from)
         status = partial(_write_status, run, steps=steps)
         status("training", start, **(notes or {}))
         writes = is_first_process()
@@ -147,7 +149,7 @@ def train(
         def evaluate(step: int, state: TrainState) -> None:
             result = task.evaluate(state.judged, state.batch_stats, data.evaluation)
             _check_metrics(result, step)
-            stopping.judge(result, state.judged, state.batch_stats)
+            stopping.judge(step, result, state.judged, state.batch_stats)
             # Only now: a resumed run repeats an evaluation that has no line.
             metrics.write(step, {f"eval_{k}": v for k, v in result.items()})
             report.say(

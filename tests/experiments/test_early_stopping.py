@@ -68,6 +68,18 @@ def test_a_run_stops_after_its_patience_and_keeps_the_best(setting, progress, tm
     assert judged == []
 
 
+def test_more_patience_resumes_a_run_that_has_stopped(setting, progress, tmp_path):
+    config, data, make, step = setting
+    task, judged = make()
+    run = tmp_path / "run"
+    train(config, run, data, task, progress, train_step=step)
+    config = dataclasses.replace(config, patience=3)
+    state = train(config, run, data, task, progress, train_step=step, resume=True)
+    assert int(state.step) == 10
+    assert len(judged) == 5
+    equal(stored_model(run, config, data, task)[0], judged[4])
+
+
 def test_without_patience_the_last_model_counts(setting, progress, tmp_path):
     config, data, make, step = setting
     config = dataclasses.replace(config, patience=0)
