@@ -32,16 +32,39 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     check_folder(path)
-    # Other threads, processes and machines may write the same file.
-    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
-    beside = path.with_name(f".{path.stem}.{unique}.part{path.suffix}")
+    beside = _unique(path)
     try:
         yield beside
-        if beside.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(beside, path)
+        replace(beside, path)
     finally:
         if beside.is_dir():
             shutil.rmtree(beside)
         else:
             beside.unlink(missing_ok=True)
+
+
+def replace(new: Path, path: Path) -> None:
+    """Renames a file or folder to a path, and only then removes what was there.
+
+    Args:
+      new: in the same folder.
+      path: the new name; a folder replaces a folder, a file a file.
+    """
+    if not (new.is_dir() and path.is_dir()) or path.is_symlink():
+        os.replace(new, path)
+        return
+    # A folder that is not empty cannot be renamed over.
+    before = _unique(path)
+    os.replace(path, before)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(before, path)
+        raise
+    shutil.rmtree(before)
+
+
+def _unique(path: Path) -> Path:
+    # Other threads, processes and machines may write the same file.
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{path.stem}.{unique}.part{path.suffix}")

@@ -1,6 +1,7 @@
 """Save, restore, resume: a run's checkpoints, by orbax, each with its checksums."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import orbax.checkpoint as ocp
 
 from cram_jax.paths import named_leaves
 from cram_jax.projector import leaf_path
+from cram_jax.writing import replace
 from experiments.checksums import abstract_checksums, checksums
 from experiments.config import RunConfig
 from experiments.errors import (
@@ -25,7 +27,7 @@ from experiments.run_directory import (
     resume_command,
     save_config,
 )
-from experiments.sharding import on_first_process
+from experiments.sharding import is_first_process, on_first_process
 
 # Orbax also raises the errors that it logs, and we report those in our own words.
 for name in ("absl", "asyncio"):
@@ -127,6 +129,8 @@ def restore(
 def save_model(run: Path, config: RunConfig, params: Any, batch_stats: Any) -> None:
     """Saves a model without its training state, in a run directory of its own.
 
+    An earlier one there is removed when the new one is complete.
+
     Raises:
       NonFiniteLoss: its weights are not finite; nothing is written.
       RunError: it cannot be written.
@@ -135,11 +139,17 @@ def save_model(run: Path, config: RunConfig, params: Any, batch_stats: Any) -> N
     on_first_process(lambda: save_config(run, config))
     model = {"params": params, "batch_stats": batch_stats}
     model["checksums"] = _each(model, checksums)
+    place = run / "model"
+    beside = place.with_name(".model.part")  # all processes have to know the name
     try:
+        on_first_process(lambda: _remove(beside))  # of a process that was killed
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((run / "model").absolute(), model, force=True)
+            checkpointer.save(beside.absolute(), model)
+        on_first_process(lambda: replace(beside, place))
     except Exception as error:  # of the system, of tensorstore or of orbax
-        raise cannot_write(run / "model", error) from error
+        if is_first_process():
+            _remove(beside)
+        raise cannot_write(place, error) from error
 
 
 def load_model(
@@ -227,6 +237,12 @@ def check_finite(tree: Any, place: str) -> None:
         raise NonFiniteLoss(
             f"weights {place} are not finite; a lower learning rate or rho may help"
         )
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder and what Orbax calls it until it is complete."""
+    for path in folder.parent.glob(f"{folder.name}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _each(trees: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from experiments.run_directory import (
     clear,
     load_config,
     locked,
+    read_status,
     save_config,
 )
 from experiments.sharding import on_first_process
@@ -50,20 +51,21 @@ def claim(
 
 
 def _take_up(run: Path, config: RunConfig, report: Report) -> None:
-    """Checks that a configuration matches the stored one, or adds epochs to it."""
+    """Checks that a configuration matches the stored one, or only trains for longer."""
     stored = load_config(run)
     changed = differences(config, stored)
     if not changed:
         return
-    rule = config.optimizer
-    extended = [*changed] == ["epochs"] and config.epochs > stored.epochs
-    is_constant = rule.schedule == "constant" and not rule.warmup
-    if extended and is_constant and rule.rule in get_args(GradientRule):
-        save_config(run, config)
-        report.say(f"{run}: {config.epochs} epochs instead of {stored.epochs}")
-        return
     advice = "resume it with the configuration in its config.json"
-    if extended:
+    if all(_has_grown(name, config, stored) for name in changed):
+        if "epochs" not in changed or _takes_epochs(config):
+            _check_goes_on(run, config, stored)
+            save_config(run, config)
+            for name in changed:
+                now, before = getattr(config, name), getattr(stored, name)
+                number = f"{now} epochs" if name == "epochs" else f"{name} {now}"
+                report.say(f"{run}: {number} instead of {before}")
+            return
         rules = ", ".join(get_args(GradientRule))
         advice = (
             f"it is scheduled for {stored.epochs} epochs (only {rules} with a constant "
@@ -71,3 +73,31 @@ def _take_up(run: Path, config: RunConfig, report: Report) -> None:
             f"--init-from {run}"
         )
     raise RunError(f"{run} was started with a different {', '.join(changed)}; {advice}")
+
+
+def _has_grown(name: str, config: RunConfig, stored: RunConfig) -> bool:
+    """Whether a run that resumes only goes on for longer, by one of its fields."""
+    # Without patience the best model is stored elsewhere.
+    return name in ("epochs", "patience") and (
+        0 < getattr(stored, name) < getattr(config, name)
+    )
+
+
+def _takes_epochs(config: RunConfig) -> bool:
+    """Whether no step depends on how many there are."""
+    rule = config.optimizer
+    is_constant = rule.schedule == "constant" and not rule.warmup
+    return is_constant and rule.rule in get_args(GradientRule)
+
+
+def _check_goes_on(run: Path, config: RunConfig, stored: RunConfig) -> None:
+    """Raises if a run has stopped early and would do so again."""
+    status = read_status(run)
+    step, steps = status.get("step", 0), status.get("steps", 0)
+    stopped = status.get("state") == "finished" and step < steps
+    if stopped and config.patience == stored.patience:
+        raise RunError(
+            f"{run} stopped early, at step {step} of {steps}, by patience="
+            f"{stored.patience}: epochs={config.epochs} would not take it further; "
+            f"resume it with a larger --patience"
+        )

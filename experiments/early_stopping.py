@@ -28,24 +28,46 @@ class Stopping:
       run: the directory.
       metric: the metric of the task; more is better.
       start: the step that the run resumes from.
+      patience_from: evaluations up to this step do not count against the patience.
+
+    Attributes:
+      evaluation_is_missing: whether the run ended between the checkpoint that it
+        resumes from and an evaluation at the same step.
     """
 
-    def __init__(self, config: RunConfig, run: Path, metric: str, start: int):
+    def __init__(
+        self,
+        config: RunConfig,
+        run: Path,
+        metric: str,
+        start: int,
+        patience_from: int = 0,
+    ):
         self._config, self._run, self._metric = config, run, metric
-        stored = map(json.loads, read_lines(run / "metrics.jsonl", start))
+        self._patience_from = patience_from
+        stored = [*map(json.loads, read_lines(run / "metrics.jsonl", start))]
         name = f"eval_{metric}"
-        self._values = [line[name] for line in stored if name in line]
+        judged = [line for line in stored if name in line]
+        self._steps = [line["step"] for line in judged]
+        self._values = [line[name] for line in judged]
+        # There are no lines of a state that another run left.
+        last = stored[-1] if stored else {"step": -1}
+        self.evaluation_is_missing = last["step"] == start and name not in last
 
     @property
     def is_due(self) -> bool:
         """Whether the run is to stop."""
         patience = self._config.patience
-        return 0 < patience <= self._since_best()
+        counted = sum(step > self._patience_from for step in self._steps)
+        return 0 < patience <= min(counted, self._since_best())
 
-    def judge(self, result: dict[str, float], params: Any, batch_stats: Any) -> None:
+    def judge(
+        self, step: int, result: dict[str, float], params: Any, batch_stats: Any
+    ) -> None:
         """Records an evaluation, and stores the model if it is the best."""
         if not self._config.evaluate_every:
             return
+        self._steps.append(step)
         self._values.append(result[self._metric])
         if self._since_best() == 0:
             directory = self._run if self._config.patience else self._run / "best"

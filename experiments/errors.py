@@ -37,7 +37,7 @@ class VocabularyError(UserError):
 
 
 class Stopped(Exception):
-    """A signal has ended a run at a checkpoint.
+    """A signal has ended a run at a checkpoint, perhaps its last.
 
     Attributes:
       signal: its number; the exit status is 128 more.

@@ -277,12 +277,45 @@ def check_free(run: Path, *, overwrite: bool) -> None:
         raise RunError(
             f"{run} is not a run of ours, remove it yourself: {error}"
         ) from error
-    foreign = [path for path in there if not any(path.match(name) for name in OURS)]
+    with reading(run):
+        foreign = next(_foreign(run), None)
     if foreign:
         raise RunError(
-            f"{run} holds {foreign[0].name!r}, which no run wrote: move it, or "
-            f"choose another --run"
+            f"{run} holds {str(foreign.relative_to(run))!r}, which no run wrote: move "
+            f"it, or choose another --run"
         )
+
+
+def _foreign(run: Path) -> Iterator[Path]:
+    """What no run wrote, in a run's directory and in those of the runs inside it.
+
+    Links are removed and not followed. A checkpoint and a vocabulary may hold files of
+    any name.
+    """
+    for path in sorted(run.iterdir()):
+        if not _matches(path, *OURS):
+            yield path
+        elif path.is_symlink() or not path.is_dir():
+            continue
+        elif path.name == "best":
+            yield from _foreign(path)
+        elif path.name == "compressed":
+            for model in sorted(path.iterdir()):
+                is_run = model.is_dir() and not model.is_symlink()
+                yield from _foreign(model) if is_run else [model]
+        elif path.name == "checkpoints":
+            yield from (p for p in sorted(path.iterdir()) if not _is_step(p))
+        elif not _matches(path, "model", "vocabulary", ".*.part*"):
+            yield path
+
+
+def _is_step(path: Path) -> bool:
+    """Whether it is named as a checkpoint is, or as an unfinished one."""
+    return path.name.split(".orbax-checkpoint-tmp")[0].isdecimal()
+
+
+def _matches(path: Path, *names: str) -> bool:
+    return any(path.match(name) for name in names)
 
 
 def clear(run: Path) -> None:

@@ -27,7 +27,11 @@ from experiments.errors import (
 from experiments.images.data import Dataset
 from experiments.loggers import LOGGERS, LoggerName
 from experiments.metrics import Metrics, Report
-from experiments.run_directory import resume_command, write_status
+from experiments.run_directory import (
+    evaluate_command,
+    resume_command,
+    write_status,
+)
 from experiments.sharding import (
     assemble,
     is_first_process,
@@ -74,6 +78,7 @@ def train(
     overwrite: bool = False,
     cadence: Cadence | None = None,
     max_steps: int | None = None,
+    patience_from: int = 0,
     loggers: tuple[LoggerName, ...] = (),
     notes: Mapping[str, Any] | None = None,
     quiet: bool = True,
@@ -94,6 +99,7 @@ def train(
       cadence: when to save checkpoints in between.
       max_steps: stop at this step, with a checkpoint; the schedule stays that of the
         whole run.
+      patience_from: evaluations up to this step do not count against the patience.
       loggers: where metrics go in addition to metrics.jsonl.
       notes: further entries of status.json.
       quiet: print only the bar.
@@ -106,7 +112,7 @@ def train(
         is writing it.
       WeightsError: what ``init_from`` names does not fit.
       NonFiniteLoss: the loss or the weights are not finite.
-      Stopped: a signal arrived; a checkpoint is saved.
+      Stopped: a signal arrived; a checkpoint is saved, and the run may be complete.
     """
     report = Report(progress, quiet=quiet)
     cadence = cadence or Cadence()
@@ -126,7 +132,7 @@ def train(
         if not starts:
             state = checkpoints.restore(manager, state, report.say)
         start = int(state.step)
-        stopping = Stopping(config, run, task.metric, start)
+        stopping = Stopping(config, run, task.metric, start, patience_from)
         status = partial(_write_status, run, steps=steps)
         status("training", start, **(notes or {}))
         writes = is_first_process()
@@ -135,10 +141,25 @@ def train(
         bar = progress.add_task(run.name, total=steps, completed=start, note="")
         stack.callback(progress.remove_task, bar)
         caught = stack.enter_context(caught_signals())
-        stack.enter_context(_noted_divergence(status))
+        stack.enter_context(_noted_divergence(status, caught))
 
         epoch = steps_per_epoch(config, data)
         evaluate_every = math.ceil(round(config.evaluate_every * epoch, 6))
+
+        def evaluate(step: int, state: TrainState) -> None:
+            result = task.evaluate(state.judged, state.batch_stats, data.evaluation)
+            _check_metrics(result, step)
+            stopping.judge(step, result, state.judged, state.batch_stats)
+            # Only now: a resumed run repeats an evaluation that has no line.
+            metrics.write(step, {f"eval_{k}": v for k, v in result.items()})
+            report.say(
+                f"{run.name}: step {step}/{steps}, evaluated: {format_metrics(result)}"
+            )
+
+        if stopping.evaluation_is_missing and (
+            start == steps or _due(start, evaluate_every)
+        ):
+            evaluate(start, state)
         step, pending, saved_at = start, [], time.monotonic()
         stop = start if stopping.is_due else last
         batches = _batches(config, data.train, start, stop, mesh)
@@ -167,24 +188,25 @@ def train(
                     f"{run.name}: step {step}/{steps}, epoch {step / epoch:.2f}, {note}"
                 )
                 pending = []
-            if step == steps or _due(step, evaluate_every):
-                result = task.evaluate(state.judged, state.batch_stats, data.evaluation)
-                _check_metrics(result, step)
-                metrics.write(step, {f"eval_{k}": v for k, v in result.items()})
-                report.say(
-                    f"{run.name}: step {step}/{steps}, evaluated: "
-                    f"{format_metrics(result)}"
-                )
-                stopping.judge(result, state.judged, state.batch_stats)
-            if saving or stopping.is_due:
+            if saving:  # before the evaluation, which may fail
                 checkpoints.save(manager, state)
                 saved_at = time.monotonic()
                 status("training", step)
+            if step == steps or _due(step, evaluate_every):
+                evaluate(step, state)
+                if stopping.is_due and not saving:
+                    checkpoints.save(manager, state)
             if stopping.is_due or stopped:
                 break
         ended = step == steps or stopping.is_due
         status("finished" if ended else "interrupted", step)
-    if caught and not ended:
+    if caught and ended:  # whoever trains several runs has to stop as well
+        raise Stopped(
+            f"stopped after the last step; {run} is complete, go on with\n  "
+            f"{evaluate_command(run)}",
+            caught[0],
+        )
+    if caught:
         raise Stopped(
             f"stopped at step {step} of {steps}, where a checkpoint is saved; go on "
             f"with\n  {resume_command(run)}",
@@ -253,7 +275,7 @@ def _write_status(
 
 
 @contextlib.contextmanager
-def _noted_divergence(status: Any) -> Iterator[None]:
+def _noted_divergence(status: Any, caught: list[int]) -> Iterator[None]:
     """Records what ended a run, for those who evaluate it later."""
     try:
         yield
@@ -261,4 +283,6 @@ def _noted_divergence(status: Any) -> Iterator[None]:
         with contextlib.suppress(RunError):
             if is_first_process():
                 status("diverged", -1, why=str(error))
+        if caught:  # a comparison goes on after a divergence
+            raise Stopped(f"stopped; {error}", caught[0]) from error
         raise

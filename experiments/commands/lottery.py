@@ -28,12 +28,13 @@ from experiments.run_directory import (
     load_config,
     locked,
     read_json,
+    reading,
     save_config,
     write_text,
 )
 from experiments.sharding import make_mesh
 from experiments.step import TrainState, init_state, make_train_step, total_steps
-from experiments.stored_config import to_dict
+from experiments.stored_config import differences, from_dict, to_dict
 from experiments.training import train
 from experiments.warm_start import check_source, initial_model
 
@@ -92,17 +93,20 @@ def lottery(
 
 def _stored(path: Path, config: RunConfig, plan: Plan) -> dict[str, Any]:
     """Stored results to continue, or new ones."""
-    own = plan.stored() | {"config": json.loads(json.dumps(to_dict(config)))}
+    own = plan.stored()
     if not path.exists():
-        return own | {"rounds": []}
+        return own | {"config": to_dict(config), "rounds": []}
     results: dict[str, Any] = read_json(path)
-    changed = [name for name in own if results.get(name) != own[name]]
-    if changed:
-        raise ConfigError(
-            f"{path} holds another lottery, whose {changed[0]} is "
-            f"{results.get(changed[0])}, expected {own[changed[0]]}; choose another "
-            f"--out"
-        )
+    with reading(path):
+        earlier = from_dict(results["config"])
+        before = {name: results[name] for name in own} | differences(earlier, config)
+    expected = own | differences(config, earlier)
+    for name, value in expected.items():
+        if before.get(name) != value:
+            raise ConfigError(
+                f"{path} holds another lottery, whose {name} is {before.get(name)}, "
+                f"expected {value}; choose another --out"
+            )
     return results
 
 
@@ -229,6 +233,8 @@ class _Rounds:
                 resume=checkpoints.latest_step(run) is not None,
                 overwrite=True,  # only what was stopped before its first checkpoint
                 max_steps=max_steps,
+                # The rounds that go back to this step count from there, too.
+                patience_from=self.plan.rewind_step,
                 notes=self.notes,
             )
         except Stopped as stopped:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import checkpoints
+from experiments.errors import DataError
 from experiments.open_run import stored_data_dir
-from experiments.run_directory import load_config
+from experiments.run_directory import load_config, state_of
 from experiments.step import init_state
 from experiments.training import train
 
@@ -67,6 +68,18 @@ def test_a_run_stops_after_its_patience_and_keeps_the_best(setting, progress, tm
     assert judged == []
 
 
+def test_more_patience_resumes_a_run_that_has_stopped(setting, progress, tmp_path):
+    config, data, make, step = setting
+    task, judged = make()
+    run = tmp_path / "run"
+    train(config, run, data, task, progress, train_step=step)
+    config = dataclasses.replace(config, patience=3)
+    state = train(config, run, data, task, progress, train_step=step, resume=True)
+    assert int(state.step) == 10
+    assert len(judged) == 5
+    equal(stored_model(run, config, data, task)[0], judged[4])
+
+
 def test_without_patience_the_last_model_counts(setting, progress, tmp_path):
     config, data, make, step = setting
     config = dataclasses.replace(config, patience=0)
@@ -110,3 +123,35 @@ def test_a_resumed_run_stops_where_the_other_did(setting, progress, tmp_path):
     lines = [(run / "metrics.jsonl").read_text() for run in (whole, part)]
     assert lines[0] == lines[1]
     equal(*(stored_model(run, config, data, task)[0] for run in (whole, part)))
+
+
+def test_an_evaluation_that_fails_loses_no_training(setting, progress, tmp_path):
+    config, data, make, step = setting
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    scores = [40.0, 50.0, 60.0, 50.0, 70.0]
+    task, judged = make(scores)
+    train(config, whole, data, task, progress, train_step=step)
+
+    evaluated, _ = make(scores[:-1])
+
+    def unreadable(*arguments):
+        try:
+            return evaluated.evaluate(*arguments)
+        except StopIteration:
+            raise DataError("an image cannot be read") from None
+
+    failing = task._replace(evaluate=unreadable)
+    with pytest.raises(DataError, match="cannot be read"):
+        train(config, part, data, failing, progress, train_step=step)
+    assert checkpoints.latest_step(part) == 10
+    assert "its last checkpoint is at step 10 of 10" in state_of(part)
+
+    mended, rejudged = make(scores[-1:])
+    for _ in range(2):  # what is finished is not evaluated again
+        train(config, part, data, mended, progress, train_step=step, resume=True)
+    assert len(rejudged) == 1
+    equal(rejudged[0], judged[-1])
+    lines = [(run / "metrics.jsonl").read_text() for run in (whole, part)]
+    assert lines[0] == lines[1]
+    equal(*(stored_model(run, config, data, task)[0] for run in (whole, part)))
+    assert state_of(part) == ""

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import os
 import resource
 import shutil
 import signal
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cram_jax.writing import replacing
 from experiments import checkpoints
 from experiments.__main__ import main
 from experiments.checksums import checksums
@@ -23,7 +25,7 @@ from experiments.images.task import classification
 from experiments.late_reads import late_reads_ignored
 from experiments.loggers import LOGGERS
 from experiments.metrics import make_console, progress_bar
-from experiments.run_directory import load_config, state_of
+from experiments.run_directory import check_free, load_config, state_of
 from experiments.step import init_state
 from experiments.training import Cadence, train
 
@@ -227,6 +229,56 @@ def test_a_damaged_model_is_named(tmp_path, setting):
         checkpoints.load_model(tmp_path, state)
 
 
+def test_a_model_is_kept_until_its_successor_is_complete(tmp_path, setting):
+    def model(seed):
+        values = np.random.default_rng(seed).normal(size=(200, 200))
+        return {"kernel": jnp.asarray(values, jnp.float32)}
+
+    def assert_holds(seed):
+        params, _ = checkpoints.read_model(tmp_path)
+        np.testing.assert_array_equal(params["kernel"], model(seed)["kernel"])
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"config.json", "model"}
+
+    checkpoints.save_model(tmp_path, setting[0], model(1), {})
+    with largest_file(20_000) as fill_up:
+        fill_up()
+        with pytest.raises(RunError, match="cannot write .*model: "):
+            checkpoints.save_model(tmp_path, setting[0], model(2), {})
+    assert_holds(1)
+    # What a process leaves that is killed while it saves.
+    for name in (".model.part", ".model.part.orbax-checkpoint-tmp"):
+        (tmp_path / name / "d").mkdir(parents=True)
+    check_free(tmp_path, overwrite=True)
+    checkpoints.save_model(tmp_path, setting[0], model(3), {})
+    assert_holds(3)
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").write_text("")
+    rename = os.replace
+
+    def full(source, to):
+        if to == path and (source / "new").exists():
+            raise OSError("no space left")
+        rename(source, to)
+
+    def write():
+        with replacing(path) as beside:
+            beside.mkdir()
+            (beside / "new").write_text("")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="no space left"):
+            write()
+    assert [*tmp_path.glob("*/*")] == [path / "old"]
+    write()
+    assert [*tmp_path.glob("*/*")] == [path / "new"]
+
+
 def test_a_directory_that_cannot_be_written_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("here")
     command = f"train digits --data-dir {tmp_path} --run {tmp_path / 'file' / 'run'}"
@@ -311,6 +363,35 @@ def test_a_signal_ends_a_run_at_a_checkpoint_and_it_goes_on(
     state = run_training(run, setting, resume=True)
     assert_same_parameters(state, trained[1])
     assert state_of(run) == ""
+
+
+def test_a_signal_in_the_last_evaluation_ends_more_than_the_run(tmp_path, setting):
+    config, data, task, *others = setting
+
+    def evaluate(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return task.evaluate(*arguments)
+
+    setting = config, data, task._replace(evaluate=evaluate), *others
+    with pytest.raises(Stopped, match="run is complete.*\n.*evaluate .*run") as info:
+        run_training(tmp_path / "run", setting)
+    assert info.value.signal == signal.SIGTERM
+    assert state_of(tmp_path / "run") == ""
+    state = run_training(tmp_path / "run", setting, resume=True)
+    assert int(state.step) == 10
+
+
+def test_a_signal_before_a_divergence_is_not_lost(tmp_path, setting):
+    config, data, task, progress, train_step = setting
+
+    def diverging(state, batch):
+        signal.raise_signal(signal.SIGTERM)
+        state, values = train_step(state, batch)
+        return state, values | {"loss": np.float32(np.nan)}
+
+    with pytest.raises(Stopped, match="the loss is nan at step 1"):
+        train(config, tmp_path / "run", data, task, progress, train_step=diverging)
+    assert "has diverged: " in state_of(tmp_path / "run")
 
 
 def test_weights_that_are_no_numbers_are_never_stored(tmp_path, setting):

@@ -25,6 +25,7 @@ from experiments.run_directory import (
     load_config,
     resume_command,
     save_config,
+    write_status,
 )
 from experiments.verbs.train import parse_train
 
@@ -91,6 +92,35 @@ def test_epochs_are_added_if_the_schedule_allows(schedule, rule, config, tmp_pat
         claim(stack, run, longer, report, resume=True, overwrite=False)
     assert load_config(run).epochs == (longer if allowed else config).epochs
     assert ("5 epochs instead of 2" in out.getvalue()) == allowed
+
+
+def test_a_run_that_stopped_early_takes_more_epochs_only_with_patience(
+    config, tmp_path
+):
+    optimizer = dataclasses.replace(config.optimizer, schedule="constant", warmup=0.0)
+    config = dataclasses.replace(config, optimizer=optimizer, patience=2)
+    save_config(tmp_path, config)
+    write_status(tmp_path, state="finished", step=8, steps=10)
+    out = io.StringIO()
+    report = Report(progress_bar(Console(file=out)))
+
+    def resumed(**changes):
+        changed = dataclasses.replace(load_config(tmp_path), **changes)
+        with contextlib.ExitStack() as stack:
+            claim(stack, tmp_path, changed, report, resume=True, overwrite=False)
+
+    match = r"at step 8 of 10, by patience=2: epochs=9 .* larger --patience"
+    with pytest.raises(RunError, match=match):
+        resumed(epochs=9)
+    for patience in (0, 1):  # the best model would be another
+        with pytest.raises(RunError, match="started with a different patience"):
+            resumed(patience=patience)
+    assert load_config(tmp_path) == config
+    resumed(epochs=9, patience=3)
+    assert load_config(tmp_path) == dataclasses.replace(config, epochs=9, patience=3)
+    said = " ".join(out.getvalue().split())
+    assert "9 epochs instead of 2" in said
+    assert "patience 3 instead of 2" in said
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -1,5 +1,6 @@
 """Lottery tickets from the command, on the small data of these tests."""
 
+import dataclasses
 import json
 import shutil
 from typing import NamedTuple
@@ -139,8 +140,12 @@ def test_a_lottery_that_was_stopped_ends_with_the_same_bits(
         for folder in (whole.folder, tmp_path)
     ]
     assert results[0] == results[1]
-    with pytest.raises(ConfigError, match="another lottery, whose share is 0.5"):
-        lottery(config, Plan(2, 0.2, 3, "global"), tmp_path, None)
+    for changed, share, named in (
+        (config, 0.2, "share is 0.5, expected 0.2"),
+        (dataclasses.replace(config, epochs=3), 0.5, "epochs is 2, expected 3"),
+    ):
+        with pytest.raises(ConfigError, match=f"another lottery, whose {named}; choo"):
+            lottery(changed, Plan(2, share, 3, "global"), tmp_path, None)
 
 
 def test_the_scope_layer_prunes_each_layer_alike(shared, task, tmp_path, monkeypatch):
@@ -178,6 +183,19 @@ def test_an_early_state_that_is_gone_is_not_replaced_by_a_later_one(
     with pytest.raises(RunError, match="round0 is at step 10, expected rewind_step=3"):
         lottery(shared[0], Plan(3, 0.5, 3, "global"), folder, None)
     assert not (folder / "early").exists()
+
+
+def test_patience_counts_from_the_step_that_rounds_go_back_to(
+    shared, data, task, tmp_path, monkeypatch
+):
+    flat = task._replace(evaluate=lambda *model: {"accuracy": 50.0, "loss": 1.0})
+    monkeypatch.setattr(command, "prepare", lambda config, data_dir: (data, flat))
+    config = dataclasses.replace(shared[0], patience=1, evaluate_every=0.2)
+    lottery(config, Plan(1, 0.5, 3, "global"), tmp_path, None)
+    # The first evaluation is the best: after step 1, and in the next round step 4.
+    runs = ("early", "round0", "round1")
+    steps = {run: checkpoints.latest_step(tmp_path / run) for run in runs}
+    assert steps == {"early": 3, "round0": 4, "round1": 5}
 
 
 def test_a_rewind_step_after_the_end_is_refused(shared, tmp_path):

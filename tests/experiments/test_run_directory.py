@@ -1,6 +1,7 @@
 """What a run may write and remove, and what damaged files are called."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,13 @@ def run(tmp_path):
     (run / "checkpoints" / "3").mkdir(parents=True)
     for name in ("evaluation.1.json", "audit.json", "allocation-bytes-rg.json"):
         (run / name).write_text("{}")
+    for inner in (run / "best", run / "compressed" / "k90"):
+        save_config(inner, ImageConfig())
+        (inner / "model" / "d").mkdir(parents=True)
+        (inner / "evaluation.json").write_text("{}")
+        (inner / "vocabulary").mkdir()
+        (inner / "vocabulary" / "words.txt").write_text("the")
+    (run / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()
     return run
 
 
@@ -69,11 +77,36 @@ def test_nothing_foreign_is_removed(run, tmp_path):
         check_free(file, overwrite=True)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "best/notes.txt",
+        "checkpoints/2026 notes.txt",
+        "compressed/notes.txt",
+        "compressed/k90/notes.txt",
+        "compressed/k90/compressed/u90/notes.txt",
+        "compressed/notes/notes.txt",
+        "audit.json/notes.txt",
+    ],
+)
+def test_nothing_foreign_is_removed_from_inside_a_run(name, run):
+    if name.startswith("audit"):
+        (run / "audit.json").unlink()
+    path = run / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("three years")
+    named = path.parent.name if name.startswith("audit") else name
+    with pytest.raises(RunError, match=rf"{run} holds '{named}', which no run wrote"):
+        check_free(run, overwrite=True)
+
+
 def test_a_link_inside_a_run_is_removed_and_not_followed(run, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").write_text("")
+    shutil.rmtree(run / "best")
     (run / "best").symlink_to(outside)
+    check_free(run, overwrite=True)
     clear(run)
     assert (outside / "kept").exists()
 
