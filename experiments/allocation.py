@@ -144,14 +144,18 @@ def sparsities(count: int) -> np.ndarray:
 
 
 def uniform_target(weighed: Weighed, pruner: str, budget: float) -> str:
-    """The target of that pruner that takes the budget, the same share of each layer."""
-    low, high = 0.0, 1.0
+    """The target of that pruner that takes the budget, the same share of each layer.
+
+    Raises:
+      ConfigError: no network does, as no layer loses more than `SPARSEST`.
+    """
+    if weighed.spent(dict.fromkeys(weighed.layers, 1 - SPARSEST)) > budget:
+        raise ConfigError(_too_small(weighed, budget))
+    low, high = 0.0, SPARSEST
     for _ in range(40):
         middle = (low + high) / 2
         spent = weighed.spent(dict.fromkeys(weighed.layers, 1 - middle))
         low, high = (low, middle) if spent <= budget else (middle, high)
-    if high > 0.9999:
-        raise ConfigError(_too_small(weighed, budget))
     return f"{pruner}{100 * high:.6f}"
 
 

@@ -210,9 +210,10 @@ def locked(run: Path, *, waits: bool = False) -> Iterator[None]:
 
 
 def move_aside(path: Path) -> Path:
-    """Renames a file, so that nothing is overwritten; returns its new name."""
-    number = 1
-    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+    """Renames a file or a directory, so that it stays; returns its new name."""
+    ending = "" if path.is_dir() else path.suffix
+    stem, number = path.name.removesuffix(ending), 1
+    while (aside := path.with_name(f"{stem}.{number}{ending}")).exists():
         number += 1
     return path.rename(aside)
 

@@ -27,7 +27,7 @@ from experiments.metrics import make_console
 from experiments.open_run import OpenRun, open_run
 from experiments.pruning_options import PrunerOptions
 from experiments.results import digest
-from experiments.run_directory import check_free, move_aside, read_json, write_text
+from experiments.run_directory import move_aside, read_json, write_text
 
 if TYPE_CHECKING:
     from experiments.verbs.allocate import Allocate
@@ -49,17 +49,15 @@ def allocate(options: "Allocate") -> None:
         speedup: options.run / "compressed" / f"spdy{speedup:g}x-{ending}"
         for speedup in options.speedup
     }
-    for out in models_of.values():
-        check_free(out, overwrite=True)
     path = options.run / f"allocation-{ending}.json"
     run = open_run(options.run, options.data_dir, say)
-    found = _earlier(path, _settings(options, run), say)
+    found = _earlier(path, _settings(options, run))
     for speedup, out in list(models_of.items()):
         if f"{speedup:g}x" in found and out.exists():
             say(f"{speedup:g}x was found before")
             del models_of[speedup]
     if models_of:
-        _find(models_of, options, run, found, path)
+        _find(models_of, options, run, found, path, say)
     console.print(_table(found, run))
     say(f"Sparsities in {path}, models in {options.run / 'compressed'}")
 
@@ -70,6 +68,7 @@ def _find(
     run: OpenRun,
     found: dict[str, Any],
     path: Path,
+    say: Callable[[str], None],
 ) -> None:
     """Searches for speedups; stores each in ``found``, in its file and as a model."""
     pruning = PrunerOptions(layerwise=options.layerwise)
@@ -80,23 +79,24 @@ def _find(
 
     weighed = weigh(run, options.measure, compress, options.pruner)
     _check_dense(options.run, weighed)
-    uniform = {
-        speedup: uniform_target(weighed, options.pruner, weighed.total / speedup)
-        for speedup in models_of
-    }  # raises before hours are spent
-    database = Database(
-        run, weighed, compress, options.pruner, options.levels, options.examples
-    )
     refit = "r" * options.pruner.startswith("r")
-    for speedup, out in models_of.items():
-        budget = weighed.total / speedup
-        levels = database.allocate(budget, options.seed, options.starts)
-        targets = {
-            "uniform": uniform[speedup],
+    budgets = {speedup: weighed.total / speedup for speedup in models_of}
+    targets_of = {
+        speedup: {
+            "uniform": uniform_target(weighed, options.pruner, budget),
             "global": global_target(
                 weighed, f"{refit}k", budget, run.task.filters.prunable
             ),
         }
+        for speedup, budget in budgets.items()
+    }  # raises before hours are spent
+    _set_aside(path, options, _settings(options, run), found, say)
+    database = Database(
+        run, weighed, compress, options.pruner, options.levels, options.examples
+    )
+    for speedup, out in models_of.items():
+        levels = database.allocate(budgets[speedup], options.seed, options.starts)
+        targets = targets_of[speedup]
         stitched = database.stitched(levels)
         models = {"SPDY": stitched} | {
             method: compress(target) for method, target in targets.items()
@@ -113,6 +113,7 @@ def _find(
         statistics = evaluation.recalibrate(stitched, run.batch_stats)
         accuracy = found[f"{speedup:g}x"]["methods"]["SPDY"]["recalibrated"]
         facts = {"target": out.name, run.task.metric: accuracy}
+        facts |= {"settings": _settings(options, run)}
         model = stitched, statistics
         store(out, options.run, run, model, facts, options.data_dir)
         write_text(path, json.dumps(found, indent=2) + "\n")
@@ -127,18 +128,30 @@ def _settings(options: "Allocate", run: OpenRun) -> dict[str, Any]:
     }
 
 
-def _earlier(
-    path: Path, settings: dict[str, Any], say: Callable[[str], None]
-) -> dict[str, Any]:
-    """What is stored of other speedups; of other settings, it is moved aside."""
-    if path.exists():
-        stored = dict(read_json(path))
-        changed = [name for name in settings if stored.get(name) != settings[name]]
-        if not changed:
-            return stored
-        aside = move_aside(path)
-        say(f"{path} was of another {', '.join(changed)}; it is now {aside}")
-    return dict(settings)
+def _earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What is stored of other speedups; only the settings if those were others."""
+    stored = dict(read_json(path)) if path.exists() else {}
+    return dict(settings) if _changed(stored, settings) else stored
+
+
+def _changed(stored: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    return [name for name in settings if stored.get(name) != settings[name]]
+
+
+def _set_aside(
+    path: Path,
+    options: "Allocate",
+    settings: dict[str, Any],
+    found: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Renames what other settings have left: the sparsities and every model."""
+    if path.exists() and (changed := _changed(read_json(path), settings)):
+        say(f"{path} was of another {', '.join(changed)}; it is now {move_aside(path)}")
+    ending = f"x-{options.measure}-{options.pruner}"
+    for model in sorted((options.run / "compressed").glob(f"spdy*{ending}")):
+        if f"{model.name.removeprefix('spdy').removesuffix(ending)}x" not in found:
+            say(f"{model} is of an earlier search; it is now {move_aside(model)}")
 
 
 def _check_dense(run: Path, weighed: Weighed) -> None:

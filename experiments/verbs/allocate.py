@@ -21,7 +21,8 @@ class Allocate:
 
     SPDY: each layer is pruned to many sparsities separately; then a search finds the
     combination with the least loss on training examples within the budget. Each
-    speedup's model is stored in RUN/compressed/spdySPEEDUPx-MEASURE-PRUNER.
+    speedup's model is stored in RUN/compressed/spdySPEEDUPx-MEASURE-PRUNER. Models and
+    sparsities that were found with other settings stay, with a number after their name.
     """
 
     run: tyro.conf.Positional[Path]

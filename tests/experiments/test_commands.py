@@ -7,11 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.__main__ import main
+from experiments.allocation import Weighed, uniform_target
 from experiments.commands import evaluate as evaluation_command
+from experiments.commands.allocate import SETTINGS
 from experiments.commands.audit import tables
+from experiments.errors import ConfigError
 from experiments.images.config import ModelConfig
 from experiments.metrics import make_console
 from experiments.recipes import digits
@@ -361,8 +365,28 @@ def test_allocate_compares_masks_at_equal_cost(run, data_dir, capsys):
     assert "was of another levels" in capsys.readouterr().out
     aside = json.loads((run / "allocation-multiply_adds-u.1.json").read_text())
     assert aside == both
+    earlier = stored.with_name(f"{stored.name}.1")
+    assert (earlier / "evaluation.json").exists()
+    assert json.loads((earlier / "compression.json").read_text())["settings"] == {
+        name: both[name] for name in SETTINGS
+    }
+    assert not stored.exists()
     stored = run / "compressed" / "spdy1.25x-multiply_adds-u"
+    assert stored.with_name(f"{stored.name}.1").exists()
     assert main(f"allocate {stored} --speedup 2 --data-dir {data_dir}".split()) == 1
     assert "path must be a dense run, got" in capsys.readouterr().err
-    assert main(f"allocate {run} --speedup 900 --data-dir {data_dir}".split()) == 1
+    reseeded = again.replace("--speedup", "--seed 1 --speedup 900")
+    assert main(reseeded.split()) == 1
     assert "speedup must be smaller" in capsys.readouterr().err
+    assert stored.exists()  # nothing moves for what fails
+
+
+def test_a_budget_below_the_sparsest_levels_is_refused_before_the_search():
+    """At 99 % zeros 1 of 100 is left, and another 1 is spent apart: 50.5 times less."""
+    curves = {"kernel": (np.array([0.0, 1.0]), np.array([0.0, 100.0]))}
+    leaves = {"kernel": np.ones(100)}
+    weighed = Weighed(leaves, curves, 1.0, ["kernel"], "multiply_adds")
+    target = uniform_target(weighed, "u", 101 / 50)
+    assert float(target.removeprefix("u")) == pytest.approx(98.98)
+    with pytest.raises(ConfigError, match=r"60.00 times fewer .* at most 99 % zeros"):
+        uniform_target(weighed, "u", 101 / 60)
