@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -27,9 +27,11 @@ from experiments.run_directory import (
     compressed_to,
     evaluate_command,
     load_config,
+    read_status,
+    reading,
     write_text,
 )
-from experiments.stored_config import differences
+from experiments.stored_config import differences, from_dict
 
 SCOPES: dict[targets.Scope, str] = {
     "global": "",
@@ -64,14 +66,14 @@ def gather(runs: Sequence[Path]) -> list[Section]:
       A section for every data set and network, in the order of the runs.
 
     Raises:
-      RunError: a directory is not a run, was not evaluated, or is given twice.
+      RunError: a directory is not a run, was not evaluated as it is, or is given twice.
     """
     if not runs:
         raise RunError("report needs the directory of at least one run")
     sections: dict[object, Section] = {}
     for run in runs:
         config = load_config(run)
-        stored = _stored(run)
+        stored = _stored(run, config)
         key = (config.data.name, config.model)
         if key not in sections:
             name = f"{config.data.name}-{config.model.title}"
@@ -130,13 +132,34 @@ def write_report(sections: Sequence[Section], out: Path) -> list[Path]:
     return files
 
 
-def _stored(run: Path) -> Results:
+UNTRAINED = {"eval_targets", "checkpoint_every", "log_every"}
+"""What can change in a configuration while the model stays."""
+
+
+def _stored(run: Path, config: RunConfig) -> Results:
     path = run / "evaluation.json"
     if not path.exists():
         raise RunError(
             f"{run} was not evaluated; do it with\n  {evaluate_command(run)}"
         )
-    return load_results(path)
+    results = load_results(path)
+    (entry,) = _entries(results)
+    with reading(path):
+        evaluated = from_dict(entry["config"]) if "config" in entry else config
+    then = differences(evaluated, config)
+    step = read_status(run).get("step")
+    if entry.get("step", step) != step:
+        then["step"] = entry["step"]
+    if changed := [f"{n} {value}" for n, value in then.items() if n not in UNTRAINED]:
+        raise RunError(
+            f"{run} was evaluated at {', '.join(changed)} and has changed since; do it "
+            f"again with\n  {evaluate_command(run)}"
+        )
+    return results
+
+
+def _entries(results: Results) -> list[dict[str, Any]]:
+    return [run for method in results["methods"].values() for run in method["runs"]]
 
 
 def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> None:
@@ -144,7 +167,7 @@ def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> Non
     for key in ("versions", "machine"):
         results[key] = stored[key]
     results["targets"] = in_order(results["targets"], stored["targets"])
-    (entry,) = (entry for m in stored["methods"].values() for entry in m["runs"])
+    (entry,) = _entries(stored)
     label = _label(section, config, compressed_to(run))
     section.configs.setdefault(label, config)
     others = results["methods"].setdefault(label, {"runs": []})["runs"]

@@ -26,7 +26,7 @@ from experiments.results import (
     save_results,
 )
 from experiments.resumable_evaluation import forget, resumable
-from experiments.run_directory import load_config, move_aside
+from experiments.run_directory import load_config, move_aside, read_status
 
 
 def evaluate(
@@ -45,6 +45,7 @@ def evaluate(
         load_results(out)  # raises before hours are spent
     console = make_console()
     say = partial(console.print, soft_wrap=True)
+    step = read_status(run).get("step")  # before the model, which may train on
     config, data, task, params, batch_stats = open_run(run, data_dir, say)
     compressed = (run / "compression.json").exists()
     names = tuple(dict.fromkeys(names))
@@ -83,6 +84,7 @@ def evaluate(
                 say(f"{accuracy.target}: {accuracy.pruned:.2f} % ({duration:.1f} s)")
     rule = config.optimizer.rule_name
     add_run(results, rule, load_config(run), accuracies, seconds, model)
+    results["methods"][rule]["runs"][0]["step"] = step
     save_results(_with_earlier(results, out, say), out)
     forget(unfinished, depends_on, names)
     drawn = calibrations > 1 and has_statistics(batch_stats)

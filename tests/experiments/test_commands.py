@@ -20,7 +20,7 @@ from experiments.images.config import ModelConfig
 from experiments.metrics import make_console
 from experiments.recipes import digits
 from experiments.results import load_results
-from experiments.run_directory import load_config
+from experiments.run_directory import load_config, read_status
 from experiments.stored_config import from_dict
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -155,6 +155,9 @@ def test_evaluate_prints_a_table(run, data_dir, capsys):
     assert "50 %" in text
     # The title breaks in a table as narrow as this.
     assert "3 calibrations" in " ".join(text.split())
+    results = load_results(run / "evaluation.json")
+    ((entry,),) = (method["runs"] for method in results["methods"].values())
+    assert entry["step"] == read_status(run)["step"] == 20
 
 
 def test_a_stopped_evaluation_goes_on(run, data_dir, monkeypatch, capsys):

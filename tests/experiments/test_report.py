@@ -12,7 +12,7 @@ from experiments.evaluation import Accuracy
 from experiments.recipes import cifar10, cifar10_ablations
 from experiments.report import gather, method_label, write_report
 from experiments.results import add_run, load_results, new_results, save_results
-from experiments.run_directory import save_config
+from experiments.run_directory import save_config, write_status
 
 NAMES = ("dense", "k70", "k90", "u50", "u90", "2:4")
 
@@ -163,6 +163,27 @@ def test_what_is_not_there_is_named(store, tmp_path, capsys):
     message = f"error: {run} was not evaluated; do it with\n  "
     message += f"python -m experiments evaluate {run}"
     assert message in capsys.readouterr().err
+
+
+def test_a_run_that_was_trained_on_since_its_evaluation_is_refused(store):
+    """As when epochs are added, or when an interrupted run goes on."""
+    run = store(cifar10.sgd, 0, {"dense": 90.0})
+    quieter = dataclasses.replace(cifar10.sgd, log_every=7, eval_targets=("k50",))
+    save_config(run, quieter)
+    assert gather([run])
+    save_config(run, dataclasses.replace(cifar10.sgd, epochs=500))
+    again = f"python -m experiments evaluate {run}"
+    with pytest.raises(RunError, match=f"at epochs 400 and .* again with\n  {again}"):
+        gather([run])
+    save_config(run, cifar10.sgd)
+    results = load_results(run / "evaluation.json")
+    results["methods"]["none"]["runs"][0]["step"] = 20
+    save_results(results, run / "evaluation.json")
+    write_status(run, step=20)
+    assert gather([run])
+    write_status(run, step=40)
+    with pytest.raises(RunError, match="at step 20 and has changed since"):
+        gather([run])
 
 
 def test_what_a_run_starts_from_and_was_made_into_tells_runs_apart(store, tmp_path):
