@@ -201,6 +201,11 @@ class RunConfig:
         for target in self.eval_targets:
             targets.check(target)
 
+    @property
+    def evaluated_on(self) -> dict[str, Any]:
+        """What decides which examples it is evaluated on, and their classes."""
+        raise NotImplementedError
+
     def check_inputs(self) -> None:
         """Raises unless the inputs of a run are named and exist; needs no jax."""
 

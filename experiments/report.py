@@ -1,6 +1,8 @@
 """Evaluated runs side by side: tables in Markdown, pictures, the paper's figures."""
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +33,7 @@ from experiments.run_directory import (
     reading,
     write_text,
 )
-from experiments.stored_config import differences, from_dict
+from experiments.stored_config import differences, from_dict, to_dict
 
 SCOPES: dict[targets.Scope, str] = {
     "global": "",
@@ -42,7 +44,7 @@ SCOPES: dict[targets.Scope, str] = {
 
 
 class Section(NamedTuple):
-    """Runs on one data set with one network.
+    """Runs with one network that are evaluated on the same examples.
 
     Attributes:
       name: of the data set and the network.
@@ -54,16 +56,22 @@ class Section(NamedTuple):
     results: Results
     configs: dict[str, RunConfig]
 
+    @property
+    def examples(self) -> dict[str, Any]:
+        """What decides which examples its runs are evaluated on."""
+        return next(iter(self.configs.values())).evaluated_on
+
 
 def gather(runs: Sequence[Path]) -> list[Section]:
     """Reads what ``evaluate`` stored, and groups runs of one kind.
 
     Args:
-      runs: their directories. Runs that differ in nothing but the seed are runs of one
-        method.
+      runs: their directories. Runs that differ in nothing but the seed, and that of the
+        runs that they start or learn from, are runs of one method.
 
     Returns:
-      A section for every data set and network, in the order of the runs.
+      A section for all runs with one network on the same examples, in the order of the
+      runs.
 
     Raises:
       RunError: a directory is not a run, was not evaluated as it is, or is given twice.
@@ -71,16 +79,17 @@ def gather(runs: Sequence[Path]) -> list[Section]:
     if not runs:
         raise RunError("report needs the directory of at least one run")
     sections: dict[object, Section] = {}
+    labels: dict[object, str] = {}
     for run in runs:
         config = load_config(run)
         stored = _stored(run, config)
-        key = (config.data.name, config.model)
+        key = (*config.evaluated_on.items(), config.model)
         if key not in sections:
             name = f"{config.data.name}-{config.model.title}"
             same = sum(other.name.startswith(name) for other in sections.values())
             name += f"-{same + 1}" if same else ""
             sections[key] = Section(name, new_results((), metric(stored)), {})
-        _add(sections[key], run, config, stored)
+        _add(sections[key], run, config, stored, labels)
     return list(sections.values())
 
 
@@ -98,8 +107,17 @@ def method_label(config: OptimizerConfig) -> str:
 
 def print_report(sections: Sequence[Section], console: Console) -> None:
     """Prints the table of every section."""
-    for name, results, _ in sections:
-        console.print(accuracy_table(results, f"{name}, {metric(results)} (%)"))
+    for section in sections:
+        title = f"{_title(section, sections)}, {metric(section.results)} (%)"
+        console.print(accuracy_table(section.results, title))
+
+
+def _title(section: Section, sections: Sequence[Section]) -> str:
+    """Its name, and what sets its examples apart from those of other sections."""
+    own = section.examples
+    others = [s.examples for s in sections if s.examples["name"] == own["name"]]
+    apart = [f"{n} {v}" for n, v in own.items() if any(o[n] != v for o in others)]
+    return section.name + (f" ({', '.join(apart)})" if apart else "")
 
 
 def write_report(sections: Sequence[Section], out: Path) -> list[Path]:
@@ -114,18 +132,20 @@ def write_report(sections: Sequence[Section], out: Path) -> list[Path]:
     """
     files = [out / "report.md"]
     text = []
-    for name, results, configs in sections:
+    for section in sections:
+        name, results, configs = section
+        title = _title(section, sections)
         save_results(results, out / f"{name}.json")
         files.append(out / f"{name}.json")
-        text += [f"# {name}", "", *_runs(results, configs), "", *_accuracies(results)]
-        text += ["", *_differences(results, configs)]
+        text += [f"# {title}", "", *_runs(results, configs), ""]
+        text += [*_accuracies(results), "", *_differences(results, configs)]
         for scope, words in SCOPES.items():
             shares = [targets.sparsity(t, scope) for t in results["targets"]]
             if sum(bool(share) for share in shares) < 2:
                 continue
             path = out / f"{name}{words}.png"
-            title = f"{name}{words}, {metric(results)} (%)"
-            plot_accuracy(results, path, title, scope)
+            caption = f"{title}{words}, {metric(results)} (%)"
+            plot_accuracy(results, path, caption, scope)
             text += [f"![Accuracy over sparsity]({path.name})", ""]
             files.append(path)
     write_text(files[0], "\n".join(text))
@@ -162,13 +182,23 @@ def _entries(results: Results) -> list[dict[str, Any]]:
     return [run for method in results["methods"].values() for run in method["runs"]]
 
 
-def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> None:
+def _add(
+    section: Section,
+    run: Path,
+    config: RunConfig,
+    stored: Results,
+    labels: dict[object, str],
+) -> None:
     results = section.results
     for key in ("versions", "machine"):
         results[key] = stored[key]
     results["targets"] = in_order(results["targets"], stored["targets"])
     (entry,) = _entries(stored)
-    label = _label(section, config, compressed_to(run))
+    short = method_label(config.optimizer) + _made(compressed_to(run))
+    method = (section.name, short, _but_for_seed(config))
+    if method not in labels:
+        labels[method] = _label(section, config, short)
+    label = labels[method]
     section.configs.setdefault(label, config)
     others = results["methods"].setdefault(label, {"runs": []})["runs"]
     if any(other["seed"] == config.seed for other in others):
@@ -176,12 +206,12 @@ def _add(section: Section, run: Path, config: RunConfig, stored: Results) -> Non
     others.append(entry)
 
 
-def _label(section: Section, config: RunConfig, target: str) -> str:
-    """The method's label; if others have it too, with what tells them apart."""
-    label = short = method_label(config.optimizer) + _made(target)
-    own, words = _but_for_seed(config), []
-    while (known := section.configs.get(label)) and _but_for_seed(known) != own:
-        changed = differences(own, _but_for_seed(known))
+def _label(section: Section, config: RunConfig, short: str) -> str:
+    """A new method's label; if others have it too, with what tells them apart."""
+    label, words = short, []
+    while known := section.configs.get(label):
+        changed = differences(_but_for_seed(config), _but_for_seed(known))
+        changed |= {n: getattr(config, n) for n in ORIGINS if n in changed}
         if "name" in changed:
             changed = {config.name: ""}
         words += [f"{n.split('.')[-1]} {value}".strip() for n, value in changed.items()]
@@ -199,16 +229,25 @@ def _made(target: str) -> str:
         return f", {target}"
 
 
-def _but_for_seed(config: RunConfig) -> RunConfig:
-    """The configuration without the seed and the runs that it starts or learns from.
+ORIGINS = ("init_from", "teacher")
 
-    What is kept of those: whether there are any, and what the start was compressed to.
-    """
-    teacher = None if config.teacher is None else ""
-    start = None
-    if config.init_from is not None:
-        start = compressed_to(Path(config.init_from))
-    return dataclasses.replace(config, seed=0, init_from=start, teacher=teacher)
+
+def _but_for_seed(config: RunConfig, seen: tuple[str, ...] = ()) -> RunConfig:
+    """The configuration without its seed, and without those of what it comes from."""
+    found = {name: _origin(getattr(config, name), seen) for name in ORIGINS}
+    return dataclasses.replace(config, seed=0, **found)
+
+
+def _origin(run: str | None, seen: tuple[str, ...]) -> str | None:
+    """The same for all seeds of a run to start or learn from, if it is still there."""
+    if not run or run in seen:  # a run may have replaced the one it comes from
+        return run
+    try:
+        config = _but_for_seed(load_config(Path(run)), (*seen, run))
+    except RunError:
+        return run
+    words = json.dumps([compressed_to(Path(run)), to_dict(config)])
+    return hashlib.sha256(words.encode()).hexdigest()
 
 
 def _runs(results: Results, configs: dict[str, RunConfig]) -> list[str]:

@@ -3,7 +3,7 @@
 import re
 import typing
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from experiments.config import Dtype, RunConfig, check, check_at_least, check_numbers
 
@@ -142,6 +142,12 @@ class ImageConfig(RunConfig):
     name: str = "digits"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+
+    @property
+    def evaluated_on(self) -> dict[str, Any]:
+        """See `RunConfig.evaluated_on`."""
+        names = ("name", "folder", "side", "classes", "labels", "validation")
+        return {name: getattr(self.data, name) for name in names}
 
     def check_inputs(self) -> None:
         """See `RunConfig.check_inputs`; also checks a folder of images."""

@@ -4,7 +4,7 @@ import dataclasses
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from experiments.config import Dtype, RunConfig, check, check_at_least, check_numbers
 from experiments.errors import ConfigError, DataError
@@ -236,6 +236,13 @@ class TextConfig(RunConfig):
         for name in ("train_file", "eval_file"):
             fits = getattr(self, name) is None or self.data.name in FROM_FILES
             check(self, name, fits, f"left out for {self.data.name}")
+
+    @property
+    def evaluated_on(self) -> dict[str, Any]:
+        """See `RunConfig.evaluated_on`."""
+        names = ("name", "evaluation_examples", "text_columns", "label_column")
+        own = {name: getattr(self.data, name) for name in (*names, "labels")}
+        return own | {"eval_file": self.eval_file}
 
     def check_inputs(self) -> None:
         """See `RunConfig.check_inputs`; also checks files of texts, and weights."""

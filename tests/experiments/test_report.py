@@ -9,7 +9,7 @@ from experiments.__main__ import main
 from experiments.config import OptimizerConfig, variant
 from experiments.errors import RunError
 from experiments.evaluation import Accuracy
-from experiments.recipes import cifar10, cifar10_ablations
+from experiments.recipes import cifar10, cifar10_ablations, squad
 from experiments.report import gather, method_label, write_report
 from experiments.results import add_run, load_results, new_results, save_results
 from experiments.run_directory import save_config, write_status
@@ -129,6 +129,38 @@ def test_a_run_on_another_network_has_its_own_section(store):
     assert [s.name for s in sections] == ["cifar10-resnet20", "cifar10-resnet32"]
 
 
+def test_runs_evaluated_on_other_examples_have_their_own_section(store, tmp_path):
+    """Images held out instead of the test images, or another folder or file."""
+
+    def own(folder, validation):
+        data = dataclasses.replace(
+            cifar10.sgd.data, name="folder", folder=folder, validation=validation
+        )
+        return dataclasses.replace(cifar10.sgd, name=f"{folder}{validation}", data=data)
+
+    kinds = [("pets", 0), ("cars", 0), ("cars", 50)]
+    runs = [store(own(*kind), 0, {"dense": 90.0 + i}) for i, kind in enumerate(kinds)]
+    longer = dataclasses.replace(own("pets", 0), name="longer", epochs=500)
+    sections = gather([*runs, store(longer, 0, {"dense": 91.0})])
+    assert [[*section.configs] for section in sections] == [
+        ["SGD", "SGD (longer)"],
+        ["SGD"],
+        ["SGD"],
+    ]
+    (report, *_) = write_report(sections, tmp_path / "out")
+    lines = report.read_text().splitlines()
+    assert [line for line in lines if line.startswith("#")] == [
+        "# folder-resnet20 (folder pets, validation 0)",
+        "# folder-resnet20-2 (folder cars, validation 0)",
+        "# folder-resnet20-3 (folder cars, validation 50)",
+    ]
+    facts = dataclasses.replace(squad.config, eval_file="facts.json")
+    fewer = dataclasses.replace(squad.config.data, evaluation_examples=9)
+    texts = [facts, dataclasses.replace(squad.config, data=fewer), squad.config]
+    runs = [store(config, i, {"dense": 80.0}) for i, config in enumerate(texts)]
+    assert len(gather(runs)) == 3
+
+
 def test_targets_of_one_run_alone_stand_where_it_has_them(store):
     some = store(cifar10.sgd, 0, {"dense": 90.0, "k70": 80.0, "k90": 40.0})
     more = dict.fromkeys(("dense", "2:4", "k70", "4bit", "k90", "k95"), 85.0)
@@ -184,6 +216,45 @@ def test_a_run_that_was_trained_on_since_its_evaluation_is_refused(store):
     write_status(run, step=40)
     with pytest.raises(RunError, match="at step 20 and has changed since"):
         gather([run])
+
+
+@pytest.mark.parametrize("origin", ["init_from", "teacher"])
+def test_runs_that_come_from_other_runs_are_other_methods(store, tmp_path, origin):
+    """But for the seeds of those; of runs that are gone, the path counts."""
+    plain, robust = (
+        [tmp_path / f"{config.name}-{seed}" for seed in range(2)]
+        for config in (cifar10.sgd, cifar10.multi)
+    )
+    for seed in range(2):
+        for run, config in ((plain[seed], cifar10.sgd), (robust[seed], cifar10.multi)):
+            save_config(run, dataclasses.replace(config, seed=seed))
+
+    gone = tmp_path / "gone"
+    starts = [plain[0], robust[0], robust[1], plain[1], gone, gone]
+    runs = []
+    for number, start in enumerate(starts):
+        config = dataclasses.replace(cifar10.sgd, name="tuned", **{origin: str(start)})
+        run = store(config, number % 2, {"dense": 90.0 + number})
+        runs.append(run.rename(tmp_path / f"tuned{number}"))
+    (section,) = gather(runs)
+    seeds = {
+        label: [entry["seed"] for entry in method["runs"]]
+        for label, method in section.results["methods"].items()
+    }
+    assert seeds == {
+        "SGD": [0, 1],
+        f"SGD ({origin} {robust[0]})": [1, 0],
+        f"SGD ({origin} {gone})": [0, 1],
+    }
+
+
+def test_a_run_that_replaced_the_one_it_comes_from_is_no_circle(store, tmp_path):
+    start = tmp_path / "start"
+    config = dataclasses.replace(cifar10.sgd, init_from=str(start))
+    run = store(config, 0, {"dense": 90.0})
+    save_config(start, dataclasses.replace(cifar10.sgd, init_from=str(run)))
+    (section,) = gather([run])
+    assert [*section.configs] == ["SGD"]
 
 
 def test_what_a_run_starts_from_and_was_made_into_tells_runs_apart(store, tmp_path):
