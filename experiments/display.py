@@ -95,7 +95,10 @@ def markdown_table(
 ) -> list[str]:
     """The lines of a table; columns after the first ``left`` hold numbers."""
     rule = ["---"] * left + ["---:"] * (len(header) - left)
-    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+    lines = [
+        [cell.replace("|", "\\|") for cell in row] for row in (header, rule, *rows)
+    ]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def _best(results: Results, target: str) -> str:

@@ -21,7 +21,7 @@ from experiments.results import (
     kinds,
     load_results,
     metric,
-    new_results,
+    missing_seeds,
     save_results,
     summarize,
 )
@@ -88,7 +88,8 @@ def gather(runs: Sequence[Path]) -> list[Section]:
             name = f"{config.data.name}-{config.model.title}"
             same = sum(other.name.startswith(name) for other in sections.values())
             name += f"-{same + 1}" if same else ""
-            sections[key] = Section(name, new_results((), metric(stored)), {})
+            empty: Results = {"targets": [], "methods": {}}
+            sections[key] = Section(name, stored | empty, {})
         _add(sections[key], run, config, stored, labels)
     return list(sections.values())
 
@@ -190,8 +191,6 @@ def _add(
     labels: dict[object, str],
 ) -> None:
     results = section.results
-    for key in ("versions", "machine"):
-        results[key] = stored[key]
     results["targets"] = in_order(results["targets"], stored["targets"])
     (entry,) = _entries(stored)
     short = method_label(config.optimizer) + _made(compressed_to(run))
@@ -203,7 +202,7 @@ def _add(
     others = results["methods"].setdefault(label, {"runs": []})["runs"]
     if any(other["seed"] == config.seed for other in others):
         raise RunError(f"{run}: there are two runs of {label} with seed {config.seed}")
-    others.append(entry)
+    others.append(entry | {key: stored[key] for key in ("versions", "machine")})
 
 
 def _label(section: Section, config: RunConfig, short: str) -> str:
@@ -234,7 +233,9 @@ ORIGINS = ("init_from", "teacher")
 
 def _but_for_seed(config: RunConfig, seen: tuple[str, ...] = ()) -> RunConfig:
     """The configuration without its seed, and without those of what it comes from."""
-    found = {name: _origin(getattr(config, name), seen) for name in ORIGINS}
+    found: dict[str, Any] = {
+        name: _origin(getattr(config, name), seen) for name in ORIGINS
+    }
     return dataclasses.replace(config, seed=0, **found)
 
 
@@ -259,13 +260,23 @@ def _runs(results: Results, configs: dict[str, RunConfig]) -> list[str]:
         seeds = ", ".join(str(run["seed"]) for run in runs)
         rows.append([label, config.name, str(config.epochs), seeds, str(drawn)])
     header = ["method", "configuration", "epochs", "seeds", "calibrations"]
-    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
-    machine = ", ".join(f"{k} {v}" for k, v in results["machine"].items())
-    return [
-        *markdown_table(header, rows),
-        "",
-        f"Evaluated on {machine}, with {versions}.",
-    ]
+    return [*markdown_table(header, rows), "", *_machines(results)]
+
+
+def _machines(results: Results) -> list[str]:
+    """Where the runs were evaluated, and with what; which ones, if that differs."""
+    runs_of: dict[str, list[str]] = {}
+    for label, method in results["methods"].items():
+        for run in method["runs"]:
+            machine, versions = (
+                ", ".join(f"{name} {value}" for name, value in run[key].items())
+                for key in ("machine", "versions")
+            )
+            place = f"Evaluated on {machine}, with {versions}"
+            runs_of.setdefault(place, []).append(f"{label} (seed {run['seed']})")
+    if len(runs_of) == 1:
+        return [f"{place}." for place in runs_of]
+    return [f"- {place}: {', '.join(runs)}." for place, runs in runs_of.items()]
 
 
 def _accuracies(results: Results) -> list[str]:
@@ -284,6 +295,8 @@ def _accuracies(results: Results) -> list[str]:
     deviation = (
         "± is the standard deviation over seeds; for one seed, over its calibrations."
     )
+    if any("/" in text for row in rows for text in row[1:]):
+        deviation += " (1/3): of one of three seeds only."
     return [*markdown_table(header, rows), "", deviation]
 
 
@@ -305,9 +318,10 @@ def _differences(results: Results, configs: dict[str, RunConfig]) -> list[str]:
         row = [targets.label(target)]
         for method, config in configs.items():
             # A dense network needs no recalibration.
-            kind = "pruned" if target == "dense" else "recalibrated"
+            kind = "pruned" if target == "dense" else kinds(results)[-1]
             mean, _ = summarize(results, method, kind, target)
-            row.append("" if math.isnan(mean) else f"{mean - ours:+.1f}")
+            note = missing_seeds(results, method, kind, target)
+            row.append("" if math.isnan(mean) else f"{mean - ours:+.1f}{note}")
             published = paper.difference(config, target)
             if method in known:
                 row.append("" if published is None else f"{published:+.1f}")

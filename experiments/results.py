@@ -192,12 +192,24 @@ def summarize(
 
 
 def cell(results: Results, method: str, kind: str, target: str) -> str:
-    """Mean and standard deviation as text: ``98.2 ± 0.3``; empty if unknown."""
+    """Mean and standard deviation as text: ``98.2 ± 0.3``; empty if unknown.
+
+    ``98.2 ± 0.3 (2/3)`` if only two of three seeds have the target.
+    """
     mean, spread = summarize(results, method, kind, target)
     count = len(_values(results, method, kind, target))
     if not count:
         return ""
-    return f"{mean:.1f} ± {spread:.1f}" if count > 1 else f"{mean:.1f}"
+    text = f"{mean:.1f} ± {spread:.1f}" if count > 1 else f"{mean:.1f}"
+    return text + missing_seeds(results, method, kind, target)
+
+
+def missing_seeds(results: Results, method: str, kind: str, target: str) -> str:
+    """How many seeds have a target, such as `` (2/3)``; empty if all do."""
+    runs = results["methods"][method]["runs"]
+    all_seeds = {run["seed"] for run in runs}
+    seeds = {run["seed"] for run in runs if target in run[kind]}
+    return "" if seeds == all_seeds else f" ({len(seeds)}/{len(all_seeds)})"
 
 
 def _values(results: Results, method: str, kind: str, target: str) -> list[float]:

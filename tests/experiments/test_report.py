@@ -21,13 +21,15 @@ NAMES = ("dense", "k70", "k90", "u50", "u90", "2:4")
 def store(tmp_path):
     """Stores a run as training and evaluation leave it, with chosen accuracies."""
 
-    def save(config, seed, accuracies, calibrations=2):
+    def save(config, seed, accuracies, calibrations=2, *, recalibrates=True):
         config = dataclasses.replace(config, seed=seed)
         run = tmp_path / f"{config.name}-{seed}"
         save_config(run, config)
         results = new_results(list(accuracies))
         rows = [
             Accuracy(target, value - 1, value, (value,) * calibrations)
+            if recalibrates
+            else Accuracy(target, value, None)
             for target, value in accuracies.items()
         ]
         add_run(results, config.optimizer.rule, config, rows, 1.0)
@@ -159,6 +161,58 @@ def test_runs_evaluated_on_other_examples_have_their_own_section(store, tmp_path
     texts = [facts, dataclasses.replace(squad.config, data=fewer), squad.config]
     runs = [store(config, i, {"dense": 80.0}) for i, config in enumerate(texts)]
     assert len(gather(runs)) == 3
+
+
+def test_networks_without_batch_norm_are_compared_as_pruned(store, tmp_path):
+    runs = [
+        store(cifar10.sgd, 0, {"dense": 91.0, "k90": 41.0}, recalibrates=False),
+        store(cifar10.multi, 0, {"dense": 92.0, "k90": 88.0}, recalibrates=False),
+    ]
+    (report, *_) = write_report(gather(runs), tmp_path / "out")
+    _, differences = report.read_text().split("| points above dense SGD")
+    assert row(differences, "| dense |") == ["dense", "+0.0", "+1.0", "+0.2"]
+    assert row(differences, "| 90 % |") == ["90 %", "-50.0", "-3.0", "-2.7"]
+
+
+def test_a_target_that_some_seeds_lack_is_marked(store, tmp_path, capsys):
+    both = {"dense": 90.0, "k90": 80.0}
+    runs = [store(cifar10.sgd, seed, both) for seed in range(2)]
+    runs.append(store(cifar10.sgd, 2, {"dense": 90.0}))
+    out = tmp_path / "out"
+    assert main(["report", *map(str, runs), "--out", str(out)]) == 0
+    assert "80.0±0.0(2/3)" in capsys.readouterr().out
+    text = (out / "report.md").read_text()
+    assert row(text, "| 90 % |") == ["90 %", "79.0 ± 0.0 (2/3)", "80.0 ± 0.0 (2/3)"]
+    assert row(text, "| dense |") == ["dense", "89.0 ± 0.0", "90.0 ± 0.0"]
+    assert "(1/3): of one of three seeds only" in text
+    _, differences = text.split("| points above dense SGD")
+    assert row(differences, "| 90 % |") == ["90 %", "-9.0 (2/3)"]
+
+
+def test_every_machine_is_named_with_its_runs(store, tmp_path):
+    runs = [store(cifar10.sgd, seed, {"dense": 90.0}) for seed in range(2)]
+    (report, *_) = write_report(gather(runs), tmp_path / "out")
+    assert report.read_text().count("Evaluated on") == 1
+    results = load_results(runs[0] / "evaluation.json")
+    results["machine"]["device"] = "H200"
+    save_results(results, runs[0] / "evaluation.json")
+    (report, *_) = write_report(gather(runs), tmp_path / "out")
+    lines = report.read_text().splitlines()
+    first, second = [line for line in lines if line.startswith("- Evaluated on")]
+    assert "device H200" in first
+    assert first.endswith(": SGD (seed 0).")
+    assert "H200" not in second
+    assert second.endswith(": SGD (seed 1).")
+
+
+def test_a_label_with_a_bar_stays_in_its_column(store, tmp_path):
+    frozen = variant(cifar10.sgd, cifar10.sgd.name, frozen="^(stem|head)/")
+    runs = [store(cifar10.sgd, 0, {"dense": 90.0}), store(frozen, 1, {"dense": 91.0})]
+    (report, *_) = write_report(gather(runs), tmp_path / "out")
+    text = report.read_text()
+    label = r"SGD (frozen ^(stem\|head)/)"
+    assert f"| {label} | cifar10_sgd | 400 | 1 | 2 |" in text
+    assert f"| SGD, recalibrated | {label}, pruned | {label}, recalibrated |" in text
 
 
 def test_targets_of_one_run_alone_stand_where_it_has_them(store):
