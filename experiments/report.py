@@ -236,7 +236,10 @@ def _but_for_seed(config: RunConfig, seen: tuple[str, ...] = ()) -> RunConfig:
     found: dict[str, Any] = {
         name: _origin(getattr(config, name), seen) for name in ORIGINS
     }
-    return dataclasses.replace(config, seed=0, **found)
+    rule = config.optimizer
+    pruning = rule.pruning.used_by(rule.rule)
+    optimizer = dataclasses.replace(rule, pruning=pruning)
+    return dataclasses.replace(config, seed=0, optimizer=optimizer, **found)
 
 
 def _origin(run: str | None, seen: tuple[str, ...]) -> str | None:

@@ -1,7 +1,8 @@
 """The configuration of methods that prune during training."""
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Method = Literal[
     "ste",
@@ -31,13 +32,14 @@ def trains_for_one(rule: str) -> bool:
     return rule in get_args(Method) and rule not in SEVERAL_TARGETS
 
 
-_DEFAULTS: dict[str, dict[str, float]] = {
+Number = Literal["strength", "score", "score_rate"]
+_DEFAULTS: dict[Number, dict[str, float]] = {
     "strength": {"soft_movement": 10.0, "l0": 0.1},
     "score": {"str": -3.0, "l0": 2.197},
     "score_rate": {"l0": 0.1},
 }
 """The numbers of rules for which the usual ones would prune nothing, or everything."""
-_USUAL = {"strength": 1e-3, "score": 0.0, "score_rate": 1e-2}
+_USUAL: dict[Number, float] = {"strength": 1e-3, "score": 0.0, "score_rate": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,14 @@ class PruningConfig:
     score_rate: float | None = None
     radius: float = 10.0
 
-    def number(
-        self, name: Literal["strength", "score", "score_rate"], rule: str
-    ) -> float:
+    def used_by(self, rule: str) -> "PruningConfig":
+        """With the numbers that a rule uses; the defaults, if it uses none."""
+        if rule not in get_args(Method):
+            return PruningConfig()
+        numbers: dict[str, Any] = {name: self.number(name, rule) for name in _USUAL}
+        return dataclasses.replace(self, **numbers)
+
+    def number(self, name: Number, rule: str) -> float:
         """One of the numbers whose default depends on the rule."""
         given: float | None = getattr(self, name)
         return _DEFAULTS[name].get(rule, _USUAL[name]) if given is None else given

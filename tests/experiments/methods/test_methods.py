@@ -133,6 +133,11 @@ def test_defaults_prune_some_weights_and_not_all():
     ):
         assert PruningConfig().number(name, rule) == number
     assert PruningConfig(score=0.0).number("score", "str") == 0
+    # Of an earlier version, which stored the numbers: the same method.
+    stored = PruningConfig(strength=1e-3, score=0.0, score_rate=1e-2)
+    assert stored.used_by("none") == PruningConfig().used_by("none")
+    assert stored.used_by("gradual") == PruningConfig().used_by("gradual")
+    assert stored.used_by("l0") != PruningConfig().used_by("l0")
     optimizer = make_optimizer(
         dataclasses.replace(configured("str"), pruning=PruningConfig()), loss_fn, STEPS
     )
