@@ -261,6 +261,40 @@ def test_tuning_changes_tiles_and_nothing_else(images, tmp_path, monkeypatch):
     engine.compile(graph, calibration=[inputs]).tune(*inputs, repeats=1)
 
 
+def linear(size):
+    """A network of one layer, and inputs for it."""
+    network = engine.GraphBuilder()
+    x = network.add(engine.Input((size,)))
+    graph = network.build(network.add(engine.Linear(np.eye(size)), x))
+    return graph, np.ones((4, size), np.float32)
+
+
+def test_engines_keep_the_tiles_that_others_measured():
+    networks = [linear(8), linear(12)]
+    runs = [engine.compile(graph) for graph, _ in networks]
+    for run, (_, x) in zip(runs, networks, strict=True):
+        run.tune(x, repeats=1)
+    found = engine.compile(networks[0][0])._tiles._tiles
+    outputs = [key.split()[4].partition("x")[0] for key in found]
+    assert sorted(outputs) == ["12", "8"]
+
+
+def test_a_user_without_a_home_can_tune_too(monkeypatch):
+    users = pytest.importorskip("pwd")
+
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(users, "getpwuid", unknown)
+    graph, x = linear(8)
+    run = engine.compile(graph)
+    run.tune(x, repeats=1)
+    assert len(run._tiles._tiles) == 1
+    np.testing.assert_array_equal(run(x), x)
+
+
 def test_attention_may_stay_in_float32(texts):
     graph, inputs, _ = texts
     floating = engine.compile(graph)(*inputs)[0]
