@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from engine.networks import convolutional, pointwise, transformer
+
 from cram_jax import engine
 from cram_jax.engine import GraphBuilder, Input
 
@@ -140,3 +142,14 @@ def test_a_graph_is_in_order_and_has_unique_names():
     ints.add(Input((None,), "int32"), name="x")
     with pytest.raises(ValueError, match="output 'x' is not float32"):
         ints.build("x")
+
+
+@pytest.mark.parametrize("make", [convolutional, transformer, pointwise])
+def test_the_reference_computes_in_the_dtype_asked_for(make):
+    graph, inputs = make(np.random.default_rng(0))
+    dtypes = {
+        name: values.dtype
+        for name, values in engine.interpret(graph, *inputs, dtype=np.float32).items()
+        if graph.types[name].dtype == "float32"
+    }
+    assert dtypes == dict.fromkeys(dtypes, np.float32)
