@@ -1,5 +1,7 @@
 """Every operation on every instruction set, beside float64 and exact integers."""
 
+import math
+
 import numpy as np
 import pytest
 from engine.networks import convolutional, pointwise, transformer
@@ -34,6 +36,38 @@ def test_float32_is_that_of_float64_numpy(name, target):
         np.testing.assert_allclose(
             values, expected[node], rtol=1e-5, atol=1e-5 * largest, err_msg=node
         )
+
+
+def activated(operation, x, target):
+    """What an activation makes of a vector of numbers."""
+    network = engine.GraphBuilder()
+    y = network.add(operation, network.add(engine.Input((len(x),))))
+    return engine.compile(network.build(y), target=target)(x[None])[0]
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_tanh_is_exact_to_a_few_units_in_the_last_place(target):
+    x = np.concatenate([np.geomspace(1e-8, 20, 3000), np.linspace(0.5, 0.8, 2000)])
+    x = np.concatenate([x, -x, [1e-40, 1e20, np.inf]]).astype(np.float32)
+    y = activated(engine.Tanh(), x, target)
+    # The smallest of 1 - 2 / (exp(2x) + 1) is about 1/2, with roundings of 1.
+    np.testing.assert_allclose(y, np.tanh(x.astype(np.float64)), rtol=4e-7)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_gelu_of_what_is_far_below_zero_is_nearly_zero(target):
+    x = np.concatenate([np.geomspace(1e-8, 1e8, 3000), np.linspace(3, 7, 2000)])
+    x = np.concatenate([x, -x, [0]]).astype(np.float32)
+    expected = [v * math.erfc(-v / math.sqrt(2)) / 2 for v in x.astype(np.float64)]
+    error = np.abs(activated(engine.Gelu(), x, target) - expected)
+    assert error[x < 0].max() <= 1.1e-6
+    assert (error / np.maximum(1, np.abs(x))).max() <= 5e-7
+
+
+@pytest.mark.parametrize("operation", [engine.Tanh(), engine.Gelu()])
+def test_activations_of_what_is_not_a_number_are_none(operation):
+    for x in (np.nan, -np.nan, np.uint32(0x7FC00001).view(np.float32)):
+        assert np.isnan(activated(operation, np.full(5, x, np.float32), None)).all()
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
