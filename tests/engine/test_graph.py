@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from engine.networks import convolutional, pointwise, transformer
 
 from cram_jax import engine

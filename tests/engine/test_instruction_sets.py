@@ -1,5 +1,6 @@
 """Every operation on every instruction set, beside float64 and exact integers."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,6 +10,9 @@ from engine.references import integer_attention, integer_product
 
 from cram_jax import engine
 from cram_jax.engine import jit, kernels, llvm
+from cram_jax.engine.buffers import Step
+from cram_jax.engine.executor import Program
+from cram_jax.engine.kernels import pooling
 from cram_jax.engine.model import PackedProduct
 
 NETWORKS = {f.__name__: f for f in (convolutional, transformer, pointwise)}
@@ -157,6 +161,39 @@ def test_int8_attention_is_that_of_exact_integers(length, target):
     )
     got = np.rint(tensors["attended"] / ranges["attended"].scale)
     np.testing.assert_array_equal(got + ranges["attended"].zero, expected)
+
+
+def sums_of_bytes(x, columns, target):
+    """The sums of four channels (positions, 4), from the kernel of means.
+
+    It reads whole vectors, beyond the columns that it adds up.
+    """
+    assert len(x) >= columns + 15
+    y = np.zeros((4, 1), np.float32)
+    words = {"x": x, "y": y, "stride": 1, "rows": 1, "items": 1, "columns": columns}
+    words |= {"jobs": 1, "scale": 1 / 1024}
+    Program([Step("mean", kernels.MeanOfImages(True), words, 1)], target, 1).run()
+    return 1024 * y[:, 0]
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_a_sum_of_bytes_may_exceed_32_bits(target):
+    columns = 2**31 // 255 + 25
+    x = np.full((columns + 15, 4), 255, np.uint8)
+    x[:, 1] = 254
+    expected = x[0] * np.float64(columns)
+    assert expected[0] > 2**31
+    np.testing.assert_allclose(sums_of_bytes(x, columns, target), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_a_sum_of_bytes_in_blocks_is_exact(target, monkeypatch):
+    monkeypatch.setattr(pooling, "_BLOCK", 3)
+    target = dataclasses.replace(target, name="blocks")  # to be compiled for itself
+    x = np.random.default_rng(0).integers(0, 256, (252, 4), np.uint8)
+    for columns in (1, 47, 48, 49, 237):
+        y = sums_of_bytes(x, columns, target)
+        np.testing.assert_array_equal(y, x[:columns].sum(0, np.int64))
 
 
 @pytest.mark.parametrize("name", ["convolutional", "transformer"])
