@@ -65,6 +65,19 @@ def test_float32_with_padding_is_float32_without(texts):
         np.testing.assert_allclose(padded, exact, atol=1e-5 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize("number", [True, -1, 2**31, 2**32, 2**40])
+def test_a_mask_is_zero_or_it_is_not(texts, number):
+    _, (ids, mask), run = texts
+    all_equal(run(ids, mask * np.asarray(number)), run(ids, mask))
+
+
+def test_images_may_be_of_half_the_bits(images):
+    _, (x,), run = images
+    for dtype in (jnp.bfloat16, np.float16):
+        half = x.astype(dtype)
+        all_equal(run(half), run(half.astype(np.float32)))
+
+
 @pytest.mark.parametrize("threads", [2, 5])
 def test_threads_give_the_same_bits(images, texts, threads):
     for graph, inputs, run in (images, texts):
@@ -178,10 +191,16 @@ def test_an_engine_works_after_a_fork(program):
             r"input 'ids' must have shape \(batch, length\), got \(19,\)",
         ),
         (lambda ids, mask: (ids * 1.0, mask), TypeError, "input 'ids' must be int32"),
+        (
+            lambda ids, mask: (ids.astype(jnp.bfloat16), mask),
+            TypeError,
+            "input 'ids' must be int32, got bfloat16",
+        ),
         (lambda ids, mask: (ids, mask[:, :3]), ValueError, "one length, got 19 and 3"),
         (lambda ids, mask: (ids, mask[:2]), ValueError, "one batch size, got 3 and 2"),
         (lambda ids, mask: (ids - 50, mask), ValueError, "ids from 0 to 49, got -"),
         (lambda ids, mask: (ids + 50, mask), ValueError, "ids from 0 to 49, got"),
+        (lambda ids, mask: (ids + 2**32, mask), ValueError, "ids from 0 to 49, got 42"),
         (
             lambda ids, mask: (np.zeros((1, 51), int),) * 2,
             ValueError,
