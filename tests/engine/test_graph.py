@@ -51,6 +51,11 @@ def test_shapes_are_inferred(operation, shapes, expected):
         (engine.Conv(ones(3, 3, 2, 4)), [(5,)], "needs rank 3, got shape"),
         (engine.Conv(ones(7, 7, 2, 4), padding=0), [(5, 5, 2)], "does not fit into"),
         (engine.MaxPool(2, 1, 2), [(5, 5, 2)], "reaches the window"),
+        (
+            engine.AvgPool((513, 512), 1, 511),
+            [(5, 5, 2)],
+            r"window \(513, 512\) must have at most 262144 positions",
+        ),
         (engine.Conv(ones(3, 3, 2, 4), padding=3), [(5, 5, 2)], "reaches the window"),
         (engine.Add(), [(4,), (5,)], r"shapes differ: \(4,\) and \(5,\)"),
         (engine.Add(), [(4,)], "needs 2 inputs, got 1"),
