@@ -391,8 +391,11 @@ class Engine:
                     f"input {node.name!r} must have shape "
                     f"({', '.join(map(str, expected))}), got {tuple(shape)}"
                 )
-            is_right = np.dtype(dtype).kind in ("iub" if kind.dtype == "int32" else "f")
-            if not is_right and str(dtype) != "bfloat16":
+            if kind.dtype == "int32":
+                is_right = np.dtype(dtype).kind in "iub"
+            else:
+                is_right = np.dtype(dtype).kind == "f" or str(dtype) == "bfloat16"
+            if not is_right:
                 raise TypeError(
                     f"input {node.name!r} must be {kind.dtype}, got {np.dtype(dtype)}"
                 )

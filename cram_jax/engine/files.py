@@ -7,6 +7,7 @@ are checked by the same constructors that users call, before anything is planned
 import dataclasses
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,19 @@ def save_model(model: Model, path: Path, bits: int) -> None:
         "ranges": {name: [r.scale, int(r.zero)] for name, r in model.ranges.items()},
     }
     metadata = {"format": FORMAT, "version": VERSION, "plan": json.dumps(plan)}
+    metadata["crc32"] = checksum(arrays, metadata)
     with replacing(path) as beside:
         beside.write_bytes(safetensors.encode(arrays, metadata))
+
+
+def checksum(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+    """CRC-32 of the plan and the arrays: it finds damage, not bad intentions."""
+    kinds = [(name, str(arrays[name].dtype), arrays[name].shape) for name in arrays]
+    total = zlib.crc32(json.dumps([metadata["plan"], sorted(kinds)]).encode())
+    for name in sorted(arrays):
+        octets = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
+        total = zlib.crc32(octets.data, total)
+    return f"{total:08x}"
 
 
 def _encode_operation(
@@ -177,9 +189,17 @@ def _encode_product(
 def _decode_model(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Model:
     if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         raise ValueError(f"its metadata do not say {FORMAT} version {VERSION}")
+    expected = metadata.get("crc32")  # older files have none
+    if expected is not None and expected != (found := checksum(arrays, metadata)):
+        raise ValueError(
+            f"it is damaged: its checksum should be {expected:.20}, got {found}"
+        )
     plan = safetensors.parse_json(metadata["plan"])
     _expect_type("plan", plan, dict)
-    unused = set(arrays)
+    by_node: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in arrays.items():
+        owner, slash, field = key.rpartition("/")
+        by_node.setdefault(owner + slash, {})[field] = array
     nodes = []
     for entry in _expect_type("nodes", plan["nodes"], list):
         _expect_type("a node", entry, dict)
@@ -187,17 +207,14 @@ def _decode_model(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Mo
         inputs = _expect_type("inputs", entry["inputs"], list)
         for source in inputs:
             _expect_type("an input", source, str)
-        own = {
-            key.rpartition("/")[2]: array
-            for key, array in arrays.items()
-            if key.rpartition("/")[0] == name
-        }
-        unused -= {f"{name}/{field}" for field in own}
+        own = by_node.get(f"{name}/", {})
         options = _expect_type("options", entry["options"], dict)
         operation = _decode_operation(entry["kind"], options, own)
         nodes.append(Node(name, operation, tuple(inputs)))
+    unused = set(by_node) - {f"{node.name}/" for node in nodes}
     if unused:
-        raise ValueError(f"array {min(unused)!r} belongs to no node")
+        name = min(owner + field for owner in unused for field in by_node[owner])
+        raise ValueError(f"array {name!r} belongs to no node")
     outputs = _expect_type("outputs", plan["outputs"], list)
     for output in outputs:
         _expect_type("an output", output, str)

@@ -45,7 +45,7 @@ def interpret(graph: Graph, *inputs: Any, dtype: Any = np.float64) -> dict[str, 
     Args:
       graph: the network.
       *inputs: arrays with a leading batch axis, in the order of the graph's inputs.
-      dtype: of the arithmetic.
+      dtype: of the arithmetic, float32 or wider.
 
     Returns:
       The arrays of all nodes, by name.
@@ -69,11 +69,11 @@ def interpret(graph: Graph, *inputs: Any, dtype: Any = np.float64) -> dict[str, 
         if node.name not in values:
             operands = [values[name] for name in node.inputs]
             kind = graph.types[node.inputs[0]]
-            values[node.name] = _compute(node.operation, kind, *operands)
+            values[node.name] = _compute(node.operation, kind, dtype, *operands)
     return values
 
 
-def _compute(part: Any, kind: TensorType, *x: Any) -> Any:
+def _compute(part: Any, kind: TensorType, dtype: Any, *x: Any) -> Any:
     if isinstance(part, Product):
         y = _product(x[0], part.kernel, part.strides, part.pads) + part.bias
         return _ACTIVATIONS[part.activation](y + x[1] if len(x) > 1 else y)
@@ -96,7 +96,7 @@ def _compute(part: Any, kind: TensorType, *x: Any) -> Any:
         variance = (apart**2).mean(-1, keepdims=True)
         return apart / np.sqrt(variance + part.epsilon) * part.scale + part.bias
     if isinstance(part, Lookup | Embedding):
-        y = part.table.astype(np.float64)[x[0]]
+        y = part.table.astype(dtype)[x[0]]
         return y if len(x) == 1 else y + x[1]
     if isinstance(part, AddPositions):
         return x[0] + part.table[: x[0].shape[1]]
@@ -154,7 +154,7 @@ def _softmax(x: Any) -> Any:
 def _attention(heads: int, query: Any, key: Any, value: Any, mask: Any = None) -> Any:
     batch, length, features = query.shape
     q, k, v = (x.reshape(batch, length, heads, -1) for x in (query, key, value))
-    scores = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(features / heads)
+    scores = np.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(features / heads)
     if mask is not None:
         scores = np.where(mask[:, None, None] != 0, scores, -1e30)
     attended = np.einsum("bhqk,bkhd->bqhd", _softmax(scores), v)

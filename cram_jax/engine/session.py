@@ -4,6 +4,7 @@ import numpy as np
 
 from cram_jax.engine.buffers import Step
 from cram_jax.engine.executor import Program
+from cram_jax.engine.fusion import Lookup
 from cram_jax.engine.model import Model
 from cram_jax.engine.operations import SpaceToDepth
 from cram_jax.engine.plan import Builder, Tiles
@@ -30,7 +31,12 @@ class Session:
         self.builder = builder
         self.program = Program(builder.steps, target, threads)
         # Where a call writes and reads, looked up once.
-        self._ids = {
+        self._indices = {
+            node.inputs[0]
+            for node in model.graph.nodes
+            if isinstance(node.operation, Lookup)
+        }
+        self._integers = {
             node.name: self._positions(node.name)[:, 0, :, 0]
             for node in model.graph.inputs
             if model.graph.types[node.name].dtype == "int32"
@@ -42,8 +48,10 @@ class Session:
         by_name = {
             node.name: x for node, x in zip(self._graph.inputs, arrays, strict=True)
         }
-        for name, places in self._ids.items():
-            places[...] = by_name[name]
+        for name, places in self._integers.items():
+            x = by_name[name]
+            # A mask of 64 bits may hold numbers whose lower 32 bits are zero.
+            places[...] = x if name in self._indices else x != 0
         for name, staging in self.builder.staging.items():
             node = self._graph[name]
             if isinstance(node.operation, SpaceToDepth):

@@ -31,32 +31,45 @@ def candidates(spec: SparseProduct, target: Target) -> list[int]:
 class TileTable:
     """Measured tiles of this processor, in a file of the user's cache.
 
-    A file that cannot be read is ignored; one that cannot be written is skipped.
+    A file that cannot be read is ignored; one that cannot be written is skipped, and so
+    is one of a user without a home.
     """
 
     def __init__(self) -> None:
-        self._path = cache_folder() / f"tiles-{binding().get_host_cpu_name()}.json"
-        self._tiles: dict[str, int] = {}
-        with contextlib.suppress(OSError, ValueError):
-            read = json.loads(self._path.read_text())
-            if isinstance(read, dict):
-                self._tiles = {
-                    key: tile
-                    for key, tile in read.items()
-                    if type(tile) is int and 1 <= tile <= 16
-                }
+        folder = cache_folder()
+        name = f"tiles-{binding().get_host_cpu_name()}.json"
+        self._path = None if folder is None else folder / name
+        self._tiles = self._read()
 
     def get(self, key: str) -> int | None:
         """The measured tile, or None."""
         return self._tiles.get(key)
 
     def update(self, tiles: dict[str, int]) -> None:
-        """Adds tiles and writes the file, whole or not at all."""
-        self._tiles |= tiles
+        """Adds tiles and writes the file, whole or not at all.
+
+        Another engine may have measured tiles since the file was read; they stay.
+        """
+        self._tiles = self._read() | self._tiles | tiles
+        if self._path is None:
+            return
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._path) as beside:
                 beside.write_text(json.dumps(self._tiles, indent=0, sort_keys=True))
+
+    def _read(self) -> dict[str, int]:
+        if self._path is None:
+            return {}
+        with contextlib.suppress(OSError, ValueError):
+            read = json.loads(self._path.read_text())
+            if isinstance(read, dict):
+                return {
+                    key: tile
+                    for key, tile in read.items()
+                    if type(tile) is int and 1 <= tile <= 16
+                }
+        return {}
 
 
 def tile_key(
@@ -72,7 +85,10 @@ def tile_key(
     )
 
 
-def cache_folder() -> Path:
-    """Where the user's caches are."""
+def cache_folder() -> Path | None:
+    """Where the user's caches are; None if the user has no home."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    return Path(root).expanduser() / "cram_jax"
+    try:
+        return Path(root).expanduser() / "cram_jax"
+    except RuntimeError:
+        return None

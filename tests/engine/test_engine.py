@@ -65,6 +65,19 @@ def test_float32_with_padding_is_float32_without(texts):
         np.testing.assert_allclose(padded, exact, atol=1e-5 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize("number", [True, -1, 2**31, 2**32, 2**40])
+def test_a_mask_is_zero_or_it_is_not(texts, number):
+    _, (ids, mask), run = texts
+    all_equal(run(ids, mask * np.asarray(number)), run(ids, mask))
+
+
+def test_images_may_be_of_half_the_bits(images):
+    _, (x,), run = images
+    for dtype in (jnp.bfloat16, np.float16):
+        half = x.astype(dtype)
+        all_equal(run(half), run(half.astype(np.float32)))
+
+
 @pytest.mark.parametrize("threads", [2, 5])
 def test_threads_give_the_same_bits(images, texts, threads):
     for graph, inputs, run in (images, texts):
@@ -178,10 +191,16 @@ def test_an_engine_works_after_a_fork(program):
             r"input 'ids' must have shape \(batch, length\), got \(19,\)",
         ),
         (lambda ids, mask: (ids * 1.0, mask), TypeError, "input 'ids' must be int32"),
+        (
+            lambda ids, mask: (ids.astype(jnp.bfloat16), mask),
+            TypeError,
+            "input 'ids' must be int32, got bfloat16",
+        ),
         (lambda ids, mask: (ids, mask[:, :3]), ValueError, "one length, got 19 and 3"),
         (lambda ids, mask: (ids, mask[:2]), ValueError, "one batch size, got 3 and 2"),
         (lambda ids, mask: (ids - 50, mask), ValueError, "ids from 0 to 49, got -"),
         (lambda ids, mask: (ids + 50, mask), ValueError, "ids from 0 to 49, got"),
+        (lambda ids, mask: (ids + 2**32, mask), ValueError, "ids from 0 to 49, got 42"),
         (
             lambda ids, mask: (np.zeros((1, 51), int),) * 2,
             ValueError,
@@ -259,6 +278,40 @@ def test_tuning_changes_tiles_and_nothing_else(images, tmp_path, monkeypatch):
     assert engine.compile(graph, calibration=[inputs])._tiles._tiles == {}
     monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)  # cannot hold a folder
     engine.compile(graph, calibration=[inputs]).tune(*inputs, repeats=1)
+
+
+def linear(size):
+    """A network of one layer, and inputs for it."""
+    network = engine.GraphBuilder()
+    x = network.add(engine.Input((size,)))
+    graph = network.build(network.add(engine.Linear(np.eye(size)), x))
+    return graph, np.ones((4, size), np.float32)
+
+
+def test_engines_keep_the_tiles_that_others_measured():
+    networks = [linear(8), linear(12)]
+    runs = [engine.compile(graph) for graph, _ in networks]
+    for run, (_, x) in zip(runs, networks, strict=True):
+        run.tune(x, repeats=1)
+    found = engine.compile(networks[0][0])._tiles._tiles
+    outputs = [key.split()[4].partition("x")[0] for key in found]
+    assert sorted(outputs) == ["12", "8"]
+
+
+def test_a_user_without_a_home_can_tune_too(monkeypatch):
+    users = pytest.importorskip("pwd")
+
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(users, "getpwuid", unknown)
+    graph, x = linear(8)
+    run = engine.compile(graph)
+    run.tune(x, repeats=1)
+    assert len(run._tiles._tiles) == 1
+    np.testing.assert_array_equal(run(x), x)
 
 
 def test_attention_may_stay_in_float32(texts):

@@ -1,5 +1,6 @@
 """Engines on disk: what is read is what was written, and damage is an error."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from engine.networks import convolutional, pointwise, transformer
 
 from cram_jax import engine, safetensors
-from cram_jax.engine.files import load
+from cram_jax.engine.files import checksum, load
 from cram_jax.engine.model import quantise_rows, restore_rows
 
 NETWORKS = {f.__name__: f for f in (convolutional, transformer, pointwise)}
@@ -23,6 +24,12 @@ def examples():
 def compiled(examples, name, int8):
     graph, inputs = examples[name]
     return engine.compile(graph, calibration=[inputs] if int8 else None), inputs
+
+
+def sealed(arrays, metadata):
+    """The bytes of a file with the right checksum, as anybody can write them."""
+    metadata = metadata | {"crc32": checksum(arrays, metadata)}
+    return safetensors.encode(arrays, metadata)
 
 
 def all_equal(got, expected):
@@ -165,9 +172,7 @@ def test_a_file_that_lacks_weights_is_damaged(tmp_path):
     plan["nodes"][1]["options"]["scale"] = None
     metadata["plan"] = json.dumps(plan)
     (tmp_path / "engine").write_bytes(
-        safetensors.encode(
-            {k: v for k, v in arrays.items() if "scale" not in k}, metadata
-        )
+        sealed({k: v for k, v in arrays.items() if "scale" not in k}, metadata)
     )
     with pytest.raises(ValueError, match="not a valid engine: scale must be an array"):
         load(tmp_path / "engine")
@@ -185,6 +190,56 @@ def test_the_safetensors_library_reads_the_file(examples, tmp_path):
     assert json.loads(metadata["plan"])["outputs"] == ["logits", "flat", "shares"]
 
 
+@pytest.mark.parametrize("name", ["convolutional", "transformer"])
+def test_a_flipped_bit_is_found(examples, tmp_path, name):
+    written, inputs = compiled(examples, name, True)
+    path = tmp_path / "engine"
+    written.save(path)
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    rng = np.random.default_rng(0)
+
+    def flip(at):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        return damaged
+
+    for at in rng.integers(header, len(content), 100):
+        flip(at)
+        with pytest.raises(ValueError, match="it is damaged: its checksum should be"):
+            load(path)
+    for at in rng.integers(0, header, 100):
+        damaged = flip(at)
+        try:
+            read = load(path)
+        except ValueError:
+            continue
+        assert b'"crc32"' not in damaged  # nothing was lost but this name
+        all_equal(read(*inputs), written(*inputs))
+
+
+@pytest.mark.parametrize("name", ["z/y", "/y", "y"])
+def test_an_array_of_no_node_is_named(examples, tmp_path, name):
+    written, _ = compiled(examples, "pointwise", False)
+    written.save(tmp_path / "engine")
+    arrays, metadata = safetensors.decode((tmp_path / "engine").read_bytes())
+    arrays[name] = np.ones(3, np.float32)
+    (tmp_path / "engine").write_bytes(sealed(arrays, metadata))
+    with pytest.raises(ValueError, match=f"array '{name}' belongs to no node"):
+        load(tmp_path / "engine")
+
+
+def test_files_without_a_checksum_are_read(examples, tmp_path):
+    written, inputs = compiled(examples, "pointwise", False)
+    path = tmp_path / "engine"
+    written.save(path)
+    arrays, metadata = safetensors.decode(path.read_bytes())
+    del metadata["crc32"]
+    path.write_bytes(safetensors.encode(arrays, metadata))
+    all_equal(load(path)(*inputs), written(*inputs))
+
+
 @pytest.mark.parametrize(
     ("name", "int8"), [("convolutional", True), ("transformer", True)]
 )
@@ -195,7 +250,7 @@ def test_damaged_files_are_errors_and_nothing_else(examples, tmp_path, name, int
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     rng = np.random.default_rng(0)
-    refused = 0
+    causes = []
     for number in range(500):
         damaged = bytearray(content)
         for _ in range(rng.integers(1, 4)):
@@ -212,14 +267,18 @@ def test_damaged_files_are_errors_and_nothing_else(examples, tmp_path, name, int
                 damaged[at] ^= 1 << rng.integers(8)
             if not damaged:
                 break
+        # Who means harm writes a checksum that fits.
+        with contextlib.suppress(ValueError, KeyError):
+            damaged = sealed(*safetensors.decode(bytes(damaged)))
         path.write_bytes(damaged)
         try:
             read = load(path)
             if number % 5 == 0:
                 read(*inputs)
-        except ValueError:
-            refused += 1
-    assert refused > 250
+        except ValueError as error:
+            causes.append(str(error))
+    assert len(causes) > 250
+    assert not any("checksum" in cause for cause in causes)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +316,6 @@ def test_a_wrong_plan_is_named(examples, tmp_path, change, message):
     arrays, metadata = safetensors.decode(path.read_bytes())
     plan = json.loads(metadata["plan"])
     change(plan)
-    path.write_bytes(safetensors.encode(arrays, metadata | {"plan": json.dumps(plan)}))
+    path.write_bytes(sealed(arrays, metadata | {"plan": json.dumps(plan)}))
     with pytest.raises(ValueError, match=f"is not a valid engine: .*{message}"):
         load(path)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from engine.networks import convolutional, pointwise, transformer
 
 from cram_jax import engine
 from cram_jax.engine import GraphBuilder, Input
@@ -50,6 +51,11 @@ def test_shapes_are_inferred(operation, shapes, expected):
         (engine.Conv(ones(3, 3, 2, 4)), [(5,)], "needs rank 3, got shape"),
         (engine.Conv(ones(7, 7, 2, 4), padding=0), [(5, 5, 2)], "does not fit into"),
         (engine.MaxPool(2, 1, 2), [(5, 5, 2)], "reaches the window"),
+        (
+            engine.AvgPool((513, 512), 1, 511),
+            [(5, 5, 2)],
+            r"window \(513, 512\) must have at most 262144 positions",
+        ),
         (engine.Conv(ones(3, 3, 2, 4), padding=3), [(5, 5, 2)], "reaches the window"),
         (engine.Add(), [(4,), (5,)], r"shapes differ: \(4,\) and \(5,\)"),
         (engine.Add(), [(4,)], "needs 2 inputs, got 1"),
@@ -140,3 +146,14 @@ def test_a_graph_is_in_order_and_has_unique_names():
     ints.add(Input((None,), "int32"), name="x")
     with pytest.raises(ValueError, match="output 'x' is not float32"):
         ints.build("x")
+
+
+@pytest.mark.parametrize("make", [convolutional, transformer, pointwise])
+def test_the_reference_computes_in_the_dtype_asked_for(make):
+    graph, inputs = make(np.random.default_rng(0))
+    dtypes = {
+        name: values.dtype
+        for name, values in engine.interpret(graph, *inputs, dtype=np.float32).items()
+        if graph.types[name].dtype == "float32"
+    }
+    assert dtypes == dict.fromkeys(dtypes, np.float32)

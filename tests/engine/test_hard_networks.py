@@ -112,6 +112,16 @@ def test_calls_without_examples_or_repeats_are_refused():
             call(x, repeats=0)
 
 
+@pytest.mark.parametrize("kind", [engine.MaxPool, engine.AvgPool])
+def test_windows_that_would_fill_the_memory_are_refused(kind):
+    """As files could ask for: a kilobyte, of a terabyte."""
+    network = engine.GraphBuilder()
+    x = network.add(engine.Input((1, 1, 1)))
+    graph = network.build(network.add(kind(512, 1, 511), x, name="pool"))
+    with pytest.raises(ValueError, match=r"window \(512, 512\) is too large for"):
+        engine.compile(graph)(np.ones((1, 1, 1, 1), np.float32))
+
+
 def test_plans_share_the_weights():
     run, _ = compare(shrunken(1), (6,), True, 0.05)
     weights = run.model.graph["linear3"].operation.weights

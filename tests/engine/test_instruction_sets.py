@@ -1,5 +1,8 @@
 """Every operation on every instruction set, beside float64 and exact integers."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 from engine.networks import convolutional, pointwise, transformer
@@ -7,6 +10,9 @@ from engine.references import integer_attention, integer_product
 
 from cram_jax import engine
 from cram_jax.engine import jit, kernels, llvm
+from cram_jax.engine.buffers import Step
+from cram_jax.engine.executor import Program
+from cram_jax.engine.kernels import pooling
 from cram_jax.engine.model import PackedProduct
 
 NETWORKS = {f.__name__: f for f in (convolutional, transformer, pointwise)}
@@ -34,6 +40,38 @@ def test_float32_is_that_of_float64_numpy(name, target):
         np.testing.assert_allclose(
             values, expected[node], rtol=1e-5, atol=1e-5 * largest, err_msg=node
         )
+
+
+def activated(operation, x, target):
+    """What an activation makes of a vector of numbers."""
+    network = engine.GraphBuilder()
+    y = network.add(operation, network.add(engine.Input((len(x),))))
+    return engine.compile(network.build(y), target=target)(x[None])[0]
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_tanh_is_exact_to_a_few_units_in_the_last_place(target):
+    x = np.concatenate([np.geomspace(1e-8, 20, 3000), np.linspace(0.5, 0.8, 2000)])
+    x = np.concatenate([x, -x, [1e-40, 1e20, np.inf]]).astype(np.float32)
+    y = activated(engine.Tanh(), x, target)
+    # The smallest of 1 - 2 / (exp(2x) + 1) is about 1/2, with roundings of 1.
+    np.testing.assert_allclose(y, np.tanh(x.astype(np.float64)), rtol=4e-7)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_gelu_of_what_is_far_below_zero_is_nearly_zero(target):
+    x = np.concatenate([np.geomspace(1e-8, 1e8, 3000), np.linspace(3, 7, 2000)])
+    x = np.concatenate([x, -x, [0]]).astype(np.float32)
+    expected = [v * math.erfc(-v / math.sqrt(2)) / 2 for v in x.astype(np.float64)]
+    error = np.abs(activated(engine.Gelu(), x, target) - expected)
+    assert error[x < 0].max() <= 1.1e-6
+    assert (error / np.maximum(1, np.abs(x))).max() <= 5e-7
+
+
+@pytest.mark.parametrize("operation", [engine.Tanh(), engine.Gelu()])
+def test_activations_of_what_is_not_a_number_are_none(operation):
+    for x in (np.nan, -np.nan, np.uint32(0x7FC00001).view(np.float32)):
+        assert np.isnan(activated(operation, np.full(5, x, np.float32), None)).all()
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
@@ -123,6 +161,39 @@ def test_int8_attention_is_that_of_exact_integers(length, target):
     )
     got = np.rint(tensors["attended"] / ranges["attended"].scale)
     np.testing.assert_array_equal(got + ranges["attended"].zero, expected)
+
+
+def sums_of_bytes(x, columns, target):
+    """The sums of four channels (positions, 4), from the kernel of means.
+
+    It reads whole vectors, beyond the columns that it adds up.
+    """
+    assert len(x) >= columns + 15
+    y = np.zeros((4, 1), np.float32)
+    words = {"x": x, "y": y, "stride": 1, "rows": 1, "items": 1, "columns": columns}
+    words |= {"jobs": 1, "scale": 1 / 1024}
+    Program([Step("mean", kernels.MeanOfImages(True), words, 1)], target, 1).run()
+    return 1024 * y[:, 0]
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_a_sum_of_bytes_may_exceed_32_bits(target):
+    columns = 2**31 // 255 + 25
+    x = np.full((columns + 15, 4), 255, np.uint8)
+    x[:, 1] = 254
+    expected = x[0] * np.float64(columns)
+    assert expected[0] > 2**31
+    np.testing.assert_allclose(sums_of_bytes(x, columns, target), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_a_sum_of_bytes_in_blocks_is_exact(target, monkeypatch):
+    monkeypatch.setattr(pooling, "_BLOCK", 3)
+    target = dataclasses.replace(target, name="blocks")  # to be compiled for itself
+    x = np.random.default_rng(0).integers(0, 256, (252, 4), np.uint8)
+    for columns in (1, 47, 48, 49, 237):
+        y = sums_of_bytes(x, columns, target)
+        np.testing.assert_array_equal(y, x[:columns].sum(0, np.int64))
 
 
 @pytest.mark.parametrize("name", ["convolutional", "transformer"])

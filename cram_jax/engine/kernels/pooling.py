@@ -8,6 +8,9 @@ from cram_jax.engine.code import Kernel, Value
 from cram_jax.engine.kernels.base import LOWEST, KernelSpec, share
 from cram_jax.engine.llvm import ir
 
+_BLOCK = 2**24
+"""Vectors of bytes that are added up in 32 bits: 255 times as much fits."""
+
 
 @dataclass(frozen=True)
 class Pool(KernelSpec):
@@ -89,6 +92,7 @@ class MeanOfImages(KernelSpec):
         item, columns = k.int_argument("item"), k.int_argument("columns")
         scale, pad = k.float_argument("scale"), k.float_argument("pad")
         zero = k.int_constant(0) if self.int8 else k.constant(0)
+        nothing = k.integer(0) if self.int8 else ir().Constant(k.f32, 0.0)
         places = 4 if self.int8 else 1
 
         def row(r: Value) -> None:
@@ -107,9 +111,20 @@ class MeanOfImages(KernelSpec):
                         for place, total in enumerate(sums)
                     ]
 
-                sums = k.loop(0, columns, add_up, [zero] * places, step=k.lanes)
-                for place, total in enumerate(sums):
-                    value = k.mul(k.sub(k.splat(_across(k, total)), pad), scale)
+                def block(first: Value, *totals: Value) -> list[Value]:
+                    stop = k.plus(first, _BLOCK * k.lanes)
+                    is_last = k.build.icmp_signed("<", columns, stop)
+                    stop = k.build.select(is_last, columns, stop)
+                    sums = k.loop(first, stop, add_up, [zero] * places, step=k.lanes)
+                    pairs = zip(totals, sums, strict=True)
+                    return [_across(k, total, lanes) for total, lanes in pairs]
+
+                initial = [nothing] * places
+                totals = k.loop(0, columns, block, initial, step=_BLOCK * k.lanes)
+                for place, total in enumerate(totals):
+                    if self.int8:
+                        total = k.build.sitofp(total, k.f32)
+                    value = k.mul(k.sub(k.splat(total), pad), scale)
                     first = k.build.extract_element(value, ir().Constant(k.i32, 0))
                     channel = k.plus(k.times(r, places), place)
                     k.store_scalar(first, y, k.plus(k.times(channel, stride), b))
@@ -119,12 +134,15 @@ class MeanOfImages(KernelSpec):
         k.loop(*share(k, k.int_argument("rows")), row)
 
 
-def _across(k: Kernel, total: Value) -> Value:
-    """The sum of all lanes as a float."""
-    add = k.build.add if total.type == k.ints else k.build.fadd
-    lanes = [
-        k.build.extract_element(total, ir().Constant(k.i32, i)) for i in range(k.lanes)
+def _across(k: Kernel, total: Value, lanes: Value) -> Value:
+    """A total plus all lanes, in 64 bits if they are unsigned integers."""
+    is_int = lanes.type == k.ints
+    add = k.build.add if is_int else k.build.fadd
+    terms = [
+        k.build.extract_element(lanes, ir().Constant(k.i32, i)) for i in range(k.lanes)
     ]
-    while len(lanes) > 1:
-        lanes = [add(a, b) for a, b in zip(lanes[::2], lanes[1::2], strict=True)]
-    return k.build.sitofp(lanes[0], k.f32) if total.type == k.ints else lanes[0]
+    if is_int:
+        terms = [k.build.zext(term, k.i64) for term in terms]
+    while len(terms) > 1:
+        terms = [add(a, b) for a, b in zip(terms[::2], terms[1::2], strict=True)]
+    return add(total, terms[0])

@@ -23,6 +23,9 @@ from cram_jax.engine.operations.base import (
 )
 from cram_jax.validation import check_integer
 
+_LARGEST_WINDOW = 2**18
+"""Positions of a window: each has an entry in the tables that a plan makes."""
+
 Padding: TypeAlias = int | Literal["SAME", "VALID"] | Sequence[Sequence[int]]
 
 
@@ -199,8 +202,12 @@ def check_window(
 
     Raises:
       ValueError: the window is larger than the padded image, or not larger than the
-        padding.
+        padding, or has too many positions.
     """
+    expect(
+        window[0] * window[1] <= _LARGEST_WINDOW,
+        f"the window {tuple(window)} must have at most {_LARGEST_WINDOW} positions",
+    )
     for size, low_high in zip(window, pads, strict=True):
         expect(max(low_high) < size, f"padding {pads} reaches the window {window}")
     height, width = (

@@ -15,6 +15,9 @@ from cram_jax.engine.operations import AvgPool, MaxPool, Token, window_pads
 if TYPE_CHECKING:
     from cram_jax.engine.plan import Builder
 
+_LARGEST_TABLE = 2**28
+"""Entries of the table of what windows read, four bytes each."""
+
 
 def emit_pool(b: Builder, node: Node) -> None:
     """Maximum or mean of windows."""
@@ -30,6 +33,12 @@ def emit_pool(b: Builder, node: Node) -> None:
     window, strides = part.window, part.strides
     assert isinstance(window, tuple)
     assert isinstance(strides, tuple)
+    entries = window[0] * window[1] * y.grid.stride
+    if entries > _LARGEST_TABLE:
+        raise ValueError(
+            f"batch, image or window {window} is too large for node {node.name!r}: its "
+            f"windows would read {entries} positions, at most {_LARGEST_TABLE}"
+        )
     taps = [(i, j) for i in range(window[0]) for j in range(window[1])]
     rows, columns = (
         np.arange(size[axis]) * strides[axis] - pads[axis][0] for axis in (0, 1)
