@@ -99,7 +99,7 @@ bench: $(DEV)
 	$(RUN) -m benchmarks.cost_model | tee benchmarks/results/cost_model.txt
 	$(RUN) -m benchmarks.shrunken --rounds 5 | tee benchmarks/results/shrunken.txt
 	{ $(RUN) -m benchmarks.engine --networks bert6 resnet20 bert_base resnet50 --rounds 7; \
-	  $(RUN) -m benchmarks.engine --networks bert6 --rounds 9 --threads 2; \
+	  $(RUN) -m benchmarks.engine --networks bert6 bert_base --rounds 9 --threads 2; \
 	  $(RUN) -m benchmarks.engine --networks bert6 --batch 16 --rounds 5; \
 	} | tee benchmarks/results/engine.txt
 	@if $(RUN) -c 'import torch' 2> /dev/null; \

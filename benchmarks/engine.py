@@ -158,12 +158,13 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
     print(f"{'':30} CPU ms (least, most)      wall ms   x int8   x f32   error")
     for label, (cpu, wall) in times.items():
         error = np.linalg.norm(outputs[label] - exact) / np.linalg.norm(exact)
-        over_int8 = min(dense) / cpu.median if dense else np.nan
-        over_f32 = medians.get("onnxruntime float32", np.nan) / cpu.median
+        over_int8 = f"{min(dense) / cpu.median:.2f}" if dense else ""
+        float32 = medians.get("onnxruntime float32")
+        over_f32 = f"{float32 / cpu.median:.2f}" if float32 else ""
         note = "  other weights" if "single" in label else f"{error:8.1e}"
         print(
             f"{label:30} {cpu.median:8.3f} ({cpu.least:.3f}, {cpu.most:.3f}) "
-            f"{wall.median:8.3f} {over_int8:7.2f} {over_f32:7.2f} {note}"
+            f"{wall.median:8.3f} {over_int8:>7} {over_f32:>7} {note}"
         )
 
 
