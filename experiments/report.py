@@ -168,8 +168,8 @@ def _stored(run: Path, config: RunConfig) -> Results:
     with reading(path):
         evaluated = from_dict(entry["config"]) if "config" in entry else config
     then = differences(evaluated, config)
-    step = read_status(run).get("step")
-    if entry.get("step", step) != step:
+    steps = {entry.get("step"), read_status(run).get("step")} - {None}
+    if len(steps) > 1:  # either is missing in results that were stored elsewhere
         then["step"] = entry["step"]
     if changed := [f"{n} {value}" for n, value in then.items() if n not in UNTRAINED]:
         raise RunError(
