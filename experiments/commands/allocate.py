@@ -70,13 +70,17 @@ def _find(
     path: Path,
     say: Callable[[str], None],
 ) -> None:
-    """Searches for speedups; stores each in ``found``, in its file and as a model."""
+    """Searches for speedups; stores each in ``found``, in its file and as a model.
+
+    ``found`` holds the settings, too.
+    """
     pruning = PrunerOptions(layerwise=options.layerwise)
     evaluation = make_evaluation(run.config, run.data, run.task, pruning)
 
     def compress(target: str) -> Any:
         return evaluation.compress(run.params, target, run.batch_stats).params
 
+    settings = {name: found[name] for name in SETTINGS}
     weighed = weigh(run, options.measure, compress, options.pruner)
     _check_dense(options.run, weighed)
     refit = "r" * options.pruner.startswith("r")
@@ -90,7 +94,7 @@ def _find(
         }
         for speedup, budget in budgets.items()
     }  # raises before hours are spent
-    _set_aside(path, options, _settings(options, run), found, say)
+    _set_aside(path, options, settings, found, say)
     database = Database(
         run, weighed, compress, options.pruner, options.levels, options.examples
     )
@@ -113,7 +117,7 @@ def _find(
         statistics = evaluation.recalibrate(stitched, run.batch_stats)
         accuracy = found[f"{speedup:g}x"]["methods"]["SPDY"]["recalibrated"]
         facts = {"target": out.name, run.task.metric: accuracy}
-        facts |= {"settings": _settings(options, run)}
+        facts |= {"settings": settings}
         model = stitched, statistics
         store(out, options.run, run, model, facts, options.data_dir)
         write_text(path, json.dumps(found, indent=2) + "\n")

@@ -26,6 +26,13 @@ def compiled(examples, name, int8):
     return engine.compile(graph, calibration=[inputs] if int8 else None), inputs
 
 
+def saved(written, path):
+    """The bytes of an engine's file, and how many of them are its header."""
+    written.save(path)
+    content = path.read_bytes()
+    return content, 8 + int.from_bytes(content[:8], "little")
+
+
 def sealed(arrays, metadata):
     """The bytes of a file with the right checksum, as anybody can write them."""
     metadata = metadata | {"crc32": checksum(arrays, metadata)}
@@ -194,9 +201,7 @@ def test_the_safetensors_library_reads_the_file(examples, tmp_path):
 def test_a_flipped_bit_is_found(examples, tmp_path, name):
     written, inputs = compiled(examples, name, True)
     path = tmp_path / "engine"
-    written.save(path)
-    content = path.read_bytes()
-    header = 8 + int.from_bytes(content[:8], "little")
+    content, header = saved(written, path)
     rng = np.random.default_rng(0)
 
     def flip(at):
@@ -246,9 +251,7 @@ def test_files_without_a_checksum_are_read(examples, tmp_path):
 def test_damaged_files_are_errors_and_nothing_else(examples, tmp_path, name, int8):
     written, inputs = compiled(examples, name, int8)
     path = tmp_path / "engine"
-    written.save(path)
-    content = path.read_bytes()
-    header = 8 + int.from_bytes(content[:8], "little")
+    content, header = saved(written, path)
     rng = np.random.default_rng(0)
     causes = []
     for number in range(500):
