@@ -39,7 +39,6 @@ from experiments.deployment.network import Network
 from experiments.deployment.timing import measure
 from experiments.display import markdown_table
 from experiments.evaluation import make_evaluation
-from experiments.images.config import ImageConfig
 from experiments.kinds import kind_of, prepare
 from experiments.optimizers import make_optimizer
 from experiments.recipes import IMAGE_RECIPES, sst2
@@ -248,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = study_parser(__doc__, RECIPES, "digits", seeds=(0, 1, 2))
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     parser.add_argument(
-        "--held-out", type=int, default=0, help="training images to judge on instead"
+        "--held-out", type=int, default=0, help="training examples to judge on instead"
     )
     parser.add_argument(
         "--reference", default="blocks 4x2, each layer", choices=list(FORMS)
@@ -259,8 +258,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     held_out = options.held_out
     folder = results_of(options, "blocks")
     if held_out:
-        if not isinstance(config, ImageConfig):
-            parser.error(f"--held-out is for recipes of images, not {config.name}")
         folder /= f"held-out-{held_out}"
         config = replace(config, data=replace(config.data, validation=held_out))
     missing = [

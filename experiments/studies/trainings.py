@@ -105,7 +105,7 @@ def remembered(config: RunConfig, out: Path, data_dir: Path | None) -> dict[str,
     Raises:
       RunError: the file is of another configuration.
     """
-    held_out = "held-out-" if getattr(config.data, "validation", 0) else ""
+    held_out = "held-out-" if config.data.validation else ""
     file = out / f"{held_out}{config.name}-seed{config.seed}.json"
     # As JSON gives it back.
     stored: Any = json.loads(json.dumps(to_dict(config)))

@@ -127,6 +127,8 @@ class TextDataConfig:
       examples: questions, or texts, to train on, a random choice that is the same for
         every seed; 0: all.
       evaluation_examples: the same for evaluation.
+      validation: at least so many training questions or texts are held out, and
+        evaluated in place of those for evaluation.
       batch_size: rows in a training step; the last partial batch is left out.
       evaluation_batch: rows in a batch of evaluation.
       text_columns: for file, the columns of the one or two texts.
@@ -140,6 +142,7 @@ class TextDataConfig:
     question_limit: int = 64
     examples: int = 0
     evaluation_examples: int = 0
+    validation: int = 0
     batch_size: int = 16
     evaluation_batch: int = 64
     text_columns: tuple[str, ...] = ("text",)
@@ -153,7 +156,8 @@ class TextDataConfig:
         check_at_least(
             self, 1, "max_length", "question_limit", "batch_size", "evaluation_batch"
         )
-        check_at_least(self, 0, "stride", "examples", "evaluation_examples")
+        counts = ("stride", "examples", "evaluation_examples", "validation")
+        check_at_least(self, 0, *counts)
         check(self, "text_columns", 1 <= len(self.text_columns) <= 2, "one or two")
         fits = self.name == "file" or not self.labels
         check(self, "labels", fits, f"left out for {self.name}")
@@ -240,19 +244,23 @@ class TextConfig(RunConfig):
     @property
     def evaluated_on(self) -> dict[str, Any]:
         """See `RunConfig.evaluated_on`."""
-        names = ("name", "evaluation_examples", "text_columns", "label_column")
-        own = {name: getattr(self.data, name) for name in (*names, "labels")}
-        return own | {"eval_file": self.eval_file}
+        texts = ("text_columns", "label_column", "labels")
+        names = ("name", "evaluation_examples", "validation", *texts)
+        own = {name: getattr(self.data, name) for name in names}
+        file = "train_file" if self.data.validation else "eval_file"
+        return own | {file: getattr(self, file)}
 
     def check_inputs(self) -> None:
         """See `RunConfig.check_inputs`; also checks files of texts, and weights."""
         for name in ("train_file", "eval_file"):
             file = getattr(self, name)
-            if file is None and self.data.name == "file":
+            unread = name == "eval_file" and self.data.validation
+            if file is None and self.data.name == "file" and not unread:
                 flag = name.replace("_", "-")
+                other = ", or hold texts out with --data.validation"
                 raise ConfigError(
                     f"{self.name} reads labelled texts of your own: name a CSV or "
-                    f"JSONL file with --{flag}"
+                    f"JSONL file with --{flag}{other * (name == 'eval_file')}"
                 )
             if file is not None and not Path(file).exists():
                 form = "; it should be SQuAD v1.1 JSON" * self.data.asks_questions

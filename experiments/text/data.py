@@ -1,6 +1,7 @@
 """The text of a run: questions about contexts, or sentences with a label."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from experiments.batches import Examples
 from experiments.errors import ConfigError, DataError
 from experiments.text.config import TextConfig
 from experiments.text.files import read_labelled
-from experiments.text.glue import encode, glue_task, read_glue
+from experiments.text.glue import Texts, encode, glue_task, read_glue
 from experiments.text.squad import Question, Windows, make_windows, read_json, read_tfds
 from experiments.text.tokenization import WordPiece
 
@@ -69,14 +70,52 @@ def subset_indices(count: int, limit: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(count)[:limit])
 
 
+def held_out(texts: Sequence[tuple[str, ...]], count: int) -> np.ndarray:
+    """Which examples to hold out of training.
+
+    They are the first in the order of a hash of their texts, with all that have the
+    same texts as one of them. So none of them is also trained on, and examples that are
+    added later never turn trained ones into held-out ones.
+
+    Args:
+      texts: of each example.
+      count: how many to hold out, at least.
+
+    Returns:
+      bool, (examples,).
+
+    Raises:
+      ConfigError: none would be left.
+    """
+    if not count:
+        return np.zeros(len(texts), np.bool_)
+    hashes = np.array([_hash(row) for row in texts])
+    chosen = hashes <= np.sort(hashes)[min(count, len(hashes)) - 1]
+    if chosen.all():
+        raise ConfigError(
+            f"validation={count} leaves none of the {len(texts)} training examples"
+        )
+    return chosen
+
+
+def _hash(texts: tuple[str, ...]) -> int:
+    digest = hashlib.sha256("\0".join(texts).encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
 def read_questions(
     config: TextConfig, wordpiece: WordPiece, data_dir: Path
 ) -> TextDataset:
-    """Reads SQuAD: the files of the configuration, or tensorflow-datasets' data."""
+    """Reads SQuAD: the files of the configuration, or tensorflow-datasets' data.
+
+    Questions are held out with all others about the same context.
+    """
     data = config.data
 
-    def read(file: str | None, split: str, limit: int) -> QuestionSet:
-        questions = read_json(file) if file else read_tfds(data_dir, split)
+    def read(file: str | None, split: str) -> list[Question]:
+        return read_json(file) if file else read_tfds(data_dir, split)
+
+    def encoded(questions: Sequence[Question], limit: int) -> QuestionSet:
         questions = [questions[i] for i in subset_indices(len(questions), limit)]
         windows = make_windows(
             questions,
@@ -87,38 +126,43 @@ def read_questions(
         )
         return QuestionSet(questions, windows)
 
-    train = read(config.train_file, "train", data.examples)
-    evaluation = read(config.eval_file, "validation", data.evaluation_examples)
-    return TextDataset(Examples(train.windows.features), evaluation)
+    questions = read(config.train_file, "train")
+    held = held_out([(q.context,) for q in questions], data.validation)
+    train = [q for q, out in zip(questions, held, strict=True) if not out]
+    if data.validation:
+        judged = [q for q, out in zip(questions, held, strict=True) if out]
+    else:
+        judged = read(config.eval_file, "validation")
+    return TextDataset(
+        Examples(encoded(train, data.examples).windows.features),
+        encoded(judged, data.evaluation_examples),
+    )
 
 
 def read_glue_task(
     config: TextConfig, wordpiece: WordPiece, data_dir: Path
 ) -> TextDataset:
     """Reads a task of GLUE."""
-    data = config.data
-
-    def read(split: str, limit: int) -> Examples:
-        arrays = read_glue(data.name, split, wordpiece, data_dir, data.max_length)
-        rows = Examples(arrays)
-        return Examples(rows.take(subset_indices(rows.size, limit)))
-
+    name = config.data.name
     # MNLI has two; the first is "matched".
-    split = glue_task(data.name).evaluation[0]
-    return TextDataset(
-        read("train", data.examples), read(split, data.evaluation_examples)
+    split = glue_task(name).evaluation[0]
+    return _labelled(
+        config,
+        wordpiece,
+        read_glue(name, "train", data_dir),
+        lambda: read_glue(name, split, data_dir),
     )
 
 
 def labelled_files(
     config: TextConfig, wordpiece: WordPiece, data_dir: Path
 ) -> TextDataset:
-    """Reads texts with labels from the two files of the configuration."""
+    """Reads texts with labels from the files of the configuration."""
     del data_dir
     data = config.data
     codes = {label: index for index, label in enumerate(data.labels)}
 
-    def read(file: str | None, limit: int) -> Examples:
+    def read(file: str | None) -> Texts:
         rows = read_labelled(str(file), data.text_columns, data.label_column)
         for row in rows:
             if row.label not in codes:
@@ -126,13 +170,33 @@ def labelled_files(
                     f"{file}: row {row.number} has the label {row.label!r}, expected "
                     f"one of {', '.join(data.labels)}"
                 )
-        rows = [rows[i] for i in subset_indices(len(rows), limit)]
-        columns = [list(texts) for texts in zip(*(r.texts for r in rows), strict=True)]
         labels = np.array([codes[row.label] for row in rows], np.int32)
-        arrays = encode(columns, wordpiece, data.max_length)
-        return Examples(arrays | {"label": labels})
+        return Texts([row.texts for row in rows], labels)
 
+    train = read(config.train_file)
+    return _labelled(config, wordpiece, train, lambda: read(config.eval_file))
+
+
+def _labelled(
+    config: TextConfig,
+    wordpiece: WordPiece,
+    train: Texts,
+    read_evaluation: Callable[[], Texts],
+) -> TextDataset:
+    data = config.data
+    held = held_out(train.rows, data.validation)
+
+    def encoded(texts: Texts, places: np.ndarray, limit: int) -> Examples:
+        chosen = places[subset_indices(len(places), limit)]
+        part = Texts([texts.rows[i] for i in chosen], texts.labels[chosen])
+        return Examples(encode(part, wordpiece, data.max_length))
+
+    if data.validation:
+        judged, places = train, np.flatnonzero(held)
+    else:
+        judged = read_evaluation()
+        places = np.arange(len(judged.rows))
     return TextDataset(
-        read(config.train_file, data.examples),
-        read(config.eval_file, data.evaluation_examples),
+        encoded(train, np.flatnonzero(~held), data.examples),
+        encoded(judged, places, data.evaluation_examples),
     )

@@ -66,35 +66,33 @@ def glue_task(name: str) -> GlueTask:
     return TASKS[name]
 
 
-def read_glue(
-    name: str,
-    split: str,
-    wordpiece: WordPiece,
-    data_dir: Path,
-    max_length: int = 128,
-) -> dict[str, np.ndarray]:
-    """Reads and encodes a split of a task.
+class Texts(NamedTuple):
+    """Labelled texts.
+
+    Attributes:
+      rows: of each example, its one or two texts.
+      labels: (count,), int32 for classes and float32 for a regression.
+    """
+
+    rows: Sequence[tuple[str, ...]]
+    labels: np.ndarray
+
+
+def read_glue(name: str, split: str, data_dir: Path) -> Texts:
+    """Reads a split of a task.
 
     Args:
       name: of the task.
       split: "train", one of the task's evaluation splits, or a part of one such as
         ``train[:1000]``.
-      wordpiece: the vocabulary.
       data_dir: where tensorflow-datasets keeps ``glue``.
-      max_length: tokens in a row; longer texts lose their last tokens, of two texts
-        the longer one first.
-
-    Returns:
-      ``input_ids``, ``attention_mask``, ``token_type_ids``, int32, (count, max_length),
-      and ``label``, (count,), int32 for classes and float32 for a regression.
 
     Raises:
-      ConfigError: there is no such task or split, or max_length leaves no room.
+      ConfigError: there is no such task or split.
       DatasetMissing: the task is not in ``data_dir``.
       DataError: the labels of the split are hidden.
     """
     task = glue_task(name)
-    check_room(len(task.columns), max_length)
     try:
         builder = open_dataset(f"glue/{name}", data_dir)
     except DatasetMissing as error:
@@ -108,8 +106,8 @@ def read_glue(
             f"glue/{name} in {data_dir}: the labels of {split} are hidden; splits with "
             f"labels are train, {', '.join(task.evaluation)}"
         )
-    columns = [[row[column].decode() for row in rows] for column in task.columns]
-    return encode(columns, wordpiece, max_length) | {"label": labels}
+    texts = [tuple(row[column].decode() for column in task.columns) for row in rows]
+    return Texts(texts, labels)
 
 
 def check_room(texts: int, max_length: int) -> int:
@@ -127,13 +125,28 @@ def check_room(texts: int, max_length: int) -> int:
 
 
 def encode(
-    columns: Sequence[Sequence[str]], wordpiece: WordPiece, max_length: int
+    texts: Texts, wordpiece: WordPiece, max_length: int
 ) -> dict[str, np.ndarray]:
-    """Rows of tokens of one or two columns of texts, see `WordPiece.pack`."""
-    room = check_room(len(columns), max_length)
-    ids = [[tokens.ids for tokens in wordpiece(texts)] for texts in columns]
-    sequences = [truncate(texts, room) for texts in zip(*ids, strict=True)]
-    return wordpiece.pack(sequences, max_length)
+    """Rows of tokens, and their labels.
+
+    Args:
+      texts: at least one.
+      wordpiece: the vocabulary.
+      max_length: tokens in a row; longer texts lose their last tokens, of two texts
+        the longer one first.
+
+    Returns:
+      ``input_ids``, ``attention_mask``, ``token_type_ids``, int32, (count, max_length),
+      and ``label``.
+
+    Raises:
+      ConfigError: max_length leaves no room.
+    """
+    room = check_room(len(texts.rows[0]), max_length)
+    columns = zip(*texts.rows, strict=True)
+    ids = [[tokens.ids for tokens in wordpiece(column)] for column in columns]
+    sequences = [truncate(row, room) for row in zip(*ids, strict=True)]
+    return wordpiece.pack(sequences, max_length) | {"label": texts.labels}
 
 
 def truncate(texts: tuple[np.ndarray, ...], room: int) -> tuple[np.ndarray, ...]:

@@ -7,13 +7,12 @@ from pathlib import Path
 from experiments import targets
 from experiments.config import RunConfig, variant
 from experiments.errors import ConfigError
-from experiments.images.config import ImageConfig
 from experiments.methods.bench import MAIN, METHODS, check_methods
 from experiments.run_directory import starting_from
 from experiments.text.config import TextConfig
 from experiments.verbs.common import recipe_named, start_jax
 
-HELD_OUT = {"digits": 300, "cifar10": 5000}
+HELD_OUT = {"digits": 300, "cifar10": 5000, "sst2": 1000}
 """Training examples that knobs are tuned on, by the name of the data."""
 
 
@@ -50,8 +49,12 @@ class Compare:
     tuned_on: str = "k90"
     """The target for which the knob of methods with a network for each is chosen."""
     tune: bool = True
-    """Tune knobs on held-out images. Untuned, and on text, those that the recipe sets
-    have its values, and others the second that would be tried."""
+    """Tune knobs on held-out examples. Untuned, those that the recipe sets have its
+    values, and others the second that would be tried."""
+    held_out: int | None = None
+    """How many training examples to hold out for that; by default as many as the run
+    that methods start from, 300 of digits, 5,000 of CIFAR-10, 1,000 of SST-2. Of other
+    data none: nothing is tuned."""
     out: Path | None = None
     """Where results go; by default runs/compare-TASK, with -from-RUN after it."""
     weights: str | None = None
@@ -79,6 +82,8 @@ class Compare:
                 )
             for name in trained if METHODS[method].trains_for_all else ():
                 targets.check(name, training=True)
+        if self.held_out is not None and self.held_out < 0:
+            raise ConfigError(f"held_out must be at least 0, got {self.held_out}")
         for name, value in (("seeds", self.seeds), ("budget", self.budget)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -92,12 +97,11 @@ class Compare:
         from experiments.metrics import make_console
 
         base = kind_of(self._base()).resolve(self._base())
-        held_out = self.held_out(base)
-        if isinstance(base, ImageConfig):
-            if self.init_from and base.data.validation < held_out:
-                print(f"note: {self.init_from} has seen images that knobs are tuned on")
-            data = dataclasses.replace(base.data, validation=0)
-            base = dataclasses.replace(base, data=data)
+        held_out = self._held_out(base)
+        if self.init_from and base.data.validation < held_out:
+            print(f"note: {self.init_from} has seen examples that knobs are tuned on")
+        data = dataclasses.replace(base.data, validation=0)
+        base = dataclasses.replace(base, data=data)
         bench = Bench(
             base, self.targets, self.budget or 2 * base.epochs, held_out, self.tuned_on
         )
@@ -116,10 +120,12 @@ class Compare:
         report.store(results, out, title)
         console.print(f"Table, picture and numbers: {out}", soft_wrap=True)
 
-    def held_out(self, base: RunConfig) -> int:
-        """How many images knobs are tuned on: those that the start left out, if any."""
-        if not self.tune or not isinstance(base, ImageConfig):
+    def _held_out(self, base: RunConfig) -> int:
+        """How many examples knobs are tuned on."""
+        if not self.tune:
             return 0
+        if self.held_out is not None:
+            return self.held_out
         return base.data.validation or HELD_OUT.get(base.data.name, 0)
 
     def _base(self) -> RunConfig:

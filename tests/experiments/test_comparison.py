@@ -200,8 +200,12 @@ def test_methods_can_start_from_a_run(tmp_path):
     assert (base.model, base.init_from) == (theirs.model, str(run))
     assert base.optimizer.learning_rate == 0.05
     assert base.optimizer.rule == "cram_plus"
-    assert verb.held_out(base) == 200
-    assert dataclasses.replace(verb, tune=False).held_out(base) == 0
+    assert verb._held_out(base) == 200
+    assert dataclasses.replace(verb, held_out=90)._held_out(base) == 90
+    assert dataclasses.replace(verb, tune=False)._held_out(base) == 0
+    assert Compare(task="sst2_small")._held_out(RECIPES["sst2_small"]) == 1000
+    with pytest.raises(ConfigError, match="held_out must be at least 0, got -1"):
+        dataclasses.replace(verb, held_out=-1).check()
 
     stored = Bench(base, NAMES, 8, 200, "k50").stored()
     assert (stored["init_from"], stored["learning_rate"]) == (str(run), 0.05)

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.errors import ConfigError, DataError, VocabularyError
 from experiments.text.config import TextConfig, TextDataConfig
+from experiments.text.data import held_out
 from experiments.text.files import read_labelled
 from experiments.text.kind import (
     export,
@@ -15,6 +16,7 @@ from experiments.text.kind import (
     load_text,
     resolve,
 )
+from experiments.text.squad import read_json
 
 ROWS = [("good", "pos"), ('a "quoted", one\nof two lines', "neg"), ("fine", "pos")]
 
@@ -130,3 +132,57 @@ def test_a_bert_of_one_segment_refuses_two_texts_in_a_row(text_config):
     model = dataclasses.replace(text_config.model, type_vocab_size=1)
     with pytest.raises(ConfigError, match=r"type_vocab_size=1 is too small for squad"):
         load_text(dataclasses.replace(text_config, model=model))
+
+
+def numbered(count):
+    return [(f"text {i}", ("neg", "pos")[i % 2]) for i in range(count)]
+
+
+def test_texts_are_held_out_of_one_file(own, tmp_path):
+    rows = [*numbered(30), *numbered(30)]  # each twice
+    file = write(tmp_path / "train.csv", rows)
+    data = dataclasses.replace(own.data, validation=7, labels=("neg", "pos"))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "text", *map(str, range(123))]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    config = dataclasses.replace(
+        own, data=data, train_file=str(file), eval_file=None, vocabulary=str(tmp_path)
+    )
+    config.check_inputs()
+    loaded = load_text(config)
+    sides = [
+        {tuple(ids) for ids in part.arrays["input_ids"].tolist()}
+        for part in (loaded.train, loaded.evaluation)
+    ]
+    assert not sides[0] & sides[1]
+    assert [len(side) for side in sides] == [
+        26,
+        4,
+    ]  # 8 rows, because each is there twice
+    assert (loaded.train.size, loaded.evaluation.size) == (52, 8)
+
+
+def test_rows_that_are_added_never_become_held_out_from_trained():
+    texts = [row[:1] for row in numbered(200)]
+    before = held_out(texts[:100], 20)
+    after = held_out(texts, 20)
+    assert before.sum() == after.sum() == 20
+    assert not (after[:100] & ~before).any()
+    assert after[100:].any()
+    assert not held_out(texts, 0).any()
+    with pytest.raises(ConfigError, match="validation=200 leaves none of the 200"):
+        held_out(texts, 200)
+
+
+def test_questions_are_held_out_by_context(text_config, tmp_path):
+    config = dataclasses.replace(
+        text_config, data=dataclasses.replace(text_config.data, validation=1)
+    )
+    loaded = load_text(config)
+    trained = set(map(tuple, loaded.train.arrays["input_ids"].tolist()))
+    judged = loaded.evaluation.questions
+    everything = read_json(config.train_file)
+    contexts = {question.context for question in judged}
+    assert len(contexts) == 1
+    assert list(judged) == [q for q in everything if q.context in contexts]
+    rows = map(tuple, loaded.evaluation.windows.features["input_ids"].tolist())
+    assert not trained & set(rows)

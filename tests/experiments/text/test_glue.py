@@ -5,7 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from experiments.errors import ConfigError, DataError, DatasetMissing
-from experiments.text.glue import TASKS, glue_task, read_glue, truncate
+from experiments.text.glue import TASKS, Texts, encode, glue_task, read_glue, truncate
 from experiments.text.tokenization import load_wordpiece
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] a cat the sat"
@@ -46,7 +46,7 @@ def data_dir(tmp_path_factory, store_rows):
 
 
 def test_a_pair_is_read_with_its_label(wordpiece, data_dir):
-    data = read_glue("rte", "train", wordpiece, data_dir, max_length=8)
+    data = encode(read_glue("rte", "train", data_dir), wordpiece, 8)
     rows = {
         tuple(ids): (types.tolist(), mask.sum(), label)
         for ids, types, mask, label in zip(
@@ -66,17 +66,17 @@ def test_a_pair_is_read_with_its_label(wordpiece, data_dir):
 
 
 def test_a_regression_has_numbers(wordpiece, data_dir):
-    data = read_glue("stsb", "train", wordpiece, data_dir)
+    data = encode(read_glue("stsb", "train", data_dir), wordpiece, 128)
     assert data["label"].dtype == np.float32
     assert sorted(data["label"].tolist()) == pytest.approx([0.0, 3.8])
     assert data["input_ids"].shape == (2, 128)
 
 
-def test_hidden_labels_are_refused(wordpiece, data_dir):
+def test_hidden_labels_are_refused(data_dir):
     for name in ("rte", "stsb"):
         message = f"glue/{name} in .*: the labels of test are hidden; .* validation"
         with pytest.raises(DataError, match=message):
-            read_glue(name, "test", wordpiece, data_dir)
+            read_glue(name, "test", data_dir)
 
 
 def test_an_unknown_task_lists_those_there_are():
@@ -86,28 +86,29 @@ def test_an_unknown_task_lists_those_there_are():
 
 
 @pytest.mark.parametrize("split", ["dev", "validation[", "validation_matched"])
-def test_an_unknown_split_lists_those_there_are(wordpiece, data_dir, split):
+def test_an_unknown_split_lists_those_there_are(data_dir, split):
     message = (
         "split must be (one of train, validation, test, .*|a part of validation), got"
     )
     with pytest.raises(ConfigError, match=message):
-        read_glue("rte", split, wordpiece, data_dir)
+        read_glue("rte", split, data_dir)
 
 
-def test_missing_data_says_what_to_do(wordpiece, tmp_path, data_dir):
+def test_missing_data_says_what_to_do(tmp_path, data_dir):
     with pytest.raises(DatasetMissing, match="tfds build glue/sst2 --data_dir"):
-        read_glue("sst2", "train", wordpiece, tmp_path)
+        read_glue("sst2", "train", tmp_path)
     with pytest.raises(DatasetMissing, match="glue/cola is not in"):
-        read_glue("cola", "train", wordpiece, data_dir)
+        read_glue("cola", "train", data_dir)
 
 
 def test_a_row_needs_room_for_its_texts(wordpiece, data_dir):
-    for name, least in (("rte", 5), ("sst2", 3)):
+    pairs = read_glue("rte", "train", data_dir)
+    single = Texts([("a cat",)], np.zeros(1, np.int32))
+    for texts, least in ((pairs, 5), (single, 3)):
         message = f"max_length must be at least {least}, got {least - 1}"
         with pytest.raises(ConfigError, match=message):
-            read_glue(name, "train", wordpiece, data_dir, max_length=least - 1)
-    data = read_glue("rte", "train", wordpiece, data_dir, max_length=5)
-    assert data["attention_mask"].all()
+            encode(texts, wordpiece, least - 1)
+    assert encode(pairs, wordpiece, 5)["attention_mask"].all()
 
 
 @pytest.mark.parametrize(
@@ -140,10 +141,10 @@ def test_the_table_is_complete():
 
 def test_sst2_comes_through_the_loader(shared, wordpiece):
     where = shared / "datasets" / "tfds"
-    data = read_glue("sst2", "validation", wordpiece, where)
+    data = encode(read_glue("sst2", "validation", where), wordpiece, 128)
     assert data["input_ids"].shape == (872, 128)
     assert data["label"].sum() == 444  # as many as GLUE's validation split has
-    part = read_glue("sst2", "train[:100]", wordpiece, where, max_length=16)
+    part = encode(read_glue("sst2", "train[:100]", where), wordpiece, 16)
     assert part["input_ids"].shape == (100, 16)
     assert (part["input_ids"][:, 0] == wordpiece.cls).all()
     assert part["attention_mask"].sum(axis=1).max() == 16
