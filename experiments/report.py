@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -286,19 +287,19 @@ def _accuracies(results: Results) -> list[str]:
     header = [f"{metric(results)} (%)"]
     for method in results["methods"]:
         header += [f"{method}, {kind}" for kind in kinds(results)]
+    columns = list(itertools.product(results["methods"], kinds(results)))
     rows = [
-        [targets.label(target)]
-        + [
-            cell(results, method, kind, target)
-            for method in results["methods"]
-            for kind in kinds(results)
-        ]
+        [targets.label(target)] + [cell(results, *column, target) for column in columns]
         for target in results["targets"]
     ]
     deviation = (
         "± is the standard deviation over seeds; for one seed, over its calibrations."
     )
-    if any("/" in text for row in rows for text in row[1:]):
+    if any(
+        cell(results, *column, target) and missing_seeds(results, *column, target)
+        for column in columns
+        for target in results["targets"]
+    ):
         deviation += " (1/3): of one of three seeds only."
     return [*markdown_table(header, rows), "", deviation]
 

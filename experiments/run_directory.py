@@ -319,6 +319,20 @@ def _matches(path: Path, *names: str) -> bool:
     return any(path.match(name) for name in names)
 
 
+def move(source: Path, run: Path) -> None:
+    """Moves everything in a directory into one that is empty or does not exist.
+
+    Raises:
+      RunError: it cannot be written.
+    """
+    try:
+        run.mkdir(exist_ok=True)
+        for path in source.iterdir():
+            path.rename(run / path.name)
+    except OSError as error:
+        raise cannot_write(run, error) from error
+
+
 def clear(run: Path) -> None:
     """Removes what `check_free` allowed, except for the lock.
 

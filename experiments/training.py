@@ -193,7 +193,14 @@ def train(
                 saved_at = time.monotonic()
                 status("training", step)
             if step == steps or _due(step, evaluate_every):
-                evaluate(step, state)
+                try:
+                    evaluate(step, state)
+                except NonFiniteLoss:
+                    raise  # the last checkpoint may be finite
+                except Exception:
+                    if not saving:
+                        checkpoints.save(manager, state)
+                    raise
                 if stopping.is_due and not saving:
                     checkpoints.save(manager, state)
             if stopping.is_due or stopped:

@@ -1,6 +1,7 @@
 """Compresses a trained model in one shot and stores it."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from experiments.run_directory import (
     check_path,
     clear,
     load_config,
+    move,
     read_json,
     write_status,
     write_text,
@@ -124,6 +126,8 @@ def store(
 ) -> None:
     """Stores a model that was made from a run as a run of its own.
 
+    What was there stays until the new model is complete.
+
     Args:
       out: its directory; what `check_free` allowed to remove there is removed.
       source: that of the run it was made from.
@@ -133,10 +137,16 @@ def store(
       data_dir: where tensorflow-datasets keeps its data; None: where the run found it.
       config: its configuration; by default that of the run.
     """
-    if out.exists():
-        clear(out)  # what it says is of an earlier model
-    checkpoints.save_model(out, config or load_config(source), *model)
-    kind_of(run.config).keep_sources(run.config, out)
-    facts = {"source": str(source)} | facts
-    write_text(out / "compression.json", json.dumps(facts, indent=2) + "\n")
-    write_status(out, **data_dir_note(data_dir or stored_data_dir(source)))
+    beside = out.with_name(f".{out.name[:200]}.part")
+    shutil.rmtree(beside, ignore_errors=True)  # of a command that was killed
+    try:
+        checkpoints.save_model(beside, config or load_config(source), *model)
+        kind_of(run.config).keep_sources(run.config, beside)
+        facts = {"source": str(source)} | facts
+        write_text(beside / "compression.json", json.dumps(facts, indent=2) + "\n")
+        write_status(beside, **data_dir_note(data_dir or stored_data_dir(source)))
+        if out.exists():
+            clear(out)
+        move(beside, out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -167,7 +167,7 @@ def labelled_files(
         for row in rows:
             if row.label not in codes:
                 raise DataError(
-                    f"{file}: row {row.number} has the label {row.label!r}, expected "
+                    f"{file}: line {row.line} has the label {row.label!r}, expected "
                     f"one of {', '.join(data.labels)}"
                 )
         labels = np.array([codes[row.label] for row in rows], np.int32)

@@ -14,12 +14,12 @@ class Labelled(NamedTuple):
     """One row of a file.
 
     Attributes:
-      number: of the row, from 1, without the header and empty lines.
+      line: of the file, from 1; of a row of several lines the last.
       texts: one or two.
       label: as text, without spaces around it.
     """
 
-    number: int
+    line: int
     texts: tuple[str, ...]
     label: str
 
@@ -55,25 +55,24 @@ def read_labelled(
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     rows = []
-    for number, row in enumerate(readers[file.suffix](content, file), 1):
+    for line, row in readers[file.suffix](content, file):
+        place = f"{file}: line {line}"
         for column in (*text_columns, label_column):
             if row.get(column) is None:
                 raise DataError(
-                    f"{file}: row {number} lacks {column!r}; it has "
+                    f"{place} lacks {column!r}; it has "
                     f"{', '.join(str(name) for name in row)}"
                 )
         label = row[label_column]
         if isinstance(label, str):
             label = label.strip()
         if not isinstance(label, str | int | bool) or label == "":
-            raise DataError(
-                f"{file}: row {number}: {label_column} must be a class, got {label!r}"
-            )
+            raise DataError(f"{place}: {label_column} must be a class, got {label!r}")
         texts = tuple(row[column] for column in text_columns)
         if not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{file}: row {number}: texts must be text, got {texts}")
-        check_text(f"{file}: row {number}", *texts)
-        rows.append(Labelled(number, texts, str(label)))
+            raise DataError(f"{place}: texts must be text, got {texts}")
+        check_text(place, *texts)
+        rows.append(Labelled(line, texts, str(label)))
     if not rows:
         raise DataError(f"{file} holds no rows")
     return rows
@@ -91,25 +90,25 @@ def check_text(place: str, *texts: str) -> None:
             raise DataError(f"{place}: not valid Unicode: {error}") from error
 
 
-def _read_csv(content: str, file: Path) -> Iterator[Mapping[str, Any]]:
+def _read_csv(content: str, file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     csv.field_size_limit(max(len(content), 2**17))  # a text may be long
     try:
         rows = csv.DictReader(io.StringIO(content, newline=""), strict=True)
         header = rows.fieldnames or []
         if twice := {name for name in header if header.count(name) > 1}:
             raise DataError(f"{file} has the column {min(twice)!r} twice")
-        for number, row in enumerate(rows, 1):
+        for row in rows:
             if None in row:
                 raise DataError(
-                    f"{file}: row {number} has more fields than the header; quote "
-                    f"texts that hold commas"
+                    f"{file}: line {rows.line_num} has more fields than the header; "
+                    f"quote texts that hold commas"
                 )
-            yield row
+            yield rows.line_num, row
     except csv.Error as error:
         raise DataError(f"{file} is not CSV: {error}") from error
 
 
-def _read_jsonl(content: str, file: Path) -> Iterator[Mapping[str, Any]]:
+def _read_jsonl(content: str, file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
@@ -119,4 +118,4 @@ def _read_jsonl(content: str, file: Path) -> Iterator[Mapping[str, Any]]:
             raise DataError(f"{file}: line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise DataError(f"{file}: line {number} must be an object")
-        yield row
+        yield number, row

@@ -15,7 +15,7 @@ from experiments.allocation import Weighed, uniform_target
 from experiments.commands import evaluate as evaluation_command
 from experiments.commands.allocate import SETTINGS
 from experiments.commands.audit import tables
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, RunError
 from experiments.images.config import ModelConfig
 from experiments.metrics import make_console
 from experiments.recipes import digits
@@ -95,6 +95,25 @@ def test_a_model_that_is_replaced_leaves_nothing(verb, run, data_dir, tmp_path, 
     assert main(command) == 1
     assert "'notes.txt', which no run wrote" in capsys.readouterr().err
     assert (out / "notes.txt").exists()
+
+
+def test_a_model_stays_until_its_successor_is_stored(
+    run, data_dir, monkeypatch, capsys
+):
+    command = f"compress {run} --target k50 --data-dir {data_dir}".split()
+    assert main(command) == 0
+    compressed = run / "compressed"
+    before = (compressed / "k50" / "compression.json").read_text()
+
+    def full(*arguments):
+        raise RunError("no space left")
+
+    monkeypatch.setattr("experiments.commands.compress.write_text", full)
+    assert main(command) == 1
+    assert "no space left" in capsys.readouterr().err
+    assert (compressed / "k50" / "compression.json").read_text() == before
+    assert (compressed / "k50" / "model").is_dir()
+    assert not list(compressed.glob(".*"))
 
 
 def test_a_model_is_not_written_over_its_run(run, capsys):

@@ -381,6 +381,21 @@ def test_a_signal_in_the_last_evaluation_ends_more_than_the_run(tmp_path, settin
     assert int(state.step) == 10
 
 
+def test_an_evaluation_that_fails_in_the_middle_costs_no_step(tmp_path, setting):
+    config, data, task, *others = setting
+    config = dataclasses.replace(config, evaluate_every=0.6, checkpoint_every=0)
+
+    def evaluate(*arguments):
+        raise OSError("unreadable")
+
+    run = tmp_path / "run"
+    failing = config, data, task._replace(evaluate=evaluate), *others
+    with pytest.raises(OSError, match="unreadable"):
+        run_training(run, failing)
+    assert steps(run) == [3]
+    assert int(run_training(run, (config, data, task, *others), resume=True).step) == 10
+
+
 def test_a_signal_before_a_divergence_is_not_lost(tmp_path, setting):
     config, data, task, progress, train_step = setting
 

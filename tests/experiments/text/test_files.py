@@ -47,12 +47,17 @@ def test_both_formats_hold_the_same_rows(name, tmp_path):
         ("a.csv", None, "a.csv is missing"),
         ("a.csv", "", "holds no rows"),
         ("a.csv", "text,label\n", "holds no rows"),
-        ("a.csv", "text,class\na,b\n", "row 1 lacks 'label'; it has text, class"),
-        ("a.csv", "text,label\nonly\n", "row 1 lacks 'label'"),
+        ("a.csv", "text,class\na,b\n", "line 2 lacks 'label'; it has text, class"),
+        ("a.csv", "text,label\nonly\n", "line 2 lacks 'label'"),
         ("a.csv", 'text,label\n"open,b\n', "is not CSV"),
         ("a.csv", "text,label,label\na,b,c\n", "has the column 'label' twice"),
-        ("a.csv", "text,label\na,b\na, b,c\n", "row 2 has more fields than the header"),
-        ("a.jsonl", '{"text": "\\ud83d", "label": 1}', "row 1: not valid Unicode"),
+        (
+            "a.csv",
+            "text,label\na,b\na, b,c\n",
+            "line 3 has more fields than the header",
+        ),
+        ("a.csv", 'text,label\n\n"a\n\nb",b\n\na\n', "line 7 lacks 'label'"),
+        ("a.jsonl", '{"text": "\\ud83d", "label": 1}', "line 1: not valid Unicode"),
         ("a.jsonl", '{"text": "a"', "line 1 is not JSON"),
         ("a.jsonl", "[1]", "line 1 must be an object"),
         ("a.jsonl", '{"text": 3, "label": 1}', "texts must be text"),
@@ -95,7 +100,7 @@ def test_labels_are_those_of_the_training_file(own, tmp_path):
     data = load_text(config)
     assert data.train.arrays["label"].tolist() == [1, 0, 1]
     write(tmp_path / "eval.jsonl", [("what", "neutral")])
-    with pytest.raises(DataError, match="row 1 has the label 'neutral', expected one"):
+    with pytest.raises(DataError, match="line 1 has the label 'neutral', expected one"):
         load_text(config)
     with pytest.raises(ConfigError, match="name a CSV or JSONL file with --eval-file"):
         resolve(dataclasses.replace(own, eval_file=None))
