@@ -7,7 +7,7 @@ import numpy as np
 
 import cram_jax
 from cram_jax import layerwise
-from cram_jax.structure import input_grams
+from cram_jax.structure import InputGrams, input_grams
 from experiments.batches import Source
 from experiments.pruning_options import PrunerOptions
 from experiments.second_order import second_order
@@ -62,7 +62,7 @@ class TrainedPruners:
         self.params, self.batch_stats = params, batch_stats
 
     @cached_property
-    def grams(self) -> dict[str, Any]:
+    def grams(self) -> InputGrams:
         """The sums of the products of every layer's inputs."""
         options = self.options.layerwise
         count = min(options.examples, self.examples.size)
@@ -76,7 +76,7 @@ class TrainedPruners:
         def apply(params: Any, batch: Any) -> Any:
             return self.task.evaluation_loss(params, self.batch_stats, batch)
 
-        return input_grams(apply, self.params, batches).grams
+        return input_grams(apply, self.params, batches)
 
     def second_order(self, sparsity: float) -> cram_jax.Projector:
         """See `Pruners`."""

@@ -238,6 +238,25 @@ def check_path(run: Path) -> None:
         raise RunError(f"{run.name[:40]}... is too long for the name of a directory")
 
 
+def check_output(file: Path, suffix: str, own: str = "") -> None:
+    """Raises unless results may be written to a file, which may exist.
+
+    Args:
+      file: where they go.
+      suffix: which its name must have.
+      own: the names under which a run keeps such results, as a pattern.
+
+    Raises:
+      ConfigError: the suffix is another, or a run keeps something else there.
+      RunError: see `check_path`.
+    """
+    if file.suffix != suffix:
+        raise ConfigError(f"out must be a file ending in {suffix}, got {file}")
+    check_path(file)
+    if file.exists() and _matches(file, *OURS) and not (own and file.match(own)):
+        raise ConfigError(f"out must not be a file that a run keeps, got {file}")
+
+
 def compressed_to(run: Path) -> str:
     """The target that the model of a run was compressed to; empty if it was not.
 

@@ -42,7 +42,8 @@ def to_onnx(
         ``DequantizeLinear``, weights symmetric with a scale for each output, so that
         `fake_quant` of 8 bits trains for it; 4, or 8 without a calibration: the linear
         layers' weights in blocks of 32 inputs with ``MatMulNBits``, an operator of ONNX
-        Runtime, for which `fake_quant` trains with ``block=32, scale="float16"``.
+        Runtime, for which `fake_quant` trains with ``block=32, scale="float16"``;
+        convolutions, and linear layers of images, stay in float32.
       calibration: batches of inputs, each an array or a tuple of arrays as the engine
         takes them; their smallest and largest activations are the range of INT8.
       reduce_range: with a calibration, 7 bits for weights: on processors without VNNI

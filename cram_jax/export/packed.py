@@ -107,7 +107,11 @@ def save_packed(
         for (name, leaf), own in zip(
             named_leaves(params), axes_of(shapes, axes), strict=True
         ):
-            _check_name(name, name)
+            _check_name(name, name or "params, a single array,")
+            if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(
+                leaf.dtype, jax.dtypes.prng_key
+            ):
+                raise TypeError(f"{name} is a PRNG key, which safetensors lacks")
             array = np.asarray(leaf)
             dense_bytes += array.nbytes
             packed = pack(name, array, own, values) if own.is_matrix else None

@@ -13,7 +13,7 @@ def check_parity(got: Any, expected: Any, tolerance: float, name: str = "") -> f
     """The largest difference of outputs, as a share of the largest output.
 
     Args:
-      got: what the exported network returns: an array, or a tuple of arrays.
+      got: what the exported network returns: an array, or a tuple or list of arrays.
       expected: what the original returns for the same inputs.
       tolerance: the share that is allowed.
       name: of the format, for the error.
@@ -55,5 +55,9 @@ def check_parity(got: Any, expected: Any, tolerance: float, name: str = "") -> f
 
 
 def _arrays(outputs: Any) -> list[np.ndarray]:
-    every = outputs if isinstance(outputs, tuple) else (outputs,)
-    return [np.asarray(x, np.float64) for x in every]
+    several = isinstance(outputs, tuple) or (
+        isinstance(outputs, list) and any(np.ndim(x) for x in outputs)
+    )
+    every = [np.asarray(x) for x in (outputs if several else (outputs,))]
+    wide = [np.complex128 if np.iscomplexobj(x) else np.float64 for x in every]
+    return [x.astype(dtype) for x, dtype in zip(every, wide, strict=True)]

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.axes import Axes
+from cram_jax.axes import Axes, AxesLike, axes_value
 from cram_jax.leaves import Leaf
 from cram_jax.reshaping import gathered, placed
+from cram_jax.structure.grams import InputGrams
 
-Grams = Mapping[str, jax.Array]
+Grams = Mapping[str, jax.Array] | InputGrams
 """By the path of a leaf, the sum of the products of its inputs."""
 
 
@@ -96,12 +97,17 @@ class LayerInputs:
         return weights.astype(dtype), gram.astype(dtype)
 
 
-def layer_inputs(grams: Any) -> LayerInputs:
-    """The products of inputs, checked."""
+def layer_inputs(
+    grams: Any, axes: AxesLike | None
+) -> tuple[LayerInputs, AxesLike | None]:
+    """The products of inputs, checked, and the axes that are given or were read."""
+    if isinstance(grams, InputGrams):
+        axes = grams.axes if axes is None else axes
+        grams = grams.grams
     if not isinstance(grams, Mapping):
         raise TypeError(
-            f"grams must be a mapping from paths to arrays, such as the first of what "
-            f"input_grams returns, got {type(grams).__name__}"
+            f"grams must be what input_grams returns, or a mapping from paths to "
+            f"arrays, got {type(grams).__name__}"
         )
     for path, gram in grams.items():
         shape = jnp.shape(gram)
@@ -112,4 +118,4 @@ def layer_inputs(grams: Any) -> LayerInputs:
             )
         if not isinstance(gram, jax.core.Tracer) and not jnp.isfinite(gram).all():
             raise ValueError(f"grams[{path!r}] must be finite, got some that are not")
-    return LayerInputs(dict(grams))
+    return LayerInputs(dict(grams)), axes_value(axes)

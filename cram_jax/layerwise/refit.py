@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cram_jax.axes import AxesLike, axes_value
+from cram_jax.axes import AxesLike
 from cram_jax.layerwise.hessians import hessian
 from cram_jax.layerwise.matrices import (
     Grams,
@@ -53,11 +53,13 @@ def refit(
 
     Args:
       projector: what prunes, such as `cram_jax.top_k`, or `wanda`, `sparse_gpt`.
-      grams: from `cram_jax.structure.input_grams`: by the path of a leaf, the sum of
-        products of its inputs. Leaves without one stay as the projector leaves them.
+      grams: what `cram_jax.structure.input_grams` returns, or a mapping: by the path of
+        a leaf, the sum of products of its inputs. Leaves without one stay as the
+        projector leaves them.
       damping: :math:`\lambda` as a share of the mean of the diagonal, above 0.
       where: which leaves, see `cram_jax.prunable`.
-      axes: what is known of the axes, see `cram_jax.axes_of`.
+      axes: what is known of the axes, see `cram_jax.axes_of`; by default what
+        `input_grams` has read.
 
     Returns:
       A projector with the masks of the other.
@@ -82,9 +84,8 @@ def refit(
     """
     check_projector("projector", projector)
     check_positive("damping", damping)
-    return Refit(
-        layer_inputs(grams), projector, damping, where_value(where), axes_value(axes)
-    )
+    inputs, axes = layer_inputs(grams, axes)
+    return Refit(inputs, projector, damping, where_value(where), axes)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cram_jax.axes import Axes, AxesLike, axes_value
+from cram_jax.axes import Axes, AxesLike
 from cram_jax.layerwise.hessians import hessian
 from cram_jax.layerwise.matrices import Grams, LayerInputs, layer_inputs, like_leaf
 from cram_jax.layerwise.patterns import Pattern, chooser
@@ -51,8 +51,8 @@ def sparse_gpt(
     Args:
       sparsity: share of zeros, 0 <= sparsity < 1, or (n, m): n of every m consecutive
         inputs stay.
-      grams: from `cram_jax.structure.input_grams`: by the path of a leaf, the sum of
-        products of its inputs. Leaves without one stay dense.
+      grams: what `cram_jax.structure.input_grams` returns, or a mapping: by the path of
+        a leaf, the sum of products of its inputs. Leaves without one stay dense.
       bits: width of the integers to round the weights to, as `cram_jax.fake_quant`
         does by default; the scale of an output is that of its dense weights. None: the
         weights are not rounded. With a sparsity of 0 this is GPTQ.
@@ -60,7 +60,8 @@ def sparse_gpt(
         only for speed.
       damping: :math:`\lambda` as a share of the mean of the diagonal, above 0.
       where: which leaves, see `cram_jax.prunable`.
-      axes: what is known of the axes, see `cram_jax.axes_of`.
+      axes: what is known of the axes, see `cram_jax.axes_of`; by default what
+        `input_grams` has read.
 
     Returns:
       A projector. Its masks are bool, shaped like the leaves.
@@ -87,16 +88,9 @@ def sparse_gpt(
         check_integer("bits", bits, 2, 16)
     check_integer("block", block, 1)
     check_positive("damping", damping)
-    return SparseGPT(
-        layer_inputs(grams),
-        choose,
-        sparsity,
-        bits,
-        block,
-        damping,
-        where_value(where),
-        axes_value(axes),
-    )
+    inputs, axes = layer_inputs(grams, axes)
+    where = where_value(where)
+    return SparseGPT(inputs, choose, sparsity, bits, block, damping, where, axes)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

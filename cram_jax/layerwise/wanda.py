@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from cram_jax.axes import Axes, AxesLike, axes_value
+from cram_jax.axes import Axes, AxesLike
 from cram_jax.layerwise.matrices import (
     Grams,
     LayerInputs,
@@ -45,11 +45,12 @@ def wanda(
     Args:
       sparsity: share of zeros, 0 <= sparsity < 1, or (n, m): n of every m consecutive
         inputs stay.
-      grams: from `cram_jax.structure.input_grams`: by the path of a leaf, the sum of
-        products of its inputs. Leaves without one stay dense.
+      grams: what `cram_jax.structure.input_grams` returns, or a mapping: by the path of
+        a leaf, the sum of products of its inputs. Leaves without one stay dense.
       scope: "output", or "layer" to compare all weights of a layer; not for (n, m).
       where: which leaves, see `cram_jax.prunable`.
-      axes: what is known of the axes, see `cram_jax.axes_of`.
+      axes: what is known of the axes, see `cram_jax.axes_of`; by default what
+        `input_grams` has read.
 
     Returns:
       A projector. Its masks are bool, shaped like the leaves.
@@ -72,14 +73,8 @@ def wanda(
     Models, ICLR 2024, arXiv 2306.11695.
     """
     check_choice("scope", scope, ("output", "layer"))
-    return Wanda(
-        layer_inputs(grams),
-        chooser(sparsity),
-        sparsity,
-        scope,
-        where_value(where),
-        axes_value(axes),
-    )
+    inputs, axes = layer_inputs(grams, axes)
+    return Wanda(inputs, chooser(sparsity), sparsity, scope, where_value(where), axes)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from cram_jax.axes import Axes
 from cram_jax.paths import named_leaves
 from cram_jax.projector import check_arrays
 from cram_jax.structure.contracted import Contraction, Place, find_contractions
 from cram_jax.structure.equations import evaluate, shape_of
 from cram_jax.structure.interpret import called
 from cram_jax.structure.labels import Key
+from cram_jax.structure.structure import TracedAxes
 from cram_jax.structure.trace import read_program
 from cram_jax.validation import check_batches, check_function
 
@@ -30,10 +32,13 @@ class InputGrams(NamedTuple):
         stacked in the parameter; float32, or float64 if the activations are.
       left_out: by the path of a parameter of two or more dimensions without a sum, the
         reason.
+      axes: which axes of a parameter the inputs are, for the ``axes=`` of any projector
+        of these parameters; those of the others are None.
     """
 
     grams: Grams
     left_out: dict[str, str]
+    axes: TracedAxes
 
 
 def input_grams(
@@ -46,9 +51,9 @@ def input_grams(
 
     .. math:: ||X \hat W - X W||^2 = tr((\hat W - W)^T G (\hat W - W))
 
-    `cram_jax.layerwise` prunes by it. It works for any function of a pytree of arrays,
-    whose traced program is read, and run along with the sums. Nothing in the model has
-    to be named or changed.
+    `cram_jax.layerwise` prunes by what this returns. It works for any function of a
+    pytree of arrays, whose traced program is read, and run along with the sums. Nothing
+    in the model has to be named or changed.
 
     The inputs of a kernel count as one axis, in the order of the leaf; for a
     convolution, window first: (height, width, channels) for a Flax kernel. The sums
@@ -65,7 +70,7 @@ def input_grams(
         compilation.
 
     Returns:
-      The sums, and why some parameters have none.
+      The sums, why some parameters have none, and the axes of the others.
 
     Raises:
       TypeError: `apply` is not a function, a leaf of `params` is not an array, or
@@ -77,11 +82,11 @@ def input_grams(
       >>> def apply(params, x):
       ...     return jax.nn.relu(x @ params["a"]) @ params["b"]
       >>> params = {"a": jnp.eye(2), "b": jnp.ones((2, 1))}
-      >>> grams, left_out = input_grams(apply, params, [jnp.array([[1.0, -2.0]])])
-      >>> grams["a"]
+      >>> found = input_grams(apply, params, [jnp.array([[1.0, -2.0]])])
+      >>> found.grams["a"]
       Array([[ 1., -2.],
              [-2.,  4.]], dtype=float32)
-      >>> grams["b"]
+      >>> found.grams["b"]
       Array([[1., 0.],
              [0., 0.]], dtype=float32)
     """
@@ -94,16 +99,19 @@ def input_grams(
     readers: dict[Any, _Reader] = {}
     totals: Grams = {}
     left_out: dict[str, str] = {}
+    axes: dict[str, Axes] = {}
     for batch in batches:
         kind = jax.tree.structure(batch), str(jax.eval_shape(lambda x: x, batch))
         if kind not in readers:
             readers[kind] = _Reader(apply, params, batch, paths)
             left_out = readers[kind].left_out | left_out
+            axes = readers[kind].axes() | axes
         totals = readers[kind](params, batch, totals)
     if not readers:
         raise ValueError("batches must hold at least one batch, got none")
     kept = {path: gram for path, gram in totals.items() if path not in left_out}
-    return InputGrams(kept, left_out)
+    known = tuple((path, own) for path, own in axes.items() if path in kept)
+    return InputGrams(kept, left_out, TracedAxes(known))
 
 
 class _Reader:
@@ -134,6 +142,20 @@ class _Reader:
         """The sums with those of another batch."""
         consts = self.analysis.program.consts
         return self._run(consts, jax.tree.leaves((params, batch)), totals)
+
+    def axes(self) -> dict[str, Axes]:
+        """What the axes of the parameters with a sum are for."""
+        found = {}
+        for contraction in self.contractions.values():
+            leaf = contraction.leaf
+            roles = ["output"] * self.analysis.program.in_avals[leaf].ndim
+            for place in contraction.rows:
+                is_window = place.axis in contraction.windows
+                roles[place.axis] = "window" if is_window else "input"
+            for axis in contraction.stack_axes:
+                roles[axis] = "stack"
+            found[self.paths[leaf]] = Axes(*roles)
+        return found
 
     def _add(self, consts: Sequence[Any], args: Sequence[Any], totals: Grams) -> Grams:
         program = self.analysis.program

@@ -19,7 +19,7 @@ from experiments.evaluation import check_targets, make_evaluation
 from experiments.metrics import make_console
 from experiments.open_run import OpenRun, open_run
 from experiments.pruning_options import PrunerOptions
-from experiments.run_directory import check_path, reading, write_text
+from experiments.run_directory import reading, write_text
 
 if TYPE_CHECKING:
     from experiments.verbs.audit import Audit
@@ -40,7 +40,6 @@ class Answers(NamedTuple):
 def audit(options: "Audit") -> None:
     """Prints what changed, and stores it."""
     out = options.out or options.run / "audit.json"
-    check_path(out)
     console = make_console()
     say = partial(console.print, soft_wrap=True)
     run = open_run(options.run, options.data_dir, say)

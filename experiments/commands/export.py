@@ -1,5 +1,6 @@
 """Compresses a model, writes it as others store it, and runs what was written."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from cram_jax.export import ParityError, check_parity
 from cram_jax.writing import replacing
 from experiments import checkpoints, targets
 from experiments.deployment.formats import EXAMPLES, WRITERS, Model
-from experiments.errors import ConfigError, UserError, cannot_write
+from experiments.errors import ConfigError, RunError, UserError, cannot_write
 from experiments.evaluation import check_targets, make_evaluation
 from experiments.kinds import kind_of
 from experiments.metrics import make_console
@@ -115,8 +116,9 @@ def _export_to_library(options: Export, say: Callable[..., Any]) -> None:
             f"format must be {library} or one of an engine for a run on {config.kind}, "
             f"got {options.format}"
         )
-    if out.exists() and out.resolve() == run.resolve():
-        raise ConfigError(f"out must be a directory of its own, got {out}, the run's")
+    with contextlib.suppress(RunError):
+        load_config(out)
+        raise ConfigError(f"out must not be the directory of a run, got {out}")
     if options.target == "dense":
         params, batch_stats = checkpoints.read_model(run)
     else:

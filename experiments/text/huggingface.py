@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx, traverse_util
 from safetensors.numpy import save_file
 
+from cram_jax.writing import replacing
 from experiments.errors import ConfigError, WeightsError
 from experiments.stored_config import read_fields
 from experiments.text.bert import (
@@ -178,8 +179,10 @@ def save_bert(directory: str | Path, model: Model, labels: Sequence[str] = ()) -
         # The file is written from the raw memory: a view would be garbled.
         tensors[prefix + _name(path)] = np.ascontiguousarray(leaf)
     # transformers refuses a file that does not name its framework.
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    with replacing(directory / "model.safetensors") as beside:
+        save_file(tensors, beside, metadata={"format": "pt"})
+    with replacing(directory / "config.json") as beside:
+        beside.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _flat(model: Model) -> tuple[Any, dict[tuple[str, ...], Any]]:

@@ -216,6 +216,8 @@ def export(
     """Writes a Hugging Face directory, with the vocabulary stored in the run."""
     source = vocabulary or run / VOCABULARY
     vocabulary_files(source)  # says what is missing before anything is written
+    if config.weights and out.resolve() == Path(config.weights).resolve():
+        raise ConfigError(f"out must not be the weights of the run, got {out}")
     try:
         network = _family(config).network(config)
         save_bert(out, network.module(model[0]), config.data.labels)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
+from cram_jax.writing import replacing
 from experiments.errors import VocabularyError
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -156,7 +157,8 @@ def copy_vocabulary(path: str | Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         if file.resolve() != (folder / file.name).resolve():
-            shutil.copyfile(file, folder / file.name)
+            with replacing(folder / file.name) as beside:
+                shutil.copyfile(file, beside)
 
 
 def _read_json(file: Path) -> tokenizers.Tokenizer:

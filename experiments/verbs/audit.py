@@ -9,7 +9,7 @@ import tyro
 from experiments import targets
 from experiments.errors import ConfigError
 from experiments.pruning_options import Layerwise
-from experiments.run_directory import load_config
+from experiments.run_directory import check_output, load_config
 from experiments.second_order import SecondOrder
 from experiments.verbs.common import check_named, start_jax
 
@@ -46,8 +46,8 @@ class Audit:
             targets.check(name)
         if self.groups is not None and not self.groups.is_file():
             raise ConfigError(f"groups must be a text file, got {self.groups}")
-        if self.out is not None and self.out.suffix != ".json":
-            raise ConfigError(f"out must be a file ending in .json, got {self.out}")
+        if self.out is not None:
+            check_output(self.out, ".json", "audit.json")
         check_named(self.run, load_config(self.run), self.module)
 
     def execute(self) -> None:

@@ -9,7 +9,7 @@ import tyro
 from experiments import targets
 from experiments.errors import ConfigError
 from experiments.pruning_options import Layerwise, PrunerOptions
-from experiments.run_directory import check_path, load_config
+from experiments.run_directory import check_output, load_config
 from experiments.second_order import SecondOrder
 from experiments.verbs.common import check_named, start_jax
 
@@ -91,9 +91,7 @@ class Benchmark:
                     f"{field_name} must be at least 1, got {getattr(self, field_name)}"
                 )
         if self.out is not None:
-            if self.out.suffix != ".json":
-                raise ConfigError(f"out must be a file ending in .json, got {self.out}")
-            check_path(self.out)
+            check_output(self.out, ".json")
         for network in self.networks:
             if (Path(network) / "config.json").exists():
                 run = Path(network)

@@ -41,8 +41,9 @@ BITS: dict[Format, tuple[int, ...]] = {
 class Export:
     """Write a model in a file that other engines and libraries take.
 
-    It is compressed in one shot, batch norm is recalibrated, and the written file is
-    read back, run and compared with JAX: if it differs, there is an error and no file.
+    It is compressed in one shot, batch norm is recalibrated, and the file of an engine
+    is read back, run and compared with JAX: if it differs, there is an error and no
+    file. huggingface and torchvision hold the tensors themselves.
     """
 
     run: tyro.conf.Positional[Path]

@@ -14,6 +14,7 @@ from experiments.images.config import DataConfig, ImageConfig
 from experiments.metrics import read_lines
 from experiments.run_directory import (
     check_free,
+    check_output,
     check_path,
     clear,
     load_config,
@@ -255,3 +256,14 @@ def test_a_run_says_how_far_it_came(run):
     assert "has diverged: the loss is nan at step 5" in state_of(run)
     (run / "status.json").write_text("[")
     assert read_status(run) == {}
+
+
+@pytest.mark.parametrize("name", ["config.json", "status.json"])
+def test_results_do_not_replace_what_a_run_keeps(run, name):
+    file = run / name
+    with pytest.raises(ConfigError, match=f"must not be a file .*, got {file}"):
+        check_output(file, ".json", "audit.json")
+    with pytest.raises(ConfigError, match="out must be a file ending in .png"):
+        check_output(file, ".png")
+    check_output(run / "audit.json", ".json", "audit.json")
+    check_output(run / "mine.json", ".json")

@@ -187,6 +187,14 @@ def test_what_cannot_be_stored_is_refused(tmp_path, change, options, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_single_array_and_a_key_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="params, a single array, must be named by"):
+        save_packed(jnp.ones(3), tmp_path / "file")
+    with pytest.raises(TypeError, match="dropout/key is a PRNG key"):
+        save_packed({"dropout": {"key": jax.random.key(0)}}, tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
 def test_leaves_of_one_name_are_refused(tmp_path):
     with pytest.raises(ValueError, match="two arrays are called 'a/b'"):
         save_packed({"a": {"b": jnp.ones(3)}, "a/b": jnp.ones(3)}, tmp_path / "file")

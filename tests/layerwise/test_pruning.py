@@ -21,6 +21,7 @@ from cram_jax import (
 )
 from cram_jax.layerwise import per_leaf, refit, sparse_gpt, wanda
 from cram_jax.sparsity import kept_count
+from cram_jax.structure import input_grams
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -49,6 +50,18 @@ def prune(projector, weights):
     return np.asarray(projection.params["kernel"]), np.asarray(
         projection.masks["kernel"]
     )
+
+
+def test_the_inputs_of_a_square_kernel_are_those_that_were_read():
+    weights, x, gram = problem(inputs=8, outputs=8)
+    stored = {"w": jnp.asarray(weights.T)}  # as PyTorch has it
+    inputs = input_grams(lambda params, x: x @ params["w"].T, stored, [jnp.asarray(x)])
+    np.testing.assert_allclose(inputs.grams["w"], gram)
+    for make in (wanda, sparse_gpt, lambda s, *args: refit(top_k(s), *args)):
+        expected, _ = prune(make(0.5, {"kernel": gram}), weights)
+        found = compress(stored, make(0.5, inputs)).params["w"]
+        np.testing.assert_allclose(found, expected.T)
+        assert repr(make(0.5, inputs)) == repr(make(0.5, {"w": gram}))
 
 
 def damped(gram, damping):
@@ -375,7 +388,11 @@ REFUSED = [
     (lambda: wanda((3, 2), GRAM), ValueError, "n must be between 1 and m=2"),
     (lambda: wanda((1, 2, 3), GRAM), ValueError, r"must be \(n, m\)"),
     (lambda: wanda(0.5, GRAM, scope="all"), ValueError, "scope must be"),
-    (lambda: wanda(0.5, (GRAM, {})), TypeError, "grams must be a mapping"),
+    (
+        lambda: wanda(0.5, (GRAM, {})),
+        TypeError,
+        "grams must be what input_gra",
+    ),
     (lambda: wanda(0.5, {"kernel": jnp.ones((4, 2))}), ValueError, "inputs, inputs"),
     (lambda: wanda(0.5, {"kernel": jnp.eye(4) / 0}), ValueError, "must be finite"),
     (lambda: sparse_gpt(0.5, GRAM, bits=1), ValueError, "bits must be between"),

@@ -92,8 +92,13 @@ def test_the_products_give_the_norm_of_the_outputs(name):
     rng = np.random.default_rng(0)
     x = rng.normal(size=of_inputs).astype(np.float32)
     params = {"w": jnp.zeros(of_weights)}
-    grams, left_out = input_grams(lambda p, x: apply(p["w"], x), params, [x])
+    grams, left_out, axes = input_grams(lambda p, x: apply(p["w"], x), params, [x])
     assert not left_out
+    kinds = "stack", "input", "output"
+    roles = [role.replace("window", "input") for role in axes("w", None).roles]
+    counts = stacked, inputs, len(order) - stacked - inputs
+    expected = np.repeat(kinds, counts)
+    assert [roles[axis] for axis in order] == expected.tolist()
     gram = grams["w"]
     for _ in range(2):
         w = rng.normal(size=of_weights).astype(np.float32)
@@ -119,7 +124,7 @@ def test_sums_of_several_batches_are_those_of_numpy():
     params = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     params = jax.tree.map(jnp.float32, params)
     batches = [rng.normal(size=(n, 3)).astype(np.float32) for n in (5, 5, 2)]
-    grams, left_out = input_grams(network, params, batches)
+    grams, left_out, _ = input_grams(network, params, batches)
     assert not left_out
     assert sorted(grams) == ["first", "second"]
     x = np.concatenate(batches).astype(np.float64)
@@ -138,7 +143,7 @@ def test_layers_in_a_scan_see_what_the_layers_before_make():
             0
         ]
 
-    grams, _ = input_grams(apply, {"layers": layers}, [x])
+    grams, *_ = input_grams(apply, {"layers": layers}, [x])
     assert grams["layers"].shape == (3, 4, 4)
     for layer, gram in zip(layers, grams["layers"], strict=True):
         np.testing.assert_allclose(gram, x.T @ x, rtol=1e-4, atol=1e-5)
@@ -147,7 +152,7 @@ def test_layers_in_a_scan_see_what_the_layers_before_make():
 
 def test_half_precision_is_summed_in_float32():
     x = jnp.full((4096, 1), 1.0, jnp.bfloat16)  # bfloat16 would stop counting at 256
-    grams, _ = input_grams(
+    grams, *_ = input_grams(
         lambda w, x: x @ w["w"], {"w": jnp.ones((1, 1), jnp.bfloat16)}, [x]
     )
     assert grams["w"].dtype == jnp.float32
@@ -186,7 +191,7 @@ def test_a_parameter_that_is_not_simply_multiplied_is_left_out(reason):
     def apply(params, x):
         return LEFT_OUT[reason](params["w"], x)
 
-    grams, left_out = input_grams(apply, {"w": KERNEL}, [jnp.ones((2, 4))])
+    grams, left_out, _ = input_grams(apply, {"w": KERNEL}, [jnp.ones((2, 4))])
     assert (grams, left_out) == ({}, {"w": reason})
 
 

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from experiments import checkpoints
 from experiments.__main__ import main
 from experiments.results import load_results
-from experiments.run_directory import load_config
+from experiments.run_directory import load_config, save_config
 from experiments.stored_config import from_dict
 from experiments.text.huggingface import load_bert, save_bert
 from experiments.text.question_answering import make_network
@@ -172,6 +172,24 @@ def test_a_model_is_exported_as_hugging_face_stores_it(run, tmp_path, capsys):
     np.testing.assert_array_equal(
         np.asarray(loaded.model.qa_outputs.kernel[...]), params["qa_outputs"]["kernel"]
     )
+
+
+def test_an_export_does_not_replace_a_run_or_its_weights(run, tmp_path, capsys):
+    other, weights = tmp_path / "other", tmp_path / "weights"
+    shutil.copytree(run, other)
+    shutil.copytree(run, tmp_path / "mine")
+    before = (other / "config.json").read_text()
+    config = dataclasses.replace(load_config(run), weights=str(weights))
+    save_config(tmp_path / "mine", config)
+    for source, out, what in (
+        (run, other, "directory of a run"),
+        (run, run, "directory of a run"),
+        (tmp_path / "mine", weights, "weights of the run"),
+    ):
+        assert main(f"export {source} --out {out}".split()) == 1
+        assert f"out must not be the {what}, got {out}" in capsys.readouterr().err
+    assert (other / "config.json").read_text() == before
+    assert not weights.exists()
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(
