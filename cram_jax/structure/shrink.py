@@ -98,8 +98,8 @@ def _check_others(
         path, shape, leaf = (wrong or owned)[0]
         raise ValueError(
             f"variables[{path!r}] must have the shape {leaf.shape} of the parameter "
-            f"{leaf.path!r}, in a tree of such arrays only, as momentum and the moments "
-            f"of Adam are; got {shape}. A state that is factored or stacked cannot be "
+            f"{leaf.path!r}, in a tree of such arrays only, as momentum and Adam's "
+            f"moments are; got {shape}. A state that is factored or stacked cannot be "
             f"cut: initialise it for the smaller parameters"
         )
 
@@ -113,6 +113,10 @@ def _belongs(path: str, leaf: Leaf) -> bool:
 def as_kept(structure: Structure, kept: Any) -> Kept:
     """Checks `kept`, or converts masks: one bool per group, or a row for each layer."""
     is_one_leaf = jax.tree_util.treedef_is_leaf(structure.treedef)
+    if isinstance(kept, list | tuple) and all(
+        isinstance(entry, bool | np.bool_) for entry in jax.tree.leaves(kept)
+    ):
+        kept = np.array(kept, bool)
     if jax.tree_util.all_leaves([kept]) and np.ndim(kept) <= 2 - is_one_leaf:
         return check_kept(structure, kept)
     return kept_groups(structure, kept)

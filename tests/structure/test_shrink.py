@@ -49,6 +49,18 @@ def test_masks_say_the_same_as_groups():
     jax.tree.map(np.testing.assert_array_equal, by_masks, by_groups)
 
 
+def test_groups_may_be_a_list():
+    for kept in (KEPT.tolist(), tuple(KEPT), [KEPT.tolist()]):
+        small = shrink(STRUCTURE, PARAMS, kept)
+        np.testing.assert_array_equal(small["b"], PARAMS["b"][KEPT])
+    masks = group_masks(STRUCTURE, KEPT.tolist())
+    np.testing.assert_array_equal(masks["b"], KEPT)
+    with pytest.raises(
+        ValueError, match=r"one bool for each of 8 groups, got .*\(3,\)"
+    ):
+        shrink(STRUCTURE, PARAMS, [True, False, True])
+
+
 def test_the_state_of_part_of_the_parameters_shrinks_too():
     chosen = dict.fromkeys(PARAMS, False) | {next(iter(PARAMS)): True}
     optimizer = optax.chain(
@@ -77,7 +89,10 @@ def test_the_state_of_an_optimiser_shrinks_and_goes_on():
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [
-        (optax.sm3(0.1), r"mu/a/0'\] must have the shape \(3, 8\) of the parameter 'a'"),
+        (
+            optax.sm3(0.1),
+            r"mu/a/0'\] must have the shape \(3, 8\) of the parameter 'a'",
+        ),
         (optax.adafactor(0.1), r"v_row/a'\] must have the shape \(3, 8\).*got \(1,\)"),
         (
             optax.adafactor(0.1, min_dim_size_to_factor=1),
