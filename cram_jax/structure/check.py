@@ -205,9 +205,10 @@ def _canonical(eqn: jex.JaxprEqn) -> dict[str, Any]:
 
 def _changes_nothing(eqn: jex.JaxprEqn) -> bool:
     """Whether it is a reshape, broadcast or slice to the shape that its input has."""
-    same = eqn.invars and _type(eqn.invars[0]) == _type(eqn.outvars[0])
     shaped = ("reshape", "broadcast_in_dim", "squeeze", "slice", "convert_element_type")
-    return bool(same) and eqn.primitive.name in shaped
+    return eqn.primitive.name in shaped and (
+        _type(eqn.invars[0]) == _type(eqn.outvars[0])
+    )
 
 
 def _unequal_arguments(

@@ -12,6 +12,12 @@ WhereFamily: TypeAlias = str | Sequence[str] | Callable[[Family], bool]
 
 def choose(structure: Structure, where: Any) -> list[int]:
     """The numbers of the families that `where` chooses, at least one."""
+    if not structure.families:
+        reasons = dict.fromkeys(r for why in structure.frozen.values() for r in why)
+        raise ValueError(
+            f"structure has no channels that may be removed; all are frozen: "
+            f"{'; '.join(reasons)} (print it to see which)"
+        )
     if where is None:
         chosen = list(range(len(structure.families)))
     elif isinstance(where, tuple):
@@ -54,6 +60,12 @@ def _matching_families(structure: Structure, pattern: str) -> list[int]:
         for number, family in enumerate(structure.families)
         if any(expression.search(name) for name in family.names)
     ]
+    names = {name for family in structure.families for name in family.names}
+    if not chosen and pattern in names | set(structure.frozen):
+        raise ValueError(
+            f"where={pattern!r} is a regular expression, which matches no axis; for "
+            f"the axis of this name use where=[{pattern!r}]"
+        )
     frozen = {n: r for n, r in structure.frozen.items() if expression.search(n)}
     if not chosen and frozen:
         why = ", ".join(f"{name}: {'; '.join(r)}" for name, r in frozen.items())

@@ -1,6 +1,7 @@
 """Rules of dot products, convolutions and windows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jax.extend import core as jex
 
@@ -163,16 +164,31 @@ def reduce_window(
     """Freezes the axes that windows move along, as in pooling."""
     params = eqn.params
     before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-    axes = []
+    keeps_zero = eqn.primitive.name == "reduce_window_sum" or _windows_meet(params)
+    axes: list[Axis] = []
     for i, axis in enumerate(ins[0].axes):
         size = after[i]
         trivial = params["window_dimensions"][i] == 1 == params["window_strides"][i]
-        if trivial and size == before[i]:
-            axes.append(axis)
+        if trivial and size == before[i] and not any(params["padding"][i]):
+            axes.append(tuple(Factor(f.ids, f.zero and keeps_zero) for f in axis))
         else:
             labels.freeze(axis, WINDOW)
             axes.append(labels.axis((*key, i), size, frozen=WINDOW))
     return [Value(tuple(axes), ins[0].source)]
+
+
+def _windows_meet(params: dict[str, Any]) -> bool:
+    """Whether every window has an entry, instead of padding or gaps only."""
+    return all(
+        base == 1 and max(low, high) < (size if dilation == 1 else 1)
+        for base, dilation, size, (low, high) in zip(
+            params["base_dilation"],
+            params["window_dilation"],
+            params["window_dimensions"],
+            params["padding"],
+            strict=True,
+        )
+    )
 
 
 RULES: dict[str, Rule] = {

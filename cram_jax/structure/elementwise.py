@@ -146,7 +146,14 @@ def elementwise(
         if source is Source.WEIGHT:
             labels.share_roles([met[i] for i in kernels if i in met])
         axes.append(_united(eqn, ins, met, kernels))
-    return [Value(tuple(axes), source)]
+    return [Value(tuple(axes), source, _converted(eqn, ins))]
+
+
+def _converted(eqn: jex.JaxprEqn, ins: Sequence[Value]) -> Any:
+    """A known number in its new dtype, as the zero that `jnp.pad` pads with."""
+    if eqn.primitive.name != "convert_element_type" or ins[0].literal is None:
+        return None
+    return np.asarray(ins[0].literal).astype(eqn.params["new_dtype"])
 
 
 def _united(

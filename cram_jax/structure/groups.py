@@ -35,6 +35,8 @@ def group_masks(structure: Structure, kept: Any) -> Any:
       >>> group_masks(structure, jnp.array([True, False, True]))["a"]
       Array([[ True, False,  True]], dtype=bool)
     """
+    if isinstance(kept, list | tuple):
+        kept = np.array(kept)
     return structure.treedef.unflatten(_leaf_masks(structure, kept))
 
 

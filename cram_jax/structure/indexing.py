@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.extend import core as jex
 
 from cram_jax.structure.elementwise import Rule
-from cram_jax.structure.equations import shape_of
+from cram_jax.structure.equations import dtype_of, shape_of
 from cram_jax.structure.factors import align
 from cram_jax.structure.labels import (
     Axis,
@@ -30,10 +33,14 @@ def gather(
     shape, out_shape = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     window = [i for i in range(len(shape)) if i not in dropped]
+    may_fill = _may_fill(eqn)
     axes: dict[int, Axis] = {}
     for out, i in zip(numbers.offset_dims, window, strict=True):
         if sizes[i] == shape[i] and i not in numbers.start_index_map:
-            axes[out] = table.axes[i]
+            axes[out] = tuple(
+                Factor(factor.ids, factor.zero and not may_fill)
+                for factor in table.axes[i]
+            )
             if table.source is Source.WEIGHT:
                 labels.add_role(table.axes[i], Role.OUTPUT)
         else:
@@ -49,6 +56,19 @@ def gather(
             axes[out] = tuple(Factor(factor.ids, False) for factor in next(rest))
     source = max(table.source, indices.source)
     return [Value(tuple(axes[out] for out in range(len(out_shape))), source)]
+
+
+def _may_fill(eqn: jex.JaxprEqn) -> bool:
+    """Whether an index out of range puts another number than 0 into every channel.
+
+    NaN does not count: with it the sum over the channels is NaN, masked or smaller.
+    """
+    if eqn.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
+        return False
+    fill = eqn.params["fill_value"]
+    if fill is None:
+        return not jnp.issubdtype(dtype_of(eqn.outvars[0]), jnp.inexact)
+    return not (fill == 0 or np.isnan(fill))
 
 
 def _look_up(labels: Labels, table: Value, dimension: int) -> None:

@@ -208,20 +208,25 @@ def pad(
             axes.append(labels.axis((*key, i), size, frozen="pad along it"))
         else:
             ends = int(low), int(high)
-            axes.append(_padded(labels, axis[0], ends, padding.is_zero, (*key, i)))
+            axes.append(_padded(labels, axis[0], ends, (*key, i)))
+    # Padding along one axis is in every channel of another.
+    added = any(
+        low > 0 or high > 0 or interior > 0
+        for low, high, interior in eqn.params["padding_config"]
+    )
+    if added and not padding.is_zero:
+        axes = [tuple(Factor(f.ids, False) for f in axis) for axis in axes]
     return [Value(tuple(axes), value.source)]
 
 
-def _padded(
-    labels: Labels, factor: Factor, ends: tuple[int, int], is_zero: bool, key: Key
-) -> Axis:
+def _padded(labels: Labels, factor: Factor, ends: tuple[int, int], key: Key) -> Axis:
     low, high = ends
     ids = [factor.ids]
     if low:
         ids.insert(0, labels.run((*key, "low"), low))
     if high:
         ids.append(labels.run((*key, "high"), high))
-    return (Factor(np.concatenate(ids), factor.zero and is_zero),)
+    return (Factor(np.concatenate(ids), factor.zero),)
 
 
 def generated(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cram_jax.structure.equations import bind, shape_of
+from cram_jax.structure.equations import bind, dtype_of, shape_of
 from cram_jax.structure.interpret import Labelled, called
 from cram_jax.structure.labels import Key
 from cram_jax.structure.movement import GENERATORS
@@ -137,6 +137,9 @@ def _convolution(
         features = params["dimension_numbers"].lhs_spec[1]
         kept = replay.positions(labelled.ins[0].axes[features])
         groups = int(kept.reshape(groups, -1)[:, 0].sum())
+        if not groups:  # no convolution has 0 groups
+            shape = replay.shape(labelled.outs[0])
+            return [jnp.zeros(shape, dtype_of(labelled.eqn.outvars[0]))]
     return bind(labelled.eqn, args, feature_group_count=groups)
 
 

@@ -1,5 +1,6 @@
 """Cutting removed channels out of parameters and of trees like them."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from cram_jax.structure.groups import (
 )
 from cram_jax.structure.labels import Kept
 from cram_jax.structure.stacks import stacked_leaves
-from cram_jax.structure.structure import Structure
+from cram_jax.structure.structure import Leaf, Structure
 
 
 def shrink(structure: Structure, variables: Any, kept: Any) -> Any:
@@ -27,8 +28,10 @@ def shrink(structure: Structure, variables: Any, kept: Any) -> Any:
       structure: from `trace_structure`, or a `Structure.part` for some of the
         variables.
       variables: a tree like those that were traced: parameters, batch statistics; or a
-        tree that contains such trees, such as an optimiser's state, whose other leaves
-        are unchanged.
+        tree that contains such trees, such as the state of an optimiser with arrays of
+        the parameters' shapes (momentum, Adam, `optax.masked`, `optax.MultiSteps`);
+        other leaves, such as counts, are unchanged. States that are factored or
+        stacked (`optax.adafactor`, `optax.sm3`, `optax.lbfgs`) are refused.
       kept: one bool for each group, True where it stays, or a row of them for each
         layer, see `Family.layers`; or masks like the variables, as from
         `cram_jax.compress`.
@@ -38,8 +41,9 @@ def shrink(structure: Structure, variables: Any, kept: Any) -> Any:
 
     Raises:
       TypeError: `kept` or the masks are traced, or `kept` is not bool.
-      ValueError: the variables' paths or shapes are not those that were traced; the
-        masks do not remove whole groups; or all groups of a family would go.
+      ValueError: the variables' paths or shapes are not those that were traced; an
+        array in a state belongs to a parameter but has another shape; the masks do not
+        remove whole groups; or all groups of a family would go.
 
     Example:
       >>> from cram_jax.structure import shrink, trace_structure
@@ -52,24 +56,26 @@ def shrink(structure: Structure, variables: Any, kept: Any) -> Any:
       {'a': (3, 2), 'b': (2, 2)}
     """
     groups = as_kept(structure, kept)
-    paths = [leaf.path for leaf in structure.leaves]
     shapes = {leaf.path: leaf.shape for leaf in structure.leaves}
 
     def is_like(tree: Any) -> bool:
-        named = named_leaves(tree)
         # Or of some of the leaves, as what `optax.masked` leaves of a state.
-        return [path for path, _ in named] == paths or (
-            bool(named)
-            and all(
-                shapes.get(path) == np.shape(leaf)
-                for (path, _), leaf in zip(named, jax.tree.leaves(tree), strict=True)
-            )
+        named = named_leaves(tree)
+        return bool(named) and all(
+            shapes.get(path) == np.shape(leaf) for path, leaf in named
         )
 
     trees = jax.tree.leaves(variables, is_leaf=is_like)
     treedef: Any = jax.tree.structure(variables, is_leaf=is_like)
-    if not any(map(is_like, trees)) or is_like(variables):
+    named = named_leaves(variables)
+    if [path for path, _ in named] == list(shapes) or is_like(variables):
         leaves_like(structure, "variables", variables)
+    else:
+        likes = [is_like(tree) for tree in trees for _ in jax.tree.leaves(tree)]
+        others = [pair for pair, like in zip(named, likes, strict=True) if not like]
+        _check_others(structure, others, within_state=any(likes))
+        if not any(likes):
+            leaves_like(structure, "variables", variables)
     cut = [
         _shrink_tree(structure, tree, groups) if is_like(tree) else tree
         for tree in trees
@@ -77,9 +83,40 @@ def shrink(structure: Structure, variables: Any, kept: Any) -> Any:
     return treedef.unflatten(cut)
 
 
+def _check_others(
+    structure: Structure, others: Sequence[tuple[str, Any]], *, within_state: bool
+) -> None:
+    """Raises if a leaf outside of all trees like the parameters belongs to one."""
+    owned = [
+        (path, tuple(np.shape(array)), leaf)
+        for path, array in others
+        for leaf in structure.leaves
+        if np.shape(array) and _belongs(path, leaf)
+    ]
+    wrong = [entry for entry in owned if entry[1] != entry[2].shape]
+    if wrong or (owned and within_state):
+        path, shape, leaf = (wrong or owned)[0]
+        raise ValueError(
+            f"variables[{path!r}] must have the shape {leaf.shape} of the parameter "
+            f"{leaf.path!r}, in a tree of such arrays only, as momentum and Adam's "
+            f"moments are; got {shape}. A state that is factored or stacked cannot be "
+            f"cut: initialise it for the smaller parameters"
+        )
+
+
+def _belongs(path: str, leaf: Leaf) -> bool:
+    """Whether a path ends in the parameter's, maybe with the numbers of a list."""
+    own = re.escape(leaf.path)
+    return not own or re.search(rf"(^|/){own}(/\d+)*$", path) is not None
+
+
 def as_kept(structure: Structure, kept: Any) -> Kept:
     """Checks `kept`, or converts masks: one bool per group, or a row for each layer."""
     is_one_leaf = jax.tree_util.treedef_is_leaf(structure.treedef)
+    if isinstance(kept, list | tuple) and all(
+        isinstance(entry, bool | np.bool_) for entry in jax.tree.leaves(kept)
+    ):
+        kept = np.array(kept, bool)
     if jax.tree_util.all_leaves([kept]) and np.ndim(kept) <= 2 - is_one_leaf:
         return check_kept(structure, kept)
     return kept_groups(structure, kept)
@@ -87,8 +124,6 @@ def as_kept(structure: Structure, kept: Any) -> Kept:
 
 def _shrink_tree(structure: Structure, tree: Any, kept: Kept) -> Any:
     named = named_leaves(tree)
-    if len(named) == len(structure.leaves):
-        leaves_like(structure, "variables", tree)
     rows = np.atleast_2d(kept)
     stacked = stacked_leaves(structure, len(rows))
     described = {

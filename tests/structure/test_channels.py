@@ -347,6 +347,11 @@ def test_sharded_parameters_give_the_same_masks():
             ValueError,
             r"frozen axes only: dense2/bias\[0\]: a model output",
         ),
+        (
+            {"where": "dense0/kernel[1]"},
+            ValueError,
+            r"regular expression.*use where=\['dense0/kernel\[1\]'\]",
+        ),
         ({"where": "("}, ValueError, "where must be a regular expression"),
         ({"where": lambda f: False}, ValueError, "chooses none of 2 families"),
     ],
@@ -355,6 +360,13 @@ def test_bad_arguments_are_refused(arguments, error, message):
     arguments = {"sparsity": 0.5, "structure": STRUCTURE, **arguments}
     with pytest.raises(error, match=message):
         channels(arguments.pop("sparsity"), arguments.pop("structure"), **arguments)
+
+
+def test_a_structure_without_channels_says_why():
+    structure = trace_structure(lambda p, x: x @ p, np.ones((3, 4)), np.ones((1, 3)))
+    reasons = "all are frozen: a model input; a model output"
+    with pytest.raises(ValueError, match=reasons):
+        channels(0.5, structure)
 
 
 def test_parameters_and_ranks_of_another_shape_are_refused_at_init():

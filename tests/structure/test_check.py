@@ -65,6 +65,16 @@ def test_the_models_own_function_is_allowed_where_it_is_the_same():
     assert check_apply(structure, kept, array(9, 6)) is None
 
 
+def test_a_printed_number_is_no_difference():
+    def activation(h):
+        jax.debug.print("{}", h.mean())
+        return jax.nn.relu(h)
+
+    structure = trace_structure(between(activation), SHAPES, X)
+    kept = np.arange(16) % 3 > 0
+    assert check_apply(structure, kept) is None
+
+
 def test_another_number_of_outputs_is_refused():
     structure = trace_structure(between(jnp.tanh), SHAPES, X)
     kept = np.arange(16) > 2

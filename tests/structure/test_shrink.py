@@ -49,6 +49,18 @@ def test_masks_say_the_same_as_groups():
     jax.tree.map(np.testing.assert_array_equal, by_masks, by_groups)
 
 
+def test_groups_may_be_a_list():
+    for kept in (KEPT.tolist(), tuple(KEPT), [KEPT.tolist()]):
+        small = shrink(STRUCTURE, PARAMS, kept)
+        np.testing.assert_array_equal(small["b"], PARAMS["b"][KEPT])
+    masks = group_masks(STRUCTURE, KEPT.tolist())
+    np.testing.assert_array_equal(masks["b"], KEPT)
+    with pytest.raises(
+        ValueError, match=r"one bool for each of 8 groups, got .*\(3,\)"
+    ):
+        shrink(STRUCTURE, PARAMS, [True, False, True])
+
+
 def test_the_state_of_part_of_the_parameters_shrinks_too():
     chosen = dict.fromkeys(PARAMS, False) | {next(iter(PARAMS)): True}
     optimizer = optax.chain(
@@ -72,6 +84,71 @@ def test_the_state_of_an_optimiser_shrinks_and_goes_on():
     got, _ = optimizer.update(shrink(STRUCTURE, gradient, KEPT), small_state, small)
     whole, _ = optimizer.update(gradient, state, PARAMS)
     jax.tree.map(np.testing.assert_array_equal, got, shrink(STRUCTURE, whole, KEPT))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (
+            optax.sm3(0.1),
+            r"mu/a/0'\] must have the shape \(3, 8\) of the parameter 'a'",
+        ),
+        (optax.adafactor(0.1), r"v_row/a'\] must have the shape \(3, 8\).*got \(1,\)"),
+        (
+            optax.adafactor(0.1, min_dim_size_to_factor=1),
+            r"v_row/a'\] must have the shape \(3, 8\).*got \(3,\)",
+        ),
+        (
+            optax.lbfgs(memory_size=2),
+            r"diff_params_memory/a'\] must have the shape \(3, 8\).*got \(2, 3, 8\)",
+        ),
+    ],
+    ids=["sm3", "adafactor", "adafactor, factored", "lbfgs"],
+)
+def test_states_of_other_shapes_are_refused(optimizer, message):
+    with pytest.raises(ValueError, match=message):
+        shrink(STRUCTURE, optimizer.init(jax.tree.map(jnp.asarray, PARAMS)), KEPT)
+
+
+def test_parameters_among_others_are_refused():
+    with pytest.raises(ValueError, match=r"variables\['x/a'\].*of such arrays only"):
+        shrink(STRUCTURE, {"like": PARAMS, "x": PARAMS | {"d": np.ones(4)}}, KEPT)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.MultiSteps(optax.adam(0.1), 2),
+        optax.novograd(0.1),
+        optax.chain(optax.add_noise(0.1, 0.5, 0), optax.sgd(1.0, 0.9)),
+        optax.partition(
+            {"x": optax.adam(0.1), "y": optax.sgd(1.0, 0.9)},
+            {"a": "x", "b": "y", "c": "x"},
+        ),
+    ],
+    ids=["MultiSteps", "novograd", "noise", "partition"],
+)
+def test_scalars_and_keys_of_a_state_stay(optimizer):
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    ours = shrink(STRUCTURE, optimizer.init(params), KEPT)
+    small = shrink(STRUCTURE, params, KEPT)
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours, optimizer.init(small))
+
+
+def test_the_state_of_a_list_and_of_one_array_shrinks():
+    def of_list(params, x):
+        return jax.nn.relu(x @ params[0]) @ params[1]
+
+    def of_one(kernel, x):
+        return (jax.nn.relu(x @ kernel) ** 2).sum()
+
+    pair = [jnp.asarray(PARAMS["a"]), jnp.asarray(PARAMS["c"])]
+    optimizer = optax.adam(0.1)
+    for apply, params in ((of_list, pair), (of_one, pair[0])):
+        structure = trace_structure(apply, params, np.ones((1, 3)))
+        ours = shrink(structure, optimizer.init(params), KEPT)
+        small = shrink(structure, params, KEPT)
+        chex.assert_trees_all_equal_shapes_and_dtypes(ours, optimizer.init(small))
 
 
 def test_shapes_are_enough():

@@ -298,6 +298,29 @@ def test_the_smaller_network_computes_what_the_masked_one_does(apply, groups):
     np.testing.assert_allclose(small, apply(masked, X), rtol=1e-5, atol=1e-6)
 
 
+def test_all_channels_of_a_grouped_convolution_may_go():
+    """Half of a family passes a blur whose kernel is a constant."""
+    layout = ("NHWC", "HWIO", "NHWC")
+
+    def apply(params, x):
+        h = jax.nn.relu(x @ params["a"])
+        blurred = jax.lax.conv_general_dilated(
+            h[..., :4],
+            np.full((2, 2, 1, 4), 0.25, np.float32),
+            (1, 1),
+            "SAME",
+            dimension_numbers=layout,
+            feature_group_count=4,
+        )
+        return jnp.concatenate([blurred, h[..., 4:]], -1) @ params["c"]
+
+    params, x = {name: PARAMS[name] for name in "ac"}, RNG.normal(size=(2, 5, 5, 3))
+    kept = np.arange(8) >= 4
+    structure, masked, small = masked_and_small(apply, params, x, kept)
+    got = small_apply(structure, kept)(small, x)
+    np.testing.assert_allclose(got, apply(masked, x), rtol=1e-5, atol=1e-6)
+
+
 def test_a_branch_is_chosen_by_the_model_as_by_its_replay():
     def apply(params, x, index):
         activations = [jax.nn.relu, jnp.tanh, lambda h: h]

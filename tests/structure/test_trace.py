@@ -22,6 +22,10 @@ def between(function):
     return lambda p, x: function(x @ p["a"]) @ p["c"]
 
 
+def rms_norm(h):
+    return h * jax.lax.rsqrt((h**2).mean(-1, keepdims=True) + 1.0)
+
+
 REMOVABLE = {
     "nothing": (between(lambda h: h), 16),
     "relu": (between(jax.nn.relu), 16),
@@ -30,10 +34,7 @@ REMOVABLE = {
     "reversal ties the mirrored": (between(lambda h: h + h[:, ::-1]), 8),
     "roll ties every second": (between(lambda h: h + jnp.roll(h, 2, -1)), 2),
     "mean over units": (between(lambda h: h - h.mean(-1, keepdims=True)), 16),
-    "rms norm": (
-        between(lambda h: h * jax.lax.rsqrt((h**2).mean(-1, keepdims=True) + 1.0)),
-        16,
-    ),
+    "rms norm": (between(rms_norm), 16),
     "batch norm in training": (
         between(lambda h: (h - h.mean(0)) / jnp.sqrt(h.var(0) + 0.1)),
         16,
@@ -84,6 +85,28 @@ def test_what_may_go_goes_without_a_difference(name):
     assert relative_difference(structure, some_kept(structure), *values) < 1e-12
 
 
+ROWS = np.array([0, 9, 1, 2])
+
+
+def max_pool(h, padding):
+    return jax.lax.reduce_window(h, -jnp.inf, jax.lax.max, (4, 1), (1, 1), padding)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda h: jnp.take(h, ROWS, axis=0),
+        lambda h: jnp.take(h, ROWS, axis=0, fill_value=0.0),
+        lambda h: jnp.pad(h, ((1, 0), (0, 0)))[1:],
+        lambda h: max_pool(h, ((3, 0), (0, 0))),
+    ],
+    ids=["NaN for all", "filled with 0", "padded with 0", "a maximum with padding"],
+)
+def test_a_norm_may_follow_what_is_filled_alike(function):
+    apply = between(lambda h: rms_norm(function(h)))
+    assert trace_structure(apply, SHAPES, X).size == 16
+
+
 FROZEN = {
     "softmax": (between(jax.nn.softmax), "reduce_max over it"),
     "two-pass layer norm": (
@@ -114,6 +137,28 @@ FROZEN = {
         between(
             lambda h: jax.lax.reduce_window(h, 0.0, jax.lax.add, (1, 2), (1, 1), "SAME")
         ),
+        "a window moves along it",
+    ),
+    "rows that are filled with 1": (
+        between(lambda h: rms_norm(jnp.take(h, ROWS, axis=0, fill_value=1.0))),
+        "a sum over it of values that masks do not make 0",
+    ),
+    "rows that are filled with the smallest integer": (
+        between(lambda h: rms_norm(jnp.take(jnp.int32(h), ROWS, axis=0) * 1.0)),
+        "a sum over it of values that masks do not make 0",
+    ),
+    "rows that are padded with 1": (
+        between(
+            lambda h: rms_norm(jnp.pad(h, ((1, 0), (0, 0)), constant_values=1.0))[1:]
+        ),
+        "a sum over it of values that masks do not make 0",
+    ),
+    "a maximum of padding": (
+        between(lambda h: rms_norm(jnp.maximum(max_pool(h, ((4, 0), (0, 0))), -1.0))),
+        "a sum over it of values that masks do not make 0",
+    ),
+    "windows that shift the units": (
+        between(lambda h: max_pool(h, ((3, 0), (1, -1)))[:4]),
         "a window moves along it",
     ),
     "returned": (lambda p, x: (x @ p["a"] @ p["c"], x @ p["a"]), "a model output"),
