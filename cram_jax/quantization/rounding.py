@@ -14,6 +14,11 @@ from cram_jax.projector import widened
 class RoundingProjector(LeafProjector):
     """Rounds each leaf by itself; masks are True, gradients pass straight through."""
 
+    @property
+    def only_masks(self) -> bool:
+        """False: it rounds."""
+        return False
+
     @abc.abstractmethod
     def round_leaf(self, wide: jax.Array, axes: Axes) -> jax.Array:
         """Rounds a leaf that was cast to float32, or is wider."""
