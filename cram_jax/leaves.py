@@ -14,6 +14,7 @@ import numpy as np
 from cram_jax.axes import Axes, AxesLike, axes_of, check_pattern
 from cram_jax.paths import ByPath, by_path, named_leaves
 from cram_jax.projector import Params, Projection, Projector, check_arrays
+from cram_jax.selection import MAGNITUDES, has_magnitudes
 from cram_jax.values import Value
 
 Where: TypeAlias = Callable[[str, jax.Array], bool] | Any
@@ -79,6 +80,11 @@ def _choose(
         if is_chosen and not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"params[{leaf.path!r}] has dtype {dtype}, expected a floating dtype; "
+                f"exclude the leaf with `where`"
+            )
+        if is_chosen and not has_magnitudes(dtype):
+            raise TypeError(
+                f"params[{leaf.path!r}] has dtype {dtype}, expected {MAGNITUDES}; "
                 f"exclude the leaf with `where`"
             )
     return leaves, chosen

@@ -273,7 +273,9 @@ def safe_denominator(value: jax.Array) -> jax.Array:
 
 def widened(leaf: jax.Array) -> jax.Array:
     """In float32, or wider if the leaf is."""
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    # Not promote_types, which knows neither float8 nor strict promotion.
+    is_wide = jnp.finfo(leaf.dtype).bits >= 32
+    return leaf if is_wide else leaf.astype(jnp.float32)
 
 
 def check_structure(name: str, tree: Any, params: Params) -> None:
