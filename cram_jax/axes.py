@@ -324,7 +324,9 @@ def _owners(params: Params) -> list[Any]:
 def _child(node: Any, key: Any) -> Any:
     if isinstance(key, jax.tree_util.GetAttrKey):
         return getattr(node, key.name, None)
-    place = getattr(key, "key", getattr(key, "idx", None))
+    if not isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey):
+        return None  # a node registered without keys, whose children are only numbered
+    place = key.key if isinstance(key, jax.tree_util.DictKey) else key.idx
     return node[place] if hasattr(node, "__getitem__") else None
 
 

@@ -11,6 +11,7 @@ from cram_jax.projector import (
     Projection,
     Projector,
     apply_masks,
+    check_only_masks,
     check_projector,
 )
 from cram_jax.reshaping import placed, split_axis
@@ -49,7 +50,7 @@ def cached(projector: Projector, *, every: int) -> "Cached":
 
     Raises:
       TypeError: the projector is not a projector, or ``every`` not an integer.
-      ValueError: ``every`` is below 1.
+      ValueError: ``every`` is below 1, or the projector also changes what it keeps.
 
     Example:
       >>> projector = cached(top_k(0.5), every=2)
@@ -63,6 +64,12 @@ def cached(projector: Projector, *, every: int) -> "Cached":
     Reference: Peste et al., CrAM, ICLR 2023, appendix C.6, arXiv 2207.14200.
     """
     check_projector("projector", projector)
+    check_only_masks(
+        "projector",
+        projector,
+        "cache the masks, then round: compose(cached(top_k(0.9), every=20), "
+        "fake_quant(4))",
+    )
     check_integer("every", every, 1)
     return Cached(projector, every=int(every))
 

@@ -108,6 +108,11 @@ class Combination(Projector):
         """Whether a member is."""
         return any(member.is_scheduled for member in self.projectors)
 
+    @property
+    def only_masks(self) -> bool:
+        """Whether all members only set entries to zero."""
+        return all(member.only_masks for member in self.projectors)
+
     def changes(self, params: Params) -> list[bool]:
         """The leaves that any member may change."""
         by_leaf = zip(

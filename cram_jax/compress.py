@@ -32,6 +32,9 @@ def compress(
 
     Returns:
       The compressed parameters and the masks of the kept entries, both like ``params``.
+      Outside `jax.jit`, leaves that the projector leaves alone are those of ``params``,
+      not copies, which would double the memory of a large table. Before a step that
+      donates one of the two trees, copy it: ``jax.tree.map(jnp.copy, params)``.
 
     Raises:
       TypeError: the projector or the key is not one.

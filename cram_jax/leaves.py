@@ -9,10 +9,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cram_jax.axes import Axes, AxesLike, axes_of, check_pattern
-from cram_jax.paths import by_path, named_leaves
+from cram_jax.paths import ByPath, by_path, named_leaves
 from cram_jax.projector import Params, Projection, Projector, check_arrays
+from cram_jax.selection import MAGNITUDES, has_magnitudes
 from cram_jax.values import Value
 
 Where: TypeAlias = Callable[[str, jax.Array], bool] | Any
@@ -80,6 +82,11 @@ def _choose(
                 f"params[{leaf.path!r}] has dtype {dtype}, expected a floating dtype; "
                 f"exclude the leaf with `where`"
             )
+        if is_chosen and not has_magnitudes(dtype):
+            raise TypeError(
+                f"params[{leaf.path!r}] has dtype {dtype}, expected {MAGNITUDES}; "
+                f"exclude the leaf with `where`"
+            )
     return leaves, chosen
 
 
@@ -121,7 +128,17 @@ def _not_a_matrix(leaf: Leaf) -> str:
 
 def where_value(where: Where | None) -> Any:
     """A filter of leaves, as a value that compares and hashes."""
-    return by_path("where", where, (bool,), "bools")
+    kinds = (bool, np.bool_, np.ndarray, jax.Array)
+    value = by_path("where", where, kinds, "bools")
+    if not isinstance(value, ByPath):
+        return value
+    return ByPath(tuple((path, _as_bool(entry)) for path, entry in value.entries))
+
+
+def _as_bool(entry: Any) -> bool:
+    if jnp.shape(entry) != () or jnp.result_type(entry) != jnp.bool_:
+        raise TypeError(f"where must be a tree of bools, got the leaf {entry!r}")
+    return bool(entry)
 
 
 @dataclass(frozen=True, repr=False)

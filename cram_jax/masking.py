@@ -14,6 +14,7 @@ from cram_jax.projector import (
     Params,
     Projector,
     apply_masks,
+    check_only_masks,
     check_projector,
     check_structure,
 )
@@ -250,6 +251,8 @@ def renew_by(make: Callable[[Any], Projector], schedule: optax.Schedule) -> Mask
     Raises:
       TypeError: ``make`` or ``schedule`` is not a function; at ``init``, ``make`` does
         not return a projector.
+      ValueError: at ``init``, its projector also changes what it keeps, as `fake_quant`
+        does.
 
     Example:
       >>> wave = lambda count: jnp.where(count // 5 % 2, 0.9, 0.0)
@@ -264,6 +267,9 @@ def renew_by(make: Callable[[Any], Projector], schedule: optax.Schedule) -> Mask
         number = schedule(count)
         projector = make(number)
         check_projector("make(...)", projector)
+        check_only_masks(
+            "make(...)", projector, "round at the end, with compress(params, ...)"
+        )
         if state is None:
             state = projector.init(params)
         (_, masks), state = projector.project(params, state, key)

@@ -17,6 +17,7 @@ def named_leaves(tree: Params, types: tuple[type, ...] = ()) -> list[tuple[str, 
 
     An NNX Variable has the path of its value. So paths in the NNX State that
     `flax.nnx.Optimizer` passes to ``init`` are those in the pure tree of ``update``.
+    The same holds for the metadata that Linen puts around a parameter.
 
     Args:
       tree: a pytree.
@@ -31,11 +32,11 @@ def named_leaves(tree: Params, types: tuple[type, ...] = ()) -> list[tuple[str, 
     """
 
     def is_leaf(node: Any) -> bool:
-        return isinstance(node, types) or _is_variable(node)
+        return isinstance(node, types) or _is_box(node)
 
     named = []
     for path, node in jax.tree.leaves_with_path(tree, is_leaf=is_leaf):
-        if not _is_variable(node):
+        if not _is_box(node):
             named.append((leaf_path(path), node))
             continue
         for inner, leaf in jax.tree.leaves_with_path(
@@ -45,10 +46,12 @@ def named_leaves(tree: Params, types: tuple[type, ...] = ()) -> list[tuple[str, 
     return named
 
 
-def _is_variable(node: Any) -> bool:
+def _is_box(node: Any) -> bool:
+    """Whether it is a Variable of NNX, or what Linen's `with_partitioning` makes."""
     # By name, because this package does not depend on Flax.
     return any(
-        parent.__name__ == "Variable" and parent.__module__.startswith("flax.nnx.")
+        (parent.__name__ == "Variable" and parent.__module__.startswith("flax.nnx."))
+        or (parent.__name__, parent.__module__) == ("AxisMetadata", "flax.core.meta")
         for parent in type(node).__mro__
     )
 

@@ -118,6 +118,15 @@ class Projector(Value, abc.ABC):
         return False
 
     @property
+    def only_masks(self) -> bool:
+        """Whether the result is the parameters where the masks are True, else zero.
+
+        True by default. `cached`, `renew_by` and ``pulled(importance=)`` use nothing
+        but the masks, and refuse projectors of which it is False.
+        """
+        return True
+
+    @property
     def shared(self) -> Hashable:
         """Equal for projectors that can share a program; None if none can.
 
@@ -154,6 +163,22 @@ def check_projector(name: str, value: Any) -> None:
     """Raises a TypeError unless the value is a projector."""
     if not isinstance(value, Projector):
         raise TypeError(f"{name} must be a Projector, got {value!r}")
+
+
+def check_only_masks(name: str, projector: Projector, instead: str) -> None:
+    """Raises a ValueError unless the projector does no more than set entries to zero.
+
+    Args:
+      name: of the argument, for the error.
+      projector: the projector.
+      instead: what to do with one that does more, for the error.
+    """
+    if not projector.only_masks:
+        raise ValueError(
+            f"{name} must only set entries to zero, as top_k does, because nothing but "
+            f"its masks is used, got {projector!r}, which changes what it keeps; "
+            f"{instead}"
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -248,7 +273,9 @@ def safe_denominator(value: jax.Array) -> jax.Array:
 
 def widened(leaf: jax.Array) -> jax.Array:
     """In float32, or wider if the leaf is."""
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    # Not promote_types, which knows neither float8 nor strict promotion.
+    is_wide = jnp.finfo(leaf.dtype).bits >= 32
+    return leaf if is_wide else leaf.astype(jnp.float32)
 
 
 def check_structure(name: str, tree: Any, params: Params) -> None:

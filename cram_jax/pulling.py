@@ -11,6 +11,7 @@ from cram_jax.projector import (
     Params,
     Projector,
     apply_masks,
+    check_only_masks,
     check_projector,
 )
 from cram_jax.transforms import check_updates
@@ -100,7 +101,8 @@ def pulled(
     Raises:
       TypeError: an argument is of a wrong type.
       ValueError: ``strength`` is negative or not finite, ``every`` below 1, or
-        ``importance`` out of range or without a stored target; at ``update``,
+        ``importance`` out of range, without a stored target or with a projector that
+        changes what it keeps; at ``update``,
         ``params`` is None, or ``updates`` has a different structure.
 
     Example:
@@ -122,6 +124,7 @@ def pulled(
     check_strength("strength", strength)
     stores = every > 1 or dual
     if importance is not None:
+        check_only_masks("projector", projector, "set importance=None")
         if not 0 <= importance < 1:
             raise ValueError(f"importance must be from 0 to below 1, got {importance}")
         if not stores:

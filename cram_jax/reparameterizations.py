@@ -11,8 +11,10 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cram_jax.axes import AxesLike
+from cram_jax.keys import as_key
 from cram_jax.leaves import Where, prunable
 from cram_jax.paths import named_leaves
 from cram_jax.projector import Params, Projector, check_projector
@@ -122,13 +124,15 @@ def soft_threshold(params: Params, thresholds: Scores) -> Params:
 
     Args:
       params: the parameters.
-      thresholds: :math:`s`, see `scores_like`, one for each leaf or each weight.
+      thresholds: :math:`s`, see `scores_like`, one for each leaf or each weight; or
+        arrays that broadcast to the leaves.
 
     Returns:
       The parameters with weights below the threshold at zero.
 
     Raises:
-      ValueError: a path is not that of a parameter.
+      ValueError: a path is not that of a parameter, or an array does not broadcast to
+        its leaf.
 
     Example:
       >>> params = {"kernel": jnp.array([[2.0, -0.75, 0.25]])}
@@ -159,14 +163,16 @@ def scored(params: Params, scores: Scores, share: float | jax.Array) -> Params:
 
     Args:
       params: the parameters.
-      scores: :math:`S`, see `scores_like`; they usually start at zero.
+      scores: :math:`S`, one for each weight, see `scores_like`; they usually start at
+        zero.
       share: :math:`v`, the share that is kept, from 0 to 1; it may be traced.
 
     Returns:
       The parameters with the other weights at zero.
 
     Raises:
-      ValueError: a path is not that of a parameter.
+      ValueError: a path is not that of a parameter, or scores are not of the shape of
+        their leaf.
 
     Example:
       >>> params = {"kernel": jnp.array([[1.0, 2.0]])}
@@ -178,6 +184,7 @@ def scored(params: Params, scores: Scores, share: float | jax.Array) -> Params:
 
     Reference: Sanh et al., Movement pruning, NeurIPS 2020, section 4, arXiv 2005.07683.
     """
+    _check_one_for_each_weight(params, scores)
 
     def keep(weights: jax.Array, scores: jax.Array, _: int) -> jax.Array:
         count = scores.size - kept_count(scores.size, share)
@@ -196,14 +203,15 @@ def thresholded(params: Params, scores: Scores, threshold: float | jax.Array) ->
 
     Args:
       params: the parameters.
-      scores: :math:`S`, see `scores_like`.
+      scores: :math:`S`, one for each weight, see `scores_like`.
       threshold: :math:`\tau`, from 0 to 1; it may be traced.
 
     Returns:
       The parameters with the other weights at zero.
 
     Raises:
-      ValueError: a path is not that of a parameter.
+      ValueError: a path is not that of a parameter, or scores are not of the shape of
+        their leaf.
 
     Example:
       >>> params = {"kernel": jnp.array([[1.0, 2.0]])}
@@ -213,6 +221,7 @@ def thresholded(params: Params, scores: Scores, threshold: float | jax.Array) ->
     Reference: Sanh et al., Movement pruning, NeurIPS 2020, section 4.2, arXiv
       2005.07683.
     """
+    _check_one_for_each_weight(params, scores)
 
     def keep(weights: jax.Array, scores: jax.Array, _: int) -> jax.Array:
         least = _highest(scores, scores.size // 200 + 1)
@@ -221,7 +230,9 @@ def thresholded(params: Params, scores: Scores, threshold: float | jax.Array) ->
     return _map_scored(keep, params, scores)
 
 
-def gated(params: Params, log_alpha: Scores, key: jax.Array | None = None) -> Params:
+def gated(
+    params: Params, log_alpha: Scores, key: int | jax.Array | None = None
+) -> Params:
     r"""Multiplies weights by random gates that are often exactly zero or one.
 
     With uniform :math:`u` and :math:`\gamma, \zeta, \beta = -0.1, 1.1, 2/3`:
@@ -239,13 +250,15 @@ def gated(params: Params, log_alpha: Scores, key: jax.Array | None = None) -> Pa
       params: the parameters.
       log_alpha: :math:`a`, see `scores_like`; or arrays that broadcast to the leaves,
         such as (1, outputs) for one gate per output.
-      key: PRNG key of the step; None after training.
+      key: PRNG key or seed of the step; None after training.
 
     Returns:
       The parameters times their gates.
 
     Raises:
-      ValueError: a path is not that of a parameter.
+      TypeError: ``key`` is neither a PRNG key nor a seed.
+      ValueError: a path is not that of a parameter, or an array does not broadcast to
+        its leaf.
 
     Example:
       >>> params = {"kernel": jnp.array([[1.0, 2.0, 3.0]])}
@@ -255,14 +268,15 @@ def gated(params: Params, log_alpha: Scores, key: jax.Array | None = None) -> Pa
     Reference: Louizos et al., Learning sparse networks through L0 regularization, ICLR
       2018, equations 10 to 13, arXiv 1712.01312.
     """
+    draw = None if key is None else as_key(key)
 
     def gate(weights: jax.Array, log_alpha: jax.Array, index: int) -> jax.Array:
         open_ = log_alpha
-        if key is not None:
+        if draw is not None:
             # A narrow dtype has too few numbers near 0 and 1 for the tails.
             wide = jnp.promote_types(log_alpha.dtype, jnp.float32)
             uniform = jax.random.uniform(
-                jax.random.fold_in(key, index), log_alpha.shape, wide, 1e-6, 1 - 1e-6
+                jax.random.fold_in(draw, index), log_alpha.shape, wide, 1e-6, 1 - 1e-6
             )
             logit = jnp.log(uniform) - jnp.log1p(-uniform)
             open_ = (logit + log_alpha) / TEMPERATURE
@@ -321,6 +335,24 @@ def _highest(scores: jax.Array, count: int | jax.Array) -> jax.Array:
     return keep_largest([jax.lax.stop_gradient(scores)], count, signed=True)[0]
 
 
+def _check_one_for_each_weight(params: Params, scores: Scores) -> None:
+    for path, leaf in named_leaves(params):
+        if path in scores and jnp.shape(scores[path]) != jnp.shape(leaf):
+            raise ValueError(
+                f"scores[{path!r}] must be one for each weight, of the shape "
+                f"{jnp.shape(leaf)}, got the shape {jnp.shape(scores[path])}; see "
+                f"scores_like"
+            )
+
+
+def _broadcasts(array: jax.Array, leaf: jax.Array) -> bool:
+    """Whether an array broadcasts to the shape of a leaf."""
+    try:
+        return np.broadcast_shapes(jnp.shape(array), jnp.shape(leaf)) == jnp.shape(leaf)
+    except ValueError:
+        return False
+
+
 def _map_scored(
     function: Callable[[jax.Array, jax.Array, int], jax.Array],
     params: Params,
@@ -334,6 +366,12 @@ def _map_scored(
             f"scores must be of parameters, got {sorted(unknown)}; the parameters are "
             f"{[path for path, _ in named]}"
         )
+    for path, leaf in named:
+        if path in scores and not _broadcasts(scores[path], leaf):
+            raise ValueError(
+                f"scores[{path!r}] must broadcast to its leaf of shape "
+                f"{jnp.shape(leaf)}, got the shape {jnp.shape(scores[path])}"
+            )
     structure: Any = jax.tree.structure(params)
     return structure.unflatten(
         function(leaf, scores[path], index) if path in scores else leaf

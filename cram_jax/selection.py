@@ -72,6 +72,11 @@ def keep_largest(
                 f"arrays[{index}] has dtype {jnp.result_type(array).name}, expected a "
                 f"floating dtype"
             )
+        if not has_magnitudes(jnp.result_type(array)):
+            raise TypeError(
+                f"arrays[{index}] has dtype {jnp.result_type(array).name}, expected "
+                f"{MAGNITUDES}"
+            )
     total = sum(jnp.size(array) for array in arrays)
     if total > _INT32_ENTRIES and not jax.config.read("jax_enable_x64"):
         raise ValueError(
@@ -108,6 +113,15 @@ def keep_largest_of_layers(
     for axis in stack:  # the last becomes the outermost, so that the others stay
         largest = jax.vmap(largest, in_axes=axis, out_axes=axis)
     return placed(largest(gathered(array)), array)
+
+
+MAGNITUDES = "a floating dtype of 8 bits or more with a sign, such as bfloat16"
+
+
+def has_magnitudes(dtype: Any) -> bool:
+    """Whether the bits of a floating dtype, but for the sign, order its magnitudes."""
+    limits = jnp.finfo(dtype)
+    return bool(limits.bits == 8 * jnp.dtype(dtype).itemsize and limits.min < 0)
 
 
 def magnitude_key(array: jax.Array) -> jax.Array:

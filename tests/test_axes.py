@@ -363,6 +363,53 @@ def test_only_variables_of_nnx_are_called_like_their_values():
     assert [path for path, _ in named_leaves(state)] == ["bias", "kernel"]
 
 
+def test_metadata_of_linen_is_looked_through():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, words):
+            normal, split = nn.initializers.normal(), nn.with_partitioning
+            table = nn.with_logical_partitioning(normal, (None, "model"))
+            x = nn.Embed(8, 8, name="embed", embedding_init=table)(words)
+            kernel = split(normal, ("model", None))
+            return nn.Dense(4, name="dense", kernel_init=kernel)(x)
+
+    boxed = Model().init(KEY, jnp.zeros(2, int))["params"]
+    params = nn.meta.unbox(boxed)
+    paths = ["dense/bias", "dense/kernel", "embed/embedding"]
+    assert [path for path, _ in named_leaves(boxed)] == paths
+    assert axes_of(boxed) == axes_of(params)
+    pruned, masks = compress(boxed, n_m(2, 4))
+    assert masks["embed"]["embedding"].unbox().all()
+    assert jax.tree.structure(pruned) == jax.tree.structure(boxed)
+    expected = compress(params, n_m(2, 4)).params
+    jax.tree.map(np.testing.assert_array_equal, nn.meta.unbox(pruned), expected)
+
+
+class Named:
+    """A node registered without keys, whose items have names."""
+
+    def __init__(self, **children):
+        self.children = children
+
+    def __getitem__(self, name):
+        return self.children[name]
+
+
+jax.tree_util.register_pytree_node(
+    Named,
+    lambda node: (tuple(node.children.values()), tuple(node.children)),
+    lambda names, values: Named(**dict(zip(names, values, strict=True))),
+)
+
+
+def test_children_of_nodes_without_keys_are_unknown():
+    layer = eqx.nn.Linear(2, 3, key=KEY)
+    assert [own.roles for own in axes_of(Named(layer=layer))] == [
+        ("output", "input"),
+        ("other",),
+    ]
+
+
 def test_filters_choose_alike_in_a_state_and_in_the_pure_tree():
     state = nnx.state(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.Param)
     pure = nnx.as_pure(state)

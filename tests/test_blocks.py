@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cram_jax import compress, sparsity_report, top_k
+from cram_jax.blocks import block_scores
 from cram_jax.sparsity import kept_count
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -61,6 +62,34 @@ def test_blocks_of_one_weight_are_single_weights(params, sparsity):
     blocked = compress(params, top_k(sparsity, block=(1, 1)))
     single = compress(params, top_k(sparsity))
     jax.tree.map(np.testing.assert_array_equal, blocked, single)
+
+
+@pytest.mark.parametrize("magnitude", [1e-37, 1e-25, 1e-12, 1e18, 1e36])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_of_any_magnitude_are_compared(magnitude, dtype):
+    kernel = jnp.asarray([[1, 2], [4, 3], [0, 0]], dtype) * magnitude
+    other = jnp.asarray([[2, 2], [1, 16]], dtype) * magnitude
+    _, masks = compress([kernel, other], top_k(0.6, block=(1, 2)))
+    np.testing.assert_array_equal(masks[0], np.array([[0, 0], [1, 1], [0, 0]], bool))
+    np.testing.assert_array_equal(masks[1], np.array([[0, 0], [1, 1]], bool))
+    (single,) = compress([kernel], top_k(0.5, block=(1, 1))).masks
+    expected = np.array([[0, 1], [1, 1], [0, 0]], bool)
+    np.testing.assert_array_equal(single, expected)
+
+
+def test_scores_of_ordinary_blocks_are_those_without_a_unit():
+    kernel = jax.random.normal(jax.random.key(0), (8, 12))
+    scores = jax.jit(block_scores, static_argnums=1)(kernel, (2, 3))
+    squares = jnp.sum(kernel.reshape(4, 2, 4, 3) ** 2, axis=(1, 3))
+    np.testing.assert_array_equal(scores, jnp.sqrt(squares / 2 / 3))
+
+
+def test_infinite_blocks_and_nan_stay():
+    kernel = jnp.array([[1.0, jnp.inf], [1e30, 2.0], [jnp.nan, 0.0]])
+    _, (mask,) = compress([kernel], top_k(0.3, block=(1, 2)))
+    assert mask[:, 0].tolist() == [True, True, True]
+    _, (mask,) = compress([kernel], top_k(0.4, block=(1, 2)))
+    assert mask[:, 0].tolist() == [True, False, True]
 
 
 @given(

@@ -7,7 +7,18 @@ from hypothesis import given
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from cram_jax import cached, compress, n_m, one_of, top_k
+from cram_jax import (
+    Projection,
+    cached,
+    compose,
+    compress,
+    fake_quant,
+    mxfp4,
+    n_m,
+    one_of,
+    stateless,
+    top_k,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -98,3 +109,35 @@ def test_what_it_cannot_keep_is_refused():
         cached(0.5, every=2)
     with pytest.raises(ValueError, match="4 does not divide its 5 inputs"):
         cached(n_m(2, 4), every=2).init(kernels(1)[0])
+
+
+@pytest.mark.parametrize(
+    "projector",
+    [
+        fake_quant(2),
+        mxfp4(),
+        compose(top_k(0.5), fake_quant(2)),
+        one_of(top_k(0.5), compose(top_k(0.5), fake_quant(2))),
+    ],
+)
+def test_rounding_would_be_lost_and_is_refused(projector):
+    with pytest.raises(ValueError, match="projector must only set entries to zero"):
+        cached(projector, every=3)
+
+
+def test_masks_are_cached_before_rounding():
+    tree = kernels(1)[0]
+    projector = compose(cached(top_k(0.5), every=3), fake_quant(2))
+    expected = compress(tree, compose(top_k(0.5), fake_quant(2)))
+    jax.tree.map(np.testing.assert_array_equal, compress(tree, projector), expected)
+
+
+def test_projectors_of_ones_own_are_cached():
+    def project(params, key):
+        masks = jax.tree.map(lambda leaf: leaf > 0, params)
+        positive = jax.tree.map(lambda leaf: jnp.maximum(leaf, 0), params)
+        return Projection(positive, masks)
+
+    tree = kernels(1)[0]
+    (kept, _), *_ = use(cached(stateless(project, "positive"), every=2), [tree])[0]
+    np.testing.assert_array_equal(kept["w"], np.maximum(tree["w"], 0))

@@ -129,6 +129,11 @@ def test_compress_refuses_what_is_no_projector():
         compress({"w": jnp.ones((2, 2))}, 0.9)
 
 
+def test_leaves_left_alone_are_not_copied():
+    params = {"w": jnp.arange(4.0).reshape(2, 2), "bias": jnp.ones(2)}
+    assert compress(params, top_k(0.5)).params["bias"] is params["bias"]
+
+
 def test_compress_draws_with_the_key_it_is_given():
     params = {"w": jnp.arange(16.0).reshape(4, 4)}
     projector = one_of(top_k(0.25), top_k(0.75))

@@ -177,6 +177,23 @@ def test_nvfp4_agrees_with_ml_dtypes(kernel, rounded):
     np.testing.assert_array_equal(rounded["NVFP4"], expected)
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_block_that_is_not_finite_becomes_nan(value):
+    kernel = jnp.ones((64, 2)).at[3, 0].set(value)
+    (rounded,) = compress([kernel], mxfp4()).params
+    assert jnp.isnan(rounded[:32, 0]).all()
+    np.testing.assert_array_equal(rounded[32:, 0], 1)
+    np.testing.assert_array_equal(rounded[:, 1], 1)
+
+
+def test_float64_is_rounded_to_the_formats_without_a_warning(kernel):
+    expected = compress([kernel], mxfp4()).params[0]
+    with jax.enable_x64(True):
+        (rounded,) = compress([kernel.astype(np.float64)], mxfp4()).params
+    assert rounded.dtype == np.float64
+    np.testing.assert_array_equal(rounded, expected)
+
+
 def test_stacked_layers_are_rounded_one_by_one():
     layers = make_kernel(3 * 32, 4).reshape(3, 32, 4)
     layers *= np.float32([[[1]], [[50]], [[0.01]]])

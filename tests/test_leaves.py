@@ -1,9 +1,10 @@
 import re
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from cram_jax import all_but, matching, prunable
+from cram_jax import all_but, matching, prunable, top_k
 
 PARAMS = {"bias": jnp.zeros(3), "layers": [jnp.zeros((2, 2)), jnp.zeros(())]}
 
@@ -32,6 +33,13 @@ def test_where_may_be_a_tree_of_bools():
     ]
 
 
+def test_where_may_hold_the_bools_of_numpy_and_jax():
+    where = {"bias": np.True_, "layers": [jnp.array(False), np.array(True)]}
+    assert prunable(PARAMS, where) == [True, False, True]
+    plain = {"bias": True, "layers": [False, True]}
+    assert top_k(0.5, where=where) == top_k(0.5, where=plain)
+
+
 def test_a_where_that_matches_nothing_is_refused():
     with pytest.raises(ValueError, match=r"chooses no leaf to prune, .*'layers/0'"):
         prunable(PARAMS, lambda path, leaf: "kernel" in path)
@@ -49,6 +57,9 @@ def test_a_tree_of_something_else_is_refused():
         TypeError, match="where must be a tree of bools, got the leaf 1"
     ):
         prunable(PARAMS, {"bias": 1, "layers": [True, True]})
+    for leaf in (np.ones(3, bool), jnp.array(1), np.int8(1)):
+        with pytest.raises(TypeError, match="where must be a tree of bools, got the"):
+            prunable(PARAMS, {"bias": leaf, "layers": [True, True]})
 
 
 def test_a_chosen_integer_leaf_is_refused_and_another_is_not_looked_at():

@@ -14,6 +14,7 @@ from least_squares import START, gradient, loss_fn
 
 from cram_jax import (
     MaskRule,
+    compose,
     cram_plus,
     fake_quant,
     keep_pruned,
@@ -328,6 +329,9 @@ def test_what_it_cannot_do_is_said_early():
         renew_by(0.5, lambda count: 0.5)
     with pytest.raises(TypeError, match=r"make\(...\) must be a Projector, got None"):
         pruned(sgd(), renew_by(lambda share: None, lambda count: 0.5)).init(params)
+    rounding = renew_by(lambda share: compose(top_k(0.5), fake_quant(2)), lambda c: 1)
+    with pytest.raises(ValueError, match=r"make\(...\) must only set entries to zero"):
+        pruned(sgd(), rounding).init(params)
     wide = {"kernel": jnp.ones((128, 128))}
     factored = optax.adafactor(0.1)
     with pytest.raises(ValueError, match='restart="new" needs an optimiser whose'):

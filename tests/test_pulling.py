@@ -227,6 +227,8 @@ def test_what_it_cannot_do_is_said_early():
         pulled(top_k(0.5), 0.1, dual=True, importance=1.0)
     with pytest.raises(ValueError, match="importance needs a stored target: every"):
         pulled(top_k(0.5), 0.1, importance=0.9)
+    with pytest.raises(ValueError, match="projector must only set entries to zero"):
+        pulled(fake_quant(2), 0.1, dual=True, importance=0.9)
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         pulled(top_k(0.9), 0.1, every=0)
     with pytest.raises(TypeError, match="dual must be True or False, got None"):

@@ -9,7 +9,7 @@ import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cram_jax import compress, fake_quant
+from cram_jax import compress, fake_quant, top_k
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -125,6 +125,55 @@ def test_least_squares_of_float32_does_not_depend_on_x64():
         (rounded,) = compressed([kernel], projector).params
     assert rounded.dtype == jnp.float32
     np.testing.assert_allclose(rounded, expected, rtol=1e-6)
+
+
+def test_least_squares_compiles_once_outside_of_jit(caplog):
+    kernel = jax.random.normal(jax.random.key(0), (6, 2))
+
+    def programs():
+        caplog.clear()
+        with jax.log_compiles():
+            # Another projector of the same value.
+            compress([kernel], fake_quant(3, clip="least_squares"))
+        return sum("Finished XLA compilation" in text for text in caplog.messages)
+
+    programs()
+    assert programs() == 0
+
+
+def test_scales_of_float64_are_stored_in_float32():
+    with jax.enable_x64(True):
+        kernel = jax.random.normal(jax.random.key(0), (40, 1), jnp.float64)
+        for options in ({}, {"full_range": True}, {"clip": "least_squares"}):
+            (rounded,) = compress([kernel], fake_quant(4, **options)).params
+            step = np.diff(np.unique(rounded)).min()
+            levels = np.round(rounded / step)
+            scale = np.float32(np.max(np.abs(rounded)) / np.max(np.abs(levels)))
+            np.testing.assert_array_equal(rounded, levels * np.float64(scale))
+        (large,) = compress([kernel * 1e300], fake_quant(2)).params
+        assert jnp.isfinite(large).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_dtype_or_rank_is_promoted_silently(dtype):
+    kernel = jax.ShapeDtypeStruct((16, 8), dtype)
+    projectors = [
+        fake_quant(4),
+        fake_quant(4, clip="least_squares"),
+        fake_quant(4, clip="least_squares", block=3),
+        top_k(0.5, block=(2, 2)),
+        top_k(0.5, scale=lambda path, leaf: 2.0),
+    ]
+    for projector in projectors:
+
+        def loss(kernel, projector=projector):
+            return jnp.sum(compress([kernel], projector).params[0])
+
+        with (
+            jax.numpy_dtype_promotion("strict"),
+            jax.numpy_rank_promotion("raise"),
+        ):
+            assert jax.eval_shape(jax.grad(loss), kernel) == kernel
 
 
 def test_asymmetric_suits_weights_that_lean_to_a_side():

@@ -233,3 +233,32 @@ def test_what_they_cannot_do_is_said():
     with pytest.raises(TypeError, match="projector must be a Projector, got 0.5"):
         straight_through(0.5)
     assert set(scores_like(params, 0.0)) == {"kernel"}
+
+
+@pytest.mark.parametrize("shape", [(), (1, 3), (3, 3), (4, 3, 1)])
+def test_scores_are_one_for_each_weight(shape):
+    params = {"bias": jnp.ones(3), "kernel": jnp.ones((4, 3))}
+    message = r"scores\['kernel'\] must be .* \(4, 3\), got the shape \("
+    for method in (scored, thresholded):
+        with pytest.raises(ValueError, match=message):
+            method(params, {"kernel": jnp.zeros(shape)}, 0.5)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (1, 4, 3)])
+def test_gates_and_thresholds_broadcast_to_their_leaf(shape):
+    params = {"kernel": jnp.ones((4, 3))}
+    message = r"scores\['kernel'\] must broadcast .* \(4, 3\), got the shape \("
+    for method in (soft_threshold, gated):
+        with pytest.raises(ValueError, match=message):
+            method(params, {"kernel": jnp.zeros(shape)})
+        for fits in ((), (3,), (4, 1), (4, 3)):
+            values = method(params, {"kernel": jnp.zeros(fits)})["kernel"]
+            np.testing.assert_allclose(values, jnp.full((4, 3), 0.5), rtol=1e-6)
+
+
+def test_gates_draw_with_a_seed_as_with_its_key():
+    params, scores = {"kernel": jnp.ones((4, 3))}, {"kernel": jnp.zeros((4, 3))}
+    seeded, drawn = (gated(params, scores, key) for key in (3, jax.random.key(3)))
+    np.testing.assert_array_equal(seeded["kernel"], drawn["kernel"])
+    with pytest.raises(TypeError, match="key must be a PRNG key or an integer seed"):
+        gated(params, scores, "3")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.communication import collectives
-from cram_jax import keep_largest
+from cram_jax import compress, fake_quant, keep_largest, n_m, top_k
 
 ARRAYS = st.tuples(
     st.sampled_from(strategies.DTYPES), st.sampled_from([strategies.SHAPES, ((9,), ())])
@@ -311,3 +311,27 @@ def test_too_many_entries_for_int32_are_refused():
         ValueError, match=r"arrays hold 2147483648 entries, expected at"
     ):
         jax.eval_shape(lambda x: keep_largest([x], 1), huge)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_eight_bits_are_compared(dtype):
+    row = jnp.array([[1.0, -2.0], [-4.0, 0.5]], dtype)
+    (expected,) = references.keep_largest([np.asarray(row, np.float32)], 2)
+    np.testing.assert_array_equal(keep_largest([row], 2)[0], expected)
+    for options in ({}, {"block": (1, 1)}, {"scale": {"w": 1.0}}):
+        values, masks = compress({"w": row}, top_k(0.5, **options))
+        np.testing.assert_array_equal(masks["w"], expected)
+        assert values["w"].dtype == dtype
+    with pytest.raises(TypeError, match=r"\['w'\] has dtype float8.*, which is"):
+        compress({"w": row}, fake_quant(4))
+
+
+@pytest.mark.parametrize("dtype", ["float4_e2m1fn", "float8_e8m0fnu"])
+def test_dtypes_without_magnitudes_in_their_bits_are_refused(dtype):
+    row = jnp.ones((2, 2), dtype)
+    message = f"has dtype {dtype}, expected a floating dtype of 8 bits or more with a"
+    with pytest.raises(TypeError, match=message):
+        keep_largest([row], 2)
+    for projector in (top_k(0.5), n_m(1, 2), fake_quant(4)):
+        with pytest.raises(TypeError, match=r"params\['w'\] " + message):
+            compress({"w": row}, projector)

@@ -1,6 +1,5 @@
 """Projectors that round weights to few levels."""
 
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -155,15 +154,13 @@ class FakeQuant(RoundingProjector):
 
     def _rounded(self, wide: jax.Array, over: "Over") -> jax.Array:
         """The nearest levels; weights along ``over`` share a grid."""
-        make = partial(
-            grid_between, bits=self.bits, symmetric=self.symmetric, stored=self.scale
-        )
+        form = {"bits": self.bits, "symmetric": self.symmetric, "stored": self.scale}
         if self.full_range:
             grid = _fit_full_range(wide, self.bits, self.scale, over)
         elif self.clip == "max":
-            grid = make(*ends(wide, over))
+            grid = grid_between(*ends(wide, over), **form)
         else:
-            grid = _fit_least_squares(wide, make, self.scale, over)
+            grid = _fit_least_squares(wide, over, **form)
         return grid.rounded(wide)
 
 
@@ -243,14 +240,17 @@ def _fit_full_range(leaf: jax.Array, bits: int, stored: Scale, over: Over) -> Gr
     return Grid(scale, low, low + 2**bits - 1)
 
 
+# Compiled once for each shape, also for those who call it outside of `jax.jit`.
+@partial(jax.jit, static_argnames=("over", "bits", "symmetric", "stored"))
 def _fit_least_squares(
-    leaf: jax.Array, make: Callable[..., Grid], stored: Scale, over: Over
+    leaf: jax.Array, over: Over, *, bits: int, symmetric: bool, stored: Scale
 ) -> Grid:
     """Tries shares of the range, then alternates between levels and their best scale.
 
     The error has many local minima, so the search is a fine one. Neither half of an
     alternation can increase it, before the scale is rounded for storage.
     """
+    make = partial(grid_between, bits=bits, symmetric=symmetric, stored=stored)
     smallest, largest = ends(leaf, over)
 
     def error(grid: Grid) -> jax.Array:
@@ -278,8 +278,8 @@ def _fit_least_squares(
     ones = jnp.ones_like(largest)
     whole = make(smallest, largest)
     shares = jnp.asarray(_SHARES, leaf.dtype).reshape(-1, *[1] * leaf.ndim)
-    coarse = search(shares * ones, _Attempt(error(whole), ones, whole))
+    coarse = search(shares * ones[None], _Attempt(error(whole), ones, whole))
     first, second = float(_SHARES[0]), float(_SHARES[-2])  # of no dtype
     between = (shares / first) ** (2 / (len(_SHARES) - 1)) * second
-    fine = search(jnp.minimum(coarse.share * between, 1), coarse)
+    fine = search(jnp.minimum(coarse.share[None] * between, 1), coarse)
     return jax.lax.fori_loop(0, _REFINEMENTS, refine, fine.grid)

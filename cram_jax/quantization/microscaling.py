@@ -124,6 +124,8 @@ class Mxfp4(_Microscaled):
         _, exponent = jnp.frexp(largest)  # one more than floor(log2)
         # Float32 has no smaller power of two without losing digits.
         scale = jnp.ldexp(jnp.float32(1), jnp.maximum(exponent - 3, -126))
+        # The format's scale has no infinity, but a NaN.
+        scale = jnp.where(jnp.isfinite(largest), scale, jnp.nan)
         return round_e2m1(split / scale) * scale
 
 
