@@ -84,6 +84,11 @@ class Scheduled(Projector):
         """True."""
         return True
 
+    @property
+    def only_masks(self) -> bool:
+        """Whether the first projector only sets entries to zero."""
+        return self._at(0).only_masks
+
     def changes(self, params: Params) -> list[bool]:
         """The leaves that the first projector may change."""
         return self._at(0).changes(params)

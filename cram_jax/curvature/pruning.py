@@ -206,6 +206,11 @@ class SecondOrder(Projector):
     def __repr__(self) -> str:
         return f"second_order({self.sparsity}, ...)"
 
+    @property
+    def only_masks(self) -> bool:
+        """False: it changes what it keeps."""
+        return False
+
     def init(self, params: Params) -> tuple[()]:
         """None. Traces nothing, because tracing the loss takes time."""
         prunable(params, self.where, self.axes)

@@ -77,6 +77,11 @@ class PerLeaf(LeafProjector):
     def __repr__(self) -> str:
         return f"per_leaf({dict(self.projectors)})"
 
+    @property
+    def only_masks(self) -> bool:
+        """Whether all of them only set entries to zero."""
+        return all(projector.only_masks for _, projector in self.projectors)
+
     def obstacle(self, leaf: Leaf) -> str:
         """What its own projector says."""
         return dict(self.projectors)[leaf.path].obstacle(leaf)

@@ -102,6 +102,11 @@ class Refit(Projector):
         return f"refit({self.projector!r}, ...)"
 
     @property
+    def only_masks(self) -> bool:
+        """False: it changes what it keeps."""
+        return False
+
+    @property
     def is_scheduled(self) -> bool:
         """Whether the other projector is."""
         return self.projector.is_scheduled

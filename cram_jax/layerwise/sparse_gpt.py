@@ -110,6 +110,11 @@ class SparseGPT(LeafProjector):
         bits = "" if self.bits is None else f", bits={self.bits}"
         return f"sparse_gpt({self.sparsity}, ...{bits})"
 
+    @property
+    def only_masks(self) -> bool:
+        """False: it changes what it keeps."""
+        return False
+
     def obstacle(self, leaf: Leaf) -> str:
         """Says so if nothing is known about its inputs, or m does not divide them."""
         return self.inputs.obstacle(leaf) or self.chooser.obstacle(leaf)

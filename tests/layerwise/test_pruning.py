@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cram_jax import (
     Axes,
+    cached,
     compose,
     compress,
     fake_quant,
@@ -422,3 +423,19 @@ def test_bad_arguments_are_refused(make, kind, message):
 def test_what_does_not_fit_the_parameters_is_refused_at_init(projector, message):
     with pytest.raises(ValueError, match=message):
         projector.init(KERNEL)
+
+
+@pytest.mark.parametrize(
+    "projector",
+    [
+        sparse_gpt(0.5, GRAM),
+        refit(top_k(0.5), GRAM),
+        per_leaf({"kernel": fake_quant(4)}),
+        scheduled(fake_quant, lambda count: 4),
+    ],
+)
+def test_what_changes_the_weights_it_keeps_is_not_cached(projector):
+    with pytest.raises(ValueError, match="projector must only set entries to zero"):
+        cached(projector, every=2)
+    cached(per_leaf({"kernel": top_k(0.5)}), every=2)
+    cached(wanda(0.5, GRAM), every=2)
