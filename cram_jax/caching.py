@@ -121,10 +121,12 @@ class Cached(Projector):
             del params, key
             return state.bits, state.inner
 
-        # Passed in rather than captured, because captured arrays lose their sharding.
-        bits, inner = jax.lax.cond(
-            state.uses % self.every == 0, refresh, reuse, params, state, key
-        )
+        is_due = state.uses % self.every == 0
+        if isinstance(is_due, jax.core.Tracer):
+            # Passed in rather than captured, as captured arrays lose their sharding.
+            bits, inner = jax.lax.cond(is_due, refresh, reuse, params, state, key)
+        else:  # outside of jit, where cond would compile anew each time
+            bits, inner = (refresh if is_due else reuse)(params, state, key)
         masks = jax.tree.map(_unpack, bits, params)
         projection = Projection(apply_masks(masks, params), masks)
         return projection, CachedState(state.uses + 1, bits, inner)

@@ -158,7 +158,10 @@ class OneOf(Combination):
             for member in range(count)
         ]
         branch = jnp.asarray(group_of)[index]
-        return jax.lax.switch(branch, branches, params, state, inner)
+        if isinstance(branch, jax.core.Tracer):
+            return jax.lax.switch(branch, branches, params, state, inner)
+        # Outside of jit, where switch would compile anew each time.
+        return branches[int(branch)](params, state, inner)
 
     def _groups(self) -> list[list[int]]:
         """The members that share a program."""

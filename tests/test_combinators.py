@@ -227,6 +227,26 @@ def test_members_alike_share_a_program_beside_others():
     assert len(together._groups()) == 3
 
 
+@pytest.mark.parametrize(
+    "projector", [cached(top_k(0.5), every=2), one_of(top_k(0.5), n_m(1, 2))]
+)
+def test_nothing_compiles_again_outside_of_jit(projector, caplog):
+    params = {"w": jnp.arange(12.0).reshape(4, 3)}
+
+    def project():
+        state = projector.init(params)
+        for key in jax.random.split(jax.random.key(0), 4):
+            projection, state = projector.project(params, state, key)
+        return projection, state
+
+    expected = jax.jit(project)()
+    project()
+    with jax.log_compiles():
+        found = project()
+    assert not any("Finished XLA compilation" in text for text in caplog.messages)
+    assert_trees_equal(found, expected)
+
+
 def test_top_k_of_other_leaves_is_not_taken_for_the_same():
     params = {"a": jnp.arange(4.0)[None], "b": jnp.arange(4.0)[None]}
     multi = one_of(top_k(0.5, where=matching("a")), top_k(0.5, where=matching("b")))

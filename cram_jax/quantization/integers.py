@@ -154,13 +154,17 @@ class FakeQuant(RoundingProjector):
 
     def _rounded(self, wide: jax.Array, over: "Over") -> jax.Array:
         """The nearest levels; weights along ``over`` share a grid."""
-        form = {"bits": self.bits, "symmetric": self.symmetric, "stored": self.scale}
+        symmetric, stored = self.symmetric, self.scale
         if self.full_range:
             grid = _fit_full_range(wide, self.bits, self.scale, over)
         elif self.clip == "max":
-            grid = grid_between(*ends(wide, over), **form)
+            grid = grid_between(
+                *ends(wide, over), bits=self.bits, symmetric=symmetric, stored=stored
+            )
         else:
-            grid = _fit_least_squares(wide, over, **form)
+            grid = _fit_least_squares(
+                wide, over, bits=self.bits, symmetric=symmetric, stored=stored
+            )
         return grid.rounded(wide)
 
 

@@ -80,7 +80,7 @@ MUTANTS = {
             ),
             Mutant("jnp.where(mask, leaf, jnp.zeros_like(leaf))", "leaf"),
             Mutant("jnp.where(value == 0, 1, value)", "value"),
-            Mutant("leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))", "leaf"),
+            Mutant("leaf if is_wide else leaf.astype(jnp.float32)", "leaf"),
         ],
     ),
     "gradients": (
