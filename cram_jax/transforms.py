@@ -99,7 +99,8 @@ def cram(
       has_aux: whether the loss returns auxiliary data; that of the compressed pass is
         dropped, so batch statistics come only from the dense pass.
       axis_name: under `jax.pmap` or `jax.shard_map`, the axes to average over.
-        `jax.shard_map` tells if it is missing, unless ``check_vma`` is False.
+        `jax.shard_map` tells if it is missing, unless ``check_vma`` is False or the
+        parameters vary over the axis too, as they do after `jax.lax.all_gather`.
       key: seed or PRNG key, for projectors that draw.
 
     Returns:
