@@ -19,6 +19,7 @@ from cram_jax.projector import (
     check_structure,
     leaf_path,
     safe_denominator,
+    widened,
 )
 from cram_jax.validation import check_flag, check_strength
 
@@ -274,7 +275,8 @@ def initial_state(
 ) -> CramState:
     """The state before the first update."""
     check_params(params)
-    loss_dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+    with jax.numpy_dtype_promotion("standard"):
+        loss_dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
     return CramState(
         count=jnp.zeros([], jnp.int32),
         key=key_data(key),
@@ -298,18 +300,17 @@ def next_state(
 
 def ascend(params: Params, radius: Any, direction: Params) -> Params:
     """``params + radius * direction``, in the dtypes of the parameters."""
-    return jax.tree.map(
-        lambda p, d: (p + radius * d).astype(jnp.result_type(p)), params, direction
-    )
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.tree.map(
+            lambda p, d: (p + radius * d).astype(jnp.result_type(p)), params, direction
+        )
 
 
 def norm(tree: Params) -> jax.Array:
     """The Euclidean norm over all leaves."""
-    # In at least float32: a sum of squares does not fit the narrow types.
-    wide = jax.tree.map(
-        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
-    )
-    return optax.tree.norm(wide)
+    # A sum of squares does not fit the narrow types.
+    with jax.numpy_dtype_promotion("standard"):
+        return optax.tree.norm(jax.tree.map(widened, tree))
 
 
 def check_rule(projector: Any, rho: Any, key: Any) -> None:
