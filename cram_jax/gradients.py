@@ -135,12 +135,17 @@ def _by_name(
     """Picks the arguments of ``update`` that the loss names."""
     signature = inspect.signature(loss_fn)
     further = [*signature.parameters.values()][1:]
-    if not signature.parameters or any(p.kind is p.POSITIONAL_ONLY for p in further):
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in further)
+    # Wrappers with *args and **kwargs pass on what they get by name.
+    has_unnamed = any(
+        p.kind is p.POSITIONAL_ONLY or (p.kind is p.VAR_POSITIONAL and not takes_all)
+        for p in further
+    )
+    if not signature.parameters or has_unnamed:
         raise TypeError(
             f"{name} must take the parameters first and its further arguments by "
             f"name, got {loss_fn!r} with the signature {signature}"
         )
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in further)
     named = {
         p.name: p.default is p.empty
         for p in further
@@ -175,7 +180,8 @@ def _averaged(
     """Only the loss, averaged over devices. See `_total` for its gradient."""
 
     def averaged(params: Params, **arguments: Any) -> jax.Array:
-        loss = _scalar(_call(loss_fn, params, arguments, name), has_aux, name)
+        result = _call(loss_fn, params, arguments, name)
+        loss = jnp.asarray(_scalar(result, has_aux, name))
         _check_axes(loss, params, axis_name)
         return loss if axis_name is None else jax.lax.pmean(loss, axis_name)
 
