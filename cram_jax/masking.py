@@ -234,7 +234,8 @@ def renew_by(make: Callable[[Any], Projector], schedule: optax.Schedule) -> Mask
     """Masks from a projector whose number follows a schedule, as in magnitude pruning.
 
     All weights are kept while the schedule is 0. The schedule gets the number of
-    updates, so it does not depend on how often masks are renewed.
+    updates, so it does not depend on how often masks are renewed. Sparsities are below
+    1, see `scheduled`.
 
     - Gradual pruning: a cubic, ``renew_by(top_k, optax.polynomial_schedule(...))``.
     - AC/DC: a square wave of a sparsity and 0.
