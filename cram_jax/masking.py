@@ -120,7 +120,9 @@ def pruned(
 
     It wraps the whole optimiser, because it needs its state: rules such as `cram_plus`
     go inside, ``pruned(chain(cram_plus(...), sgd(...)), ...)``, and get the masked
-    gradient. For masks that never change use `keep_pruned` at the end of a chain.
+    gradient. For masks that never change use `keep_pruned` at the end of a chain. The
+    parameters that optimisers such as `optax.contrib.schedule_free` evaluate instead
+    are dense: apply ``state.masks`` to them.
 
     Masks of ``rule.init`` that are not all True take effect with the first update, or
     without ``hold`` with the first that renews them; apply ``state.masks`` to the
