@@ -75,7 +75,8 @@ def keep_pruned(
     """Keeps pruned weights at exactly zero while the others keep training.
 
     Put it last in the chain: momentum and weight decay then cannot bring a weight back.
-    It cannot detect what comes after it.
+    It cannot detect what comes after it. The parameters that optimisers such as
+    `optax.contrib.schedule_free` evaluate instead are dense: apply the masks to them.
 
     Args:
       masks: from `compress`: bool, like the parameters, True where a weight is kept.

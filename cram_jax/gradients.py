@@ -123,9 +123,8 @@ def gradient_of(
             # traced one jax goes through all that was traced before.
             at = jax.jit(at, inline=True)
         loss, gradients = at(params)
-        if axis_name is not None:
-            gradients = jax.lax.pmean(gradients, axis_name)
-        return loss, gradients
+        axes = _names(axis_name)
+        return loss, jax.tree.map(lambda leaf: _total(leaf, axes), gradients)
 
     return gradient
 
@@ -136,12 +135,17 @@ def _by_name(
     """Picks the arguments of ``update`` that the loss names."""
     signature = inspect.signature(loss_fn)
     further = [*signature.parameters.values()][1:]
-    if not signature.parameters or any(p.kind is p.POSITIONAL_ONLY for p in further):
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in further)
+    # Wrappers with *args and **kwargs pass on what they get by name.
+    has_unnamed = any(
+        p.kind is p.POSITIONAL_ONLY or (p.kind is p.VAR_POSITIONAL and not takes_all)
+        for p in further
+    )
+    if not signature.parameters or has_unnamed:
         raise TypeError(
             f"{name} must take the parameters first and its further arguments by "
             f"name, got {loss_fn!r} with the signature {signature}"
         )
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in further)
     named = {
         p.name: p.default is p.empty
         for p in further
@@ -173,19 +177,31 @@ def _averaged(
     axis_name: AxisName | None,
     name: str,
 ) -> Callable[..., jax.Array]:
-    """Only the loss, averaged over devices.
-
-    If jax tracks which values vary over an axis, the gradient of this average is the
-    average of the gradients, and averaging it again changes nothing; if not (pmap), the
-    gradient is still the device's own.
-    """
+    """Only the loss, averaged over devices. See `_total` for its gradient."""
 
     def averaged(params: Params, **arguments: Any) -> jax.Array:
-        loss = _scalar(_call(loss_fn, params, arguments, name), has_aux, name)
+        result = _call(loss_fn, params, arguments, name)
+        loss = jnp.asarray(_scalar(result, has_aux, name))
         _check_axes(loss, params, axis_name)
         return loss if axis_name is None else jax.lax.pmean(loss, axis_name)
 
     return averaged
+
+
+def _total(gradient: jax.Array, axes: tuple[Any, ...]) -> jax.Array:
+    """The gradient of the averaged loss with respect to what all devices share.
+
+    If jax knows that the parameter varies over an axis, as after `jax.lax.all_gather`,
+    a device has only the share of the average that depends on its own copy: sum them.
+    If it knows that the parameter does not vary, the gradient is complete, and its mean
+    is itself. If it does not know (pmap), the gradient is that of the device's loss.
+    """
+    varying = _varying_axes(gradient)
+    copied = tuple(axis for axis in axes if axis in varying)
+    others = tuple(axis for axis in axes if axis not in varying)
+    if copied:
+        gradient = jax.lax.psum(gradient, copied)
+    return jax.lax.pmean(gradient, others) if others else gradient
 
 
 def _call(
@@ -251,9 +267,8 @@ def _check_axes(loss: Any, params: Params, axis_name: AxisName | None) -> None:
     `jax.shard_map` reports which values vary, unless ``check_vma`` is False; `jax.pmap`
     does not.
     """
-    averaged = (axis_name,) if isinstance(axis_name, str) else (axis_name or ())
     varying = _varying_axes(loss).difference(
-        averaged, *map(_varying_axes, jax.tree.leaves(params))
+        _names(axis_name), *map(_varying_axes, jax.tree.leaves(params))
     )
     if varying:
         axes = ", ".join(map(repr, sorted(varying, key=str)))
@@ -262,6 +277,12 @@ def _check_axes(loss: Any, params: Params, axis_name: AxisName | None) -> None:
             f"{axis_name!r}: the loss differs between devices along {axes}, and the "
             f"parameters do not"
         )
+
+
+def _names(axis_name: AxisName | None) -> tuple[Any, ...]:
+    if axis_name is None:
+        return ()
+    return tuple(axis_name) if isinstance(axis_name, tuple | list) else (axis_name,)
 
 
 def _varying_axes(value: Any) -> frozenset[Any]:

@@ -120,7 +120,9 @@ def pruned(
 
     It wraps the whole optimiser, because it needs its state: rules such as `cram_plus`
     go inside, ``pruned(chain(cram_plus(...), sgd(...)), ...)``, and get the masked
-    gradient. For masks that never change use `keep_pruned` at the end of a chain.
+    gradient. For masks that never change use `keep_pruned` at the end of a chain. The
+    parameters that optimisers such as `optax.contrib.schedule_free` evaluate instead
+    are dense: apply ``state.masks`` to them.
 
     Masks of ``rule.init`` that are not all True take effect with the first update, or
     without ``hold`` with the first that renews them; apply ``state.masks`` to the
@@ -234,7 +236,8 @@ def renew_by(make: Callable[[Any], Projector], schedule: optax.Schedule) -> Mask
     """Masks from a projector whose number follows a schedule, as in magnitude pruning.
 
     All weights are kept while the schedule is 0. The schedule gets the number of
-    updates, so it does not depend on how often masks are renewed.
+    updates, so it does not depend on how often masks are renewed. Sparsities are below
+    1, see `scheduled`.
 
     - Gradual pruning: a cubic, ``renew_by(top_k, optax.polynomial_schedule(...))``.
     - AC/DC: a square wave of a sparsity and 0.

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cram_jax.keys import check_key, key_data, split_key_data
@@ -13,6 +14,7 @@ from cram_jax.projector import (
     apply_masks,
     check_only_masks,
     check_projector,
+    widened,
 )
 from cram_jax.transforms import check_updates
 from cram_jax.validation import check_flag, check_integer, check_strength
@@ -28,7 +30,8 @@ class PulledState(NamedTuple):
       target: the compressed parameters :math:`z`, like the parameters; ``()`` if they
         are computed at every step without a dual variable.
       dual: the dual variable :math:`v`, like the parameters; ``()`` without one.
-      squares: running mean :math:`s` of the squared updates; ``()`` if it is not kept.
+      squares: running mean :math:`s` of the squared updates, like the parameters but
+        in at least float32; ``()`` if it is not kept.
     """
 
     count: jax.Array  # type: ignore[assignment]  # optax's name, over tuple.count
@@ -125,6 +128,12 @@ def pulled(
     stores = every > 1 or dual
     if importance is not None:
         check_only_masks("projector", projector, "set importance=None")
+        kinds = float | int | np.number
+        if isinstance(importance, bool) or not isinstance(importance, kinds):
+            raise TypeError(
+                f"importance must be a number from 0 to below 1, or None, got "
+                f"{importance!r}"
+            )
         if not 0 <= importance < 1:
             raise ValueError(f"importance must be from 0 to below 1, got {importance}")
         if not stores:
@@ -151,7 +160,10 @@ def pulled(
             projector_state,
             target,
             jax.tree.map(jnp.zeros_like, params) if dual else (),
-            () if importance is None else jax.tree.map(jnp.zeros_like, params),
+            # A narrow type would lose the share 1 - importance of a square.
+            ()
+            if importance is None
+            else jax.tree.map(lambda leaf: jnp.zeros_like(widened(leaf)), params),
         )
 
     def project(
@@ -214,15 +226,15 @@ def pulled(
             strict=True,
         )
         structure: Any = jax.tree.structure(updates)
-        pulled_updates = structure.unflatten(
-            (u + force * o).astype(u.dtype) if is_changed else u
-            for u, o, is_changed in leaves
-        )
+        with jax.numpy_dtype_promotion("standard"):
+            pulled_updates = structure.unflatten(
+                (u + force * o).astype(u.dtype) if is_changed else u
+                for u, o, is_changed in leaves
+            )
         squares: Params = ()
         if importance is not None:
-            squares = optax.tree.update_moment(
-                pulled_updates, state.squares, importance, 2
-            )
+            seen = optax.tree.cast_like(pulled_updates, state.squares)
+            squares = optax.tree.update_moment(seen, state.squares, importance, 2)
         return pulled_updates, PulledState(
             optax.safe_increment(state.count),
             key_after,
@@ -236,4 +248,4 @@ def pulled(
 
 
 def _weighed(param: jax.Array, square: jax.Array) -> jax.Array:
-    return (param * jnp.sqrt(square)).astype(param.dtype)
+    return (param.astype(square.dtype) * jnp.sqrt(square)).astype(param.dtype)

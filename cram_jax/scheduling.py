@@ -39,6 +39,9 @@ def scheduled(
     `cached` only the renewals, and inside `one_of` only the draws of this member. One
     compiled program serves every value.
 
+    Sparsities are below 1. A compiled program cannot check that, and keeps one weight
+    instead of none.
+
     It is for training. `compress` needs a projector with a fixed number, so give it the
     last one, such as ``top_k(0.9)``.
 

@@ -53,7 +53,8 @@ def kept_count(size: int, sparsity: Any) -> int | jax.Array:
       sparsity: as in `top_k`.
 
     Returns:
-      An int, or an integer scalar if the sparsity is traced.
+      An int, or an integer scalar if the sparsity is traced. That of a projector that
+      is traced keeps at least one weight.
 
     Raises:
       ValueError: it is traced, there are 2**31 weights or more, and 64-bit integers
@@ -72,7 +73,8 @@ def kept_count(size: int, sparsity: Any) -> int | jax.Array:
         counts = [kept_count(size, share) for share in sparsity.sparsities]
         return jnp.asarray(counts)[sparsity.index]
     if isinstance(sparsity, Traced):
-        sparsity = sparsity.value
+        # It could not be refused if it is 1.
+        return jnp.maximum(kept_count(size, sparsity.value), min(size, 1))
     if not isinstance(sparsity, jax.core.Tracer):
         exact = Fraction(str(np.asarray(sparsity)[()])) * size
         nearest = round(exact)

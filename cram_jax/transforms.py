@@ -19,6 +19,7 @@ from cram_jax.projector import (
     check_structure,
     leaf_path,
     safe_denominator,
+    widened,
 )
 from cram_jax.validation import check_flag, check_strength
 
@@ -99,7 +100,8 @@ def cram(
       has_aux: whether the loss returns auxiliary data; that of the compressed pass is
         dropped, so batch statistics come only from the dense pass.
       axis_name: under `jax.pmap` or `jax.shard_map`, the axes to average over.
-        `jax.shard_map` tells if it is missing, unless ``check_vma`` is False.
+        `jax.shard_map` tells if it is missing, unless ``check_vma`` is False or the
+        parameters vary over the axis too, as they do after `jax.lax.all_gather`.
       key: seed or PRNG key, for projectors that draw.
 
     Returns:
@@ -273,7 +275,8 @@ def initial_state(
 ) -> CramState:
     """The state before the first update."""
     check_params(params)
-    loss_dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
+    with jax.numpy_dtype_promotion("standard"):
+        loss_dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
     return CramState(
         count=jnp.zeros([], jnp.int32),
         key=key_data(key),
@@ -297,18 +300,17 @@ def next_state(
 
 def ascend(params: Params, radius: Any, direction: Params) -> Params:
     """``params + radius * direction``, in the dtypes of the parameters."""
-    return jax.tree.map(
-        lambda p, d: (p + radius * d).astype(jnp.result_type(p)), params, direction
-    )
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.tree.map(
+            lambda p, d: (p + radius * d).astype(jnp.result_type(p)), params, direction
+        )
 
 
 def norm(tree: Params) -> jax.Array:
     """The Euclidean norm over all leaves."""
-    # In at least float32: a sum of squares does not fit the narrow types.
-    wide = jax.tree.map(
-        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
-    )
-    return optax.tree.norm(wide)
+    # A sum of squares does not fit the narrow types.
+    with jax.numpy_dtype_promotion("standard"):
+        return optax.tree.norm(jax.tree.map(widened, tree))
 
 
 def check_rule(projector: Any, rho: Any, key: Any) -> None:

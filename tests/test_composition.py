@@ -184,6 +184,27 @@ def test_reduce_on_plateau_gets_its_value():
     assert float(optax.tree.get(state, "scale")) < 1
 
 
+def test_a_line_search_shares_its_loss_with_the_rule():
+    params, batch = make_params(), make_batch()
+    grads = jax.grad(loss_fn)(params, batch)
+    value = loss_fn(params, batch)
+    chain = optax.chain(
+        cram_plus(None, PROJECTOR, RHO),
+        optax.sgd(1.0),
+        optax.scale_by_backtracking_linesearch(max_backtracking_steps=10),
+    )
+    updates, _ = chain.update(
+        grads,
+        chain.init(params),
+        params,
+        value=value,
+        grad=grads,
+        value_fn=loss_fn,
+        batch=batch,
+    )
+    assert loss_fn(optax.apply_updates(params, updates), batch) < value
+
+
 def frozen_first(params):
     return {name: name for name in params}
 

@@ -125,6 +125,20 @@ def test_with_importance_and_adam_it_is_elsa():
     chex.assert_trees_all_close(state[0].squares, state[1][0].nu, rtol=1e-12)
 
 
+def test_the_mean_of_squares_is_wide_and_keeps_its_dtype():
+    params = [jnp.ones((2, 2), jnp.bfloat16)]
+    updates = [jnp.array([[1.0, 2.0], [3.0, 4.0]])]
+    rule = pulled(top_k(0.5), 0.0, dual=True, importance=0.999)
+    state, _ = jax.lax.scan(
+        lambda state, _: (rule.update(updates, state, params)[1], None),
+        rule.init(params),
+        length=1000,
+    )
+    # 1 - 0.999**1000, to the rounding of 1000 sums; bfloat16 would stop at 0.25.
+    expected = np.square(updates[0]) * (1 - 0.999**1000)
+    np.testing.assert_allclose(state.squares[0], expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_only_leaves_that_the_projector_may_change_are_pulled(every):
     optimizer = pulled(top_k(0.75), 0.5, every=every, dual=True)
@@ -225,6 +239,9 @@ def test_what_it_cannot_do_is_said_early():
         pulled(top_k(0.9), -0.1)
     with pytest.raises(ValueError, match="importance must be from 0 to below 1"):
         pulled(top_k(0.5), 0.1, dual=True, importance=1.0)
+    for wrong in ("a", [0.9], True):
+        with pytest.raises(TypeError, match="importance must be a number from 0 to be"):
+            pulled(top_k(0.5), 0.1, dual=True, importance=wrong)
     with pytest.raises(ValueError, match="importance needs a stored target: every"):
         pulled(top_k(0.5), 0.1, importance=0.9)
     with pytest.raises(ValueError, match="projector must only set entries to zero"):

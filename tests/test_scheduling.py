@@ -41,6 +41,17 @@ def test_the_sparsity_is_that_of_the_schedule_at_each_use():
     assert zeros_by_use(scheduled(top_k, CUBIC), 11) == [cubic(t) for t in range(11)]
 
 
+@pytest.mark.parametrize(
+    ("options", "zeros"),
+    [({}, 19), ({"scope": "layer"}, 19), ({"block": (4, 1)}, 16)],
+    ids=["global", "layer", "block"],
+)
+def test_a_compiled_schedule_that_reaches_one_keeps_a_weight(options, zeros):
+    rising = optax.linear_schedule(0.0, 1.0, 1)
+    projector = scheduled(lambda share: top_k(share, **options), rising)
+    assert zeros_by_use(projector, 2) == [0, zeros]
+
+
 def test_inside_cached_it_counts_renewals():
     projector = cached(scheduled(top_k, CUBIC), every=3)
     assert zeros_by_use(projector, 9) == [cubic(t // 3) for t in range(9)]

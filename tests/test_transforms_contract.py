@@ -1,5 +1,6 @@
 """The transformations as parts of a chain: arguments, keys, dtypes, state."""
 
+import functools
 import itertools
 
 import chex
@@ -26,6 +27,8 @@ from cram_jax import (
     cram_plus,
     identity,
     one_of,
+    pulled,
+    sam,
     top_k,
 )
 
@@ -165,6 +168,43 @@ def test_a_loss_that_takes_any_argument_gets_them_all():
 
     run(cram(greedy, top_k(0.5)), steps=1, value=2.0)
     assert set(got) == {"batch", "value"}
+
+
+def test_a_wrapper_that_passes_everything_on_is_a_loss():
+    def wrapper(params, *args, **arguments):
+        return loss_fn(params, *args, **arguments)
+
+    expected, _ = run(cram(loss_fn, top_k(0.5)), steps=1)
+    for loss in (wrapper, jax.jit(wrapper), functools.partial(wrapper)):
+        assert_close(run(cram(loss, top_k(0.5)), steps=1)[0], expected)
+
+
+@pytest.mark.parametrize("value", [0.0, np.float32(0)])
+def test_a_loss_that_is_switched_off_is_a_number(value):
+    params = make_params()
+    rule = cram_plus(lambda params: value, top_k(0.5))
+    updates, state = rule.update(params, rule.init(params), params)
+    chex.assert_trees_all_equal(updates, params)
+    assert state.compressed_loss == 0
+
+
+def test_narrow_parameters_train_under_strict_promotion():
+    def loss(params, batch):
+        return jnp.mean((batch @ params["kernel"]) ** 2)
+
+    params = {"kernel": jnp.ones((4, 2), jnp.bfloat16)}
+    batch = jnp.ones((8, 4), jnp.bfloat16)
+    rules = [
+        cram_plus(loss, top_k(0.5), optax.linear_schedule(0.1, 0.0, 3)),
+        sam(loss),
+        compressed_sam(loss, top_k(0.5)),
+        pulled(top_k(0.5), optax.linear_schedule(0.1, 0.0, 3)),
+        pulled(top_k(0.5), 0.1, dual=True, importance=0.9),
+    ]
+    with jax.numpy_dtype_promotion("strict"):
+        for rule in rules:
+            updates, _ = rule.update(params, rule.init(params), params, batch=batch)
+            chex.assert_trees_all_equal_dtypes(updates, params)
 
 
 def test_the_same_seed_draws_the_same():

@@ -62,6 +62,58 @@ def test_shard_map_averages_over_the_axis(make, check_vma, has_aux):
     assert_close(step(grads, params, batch), expected)
 
 
+def copied(leaf):
+    return jax.lax.pcast(leaf, "data", to="varying")
+
+
+def gathered(leaf):
+    """As in FSDP: each device has a part, and collects the others."""
+    part = leaf.shape[0] // 8
+    mine = jax.lax.dynamic_slice_in_dim(leaf, jax.lax.axis_index("data") * part, part)
+    return jax.lax.all_gather(mine, "data", tiled=True)
+
+
+@pytest.mark.several_devices
+@pytest.mark.parametrize("make", [cram, cram_plus, compressed_sam])
+@pytest.mark.parametrize(
+    ("first", "last", "is_averaged"),
+    [
+        (copied, copied, False),
+        (copied, lambda leaf: leaf, True),
+        (lambda leaf: leaf, gathered, False),
+    ],
+    ids=["copied", "mixed_averaged_loss", "mixed_gathered"],
+)
+def test_shard_map_averages_where_parameters_count_as_varying(
+    make, first, last, is_averaged
+):
+    params, batch = make_params(), make_batch(size=16)
+    grads = jax.grad(loss_fn)(params, batch)
+    expected = run_once(make(loss_fn, top_k(0.5), 0.1), grads, params, batch)
+
+    def loss(params, batch):
+        value = loss_fn(params, batch)
+        return jax.lax.pmean(value, "data") if is_averaged else value
+
+    rule = make(loss, top_k(0.5), 0.1, axis_name="data")
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec("data")),
+        out_specs=PartitionSpec(),
+    )
+    def step(grads, params, batch):
+        params["first"] = jax.tree.map(first, params["first"])
+        params["last"]["kernel"] = last(params["last"]["kernel"])
+        # The masks count as varying too; all devices agree on them.
+        return jax.lax.pmean(run_once(rule, grads, params, batch), "data")
+
+    assert_close(step(grads, params, batch), expected)
+
+
 @pytest.mark.several_devices
 def test_pmap_averages_over_the_axis():
     params, batch = make_params(), make_batch(size=16)

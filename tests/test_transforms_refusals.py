@@ -34,7 +34,14 @@ def make_params():
 
 
 @pytest.mark.parametrize(
-    "loss", [lambda: 0.0, lambda params, batch, /: 0.0], ids=["no params", "no name"]
+    "loss",
+    [
+        lambda: 0.0,
+        lambda params, batch, /: 0.0,
+        lambda params, *batch: 0.0,
+        jax.jit(lambda params, *batch, scale=1.0: 0.0),
+    ],
+    ids=["no params", "no name", "any number", "any number, compiled"],
 )
 def test_a_loss_that_takes_nothing_by_name_is_refused(loss):
     with pytest.raises(TypeError, match="loss_fn must take the parameters first and"):
