@@ -191,7 +191,7 @@ def projector(
             )
         else:
             own = without_data(part, filters)
-        if masks_every > 1 and part.form not in ("dense", *ROUNDING):
+        if masks_every > 1 and part.form != "dense" and own.only_masks:
             own = cram_jax.cached(own, every=masks_every)
         made.append(own)
     return made[0] if len(made) == 1 else cram_jax.compose(*made)
