@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cram_jax import safetensors
@@ -108,7 +109,7 @@ def save_packed(
             named_leaves(params), axes_of(shapes, axes), strict=True
         ):
             _check_name(name, name or "params, a single array,")
-            if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(
+            if hasattr(leaf, "dtype") and jnp.issubdtype(
                 leaf.dtype, jax.dtypes.prng_key
             ):
                 raise TypeError(f"{name} is a PRNG key, which safetensors lacks")

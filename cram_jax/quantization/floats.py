@@ -39,17 +39,8 @@ def _rounded(x: jax.Array, mantissa: int, smallest: float, largest: float) -> ja
     return jnp.clip(rounded, -largest, largest)
 
 
-def _as_float32(x: jax.Array) -> jax.Array:
-    """Rounds finite float64 numbers; they stay finite."""
-    if x.dtype != jnp.float64:
-        return x
-    largest = float(jnp.finfo(jnp.float32).max)
-    nearest = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=23)
-    return jnp.where(jnp.isfinite(x), jnp.minimum(nearest, largest), x)
-
-
 _ROUNDINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "float32": _as_float32,
+    "float32": lambda x: x,  # float64 leaves keep float64
     "float16": lambda x: _rounded(x, 10, smallest=2.0**-14, largest=65504.0),
     "bfloat16": lambda x: jax.lax.reduce_precision(x, 8, 7),
 }

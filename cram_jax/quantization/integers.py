@@ -62,7 +62,8 @@ def fake_quant(
       block: how many neighbouring inputs of an output, or numbers in a row of a lookup
         table, share a scale; the last block may be shorter. Blocks run along the last
         input axis. None: as ``per`` says.
-      scale: the dtype that scales are stored in: "float32", "float16" or "bfloat16".
+      scale: the dtype that scales are stored in: "float32" (of float64 leaves float64),
+        "float16" or "bfloat16".
       full_range: whether symmetric integers use their lowest value too.
       clip: "max" or "least_squares".
       where: which leaves, see `prunable`.
