@@ -171,13 +171,3 @@ def test_forms_are_trained_and_judged_on_text(text_run, text_config):
     kept = [row["multiply_adds"] for row in rows]
     assert kept[0] == 100
     assert kept == sorted(kept, reverse=True)
-
-
-def test_held_out_images_are_for_images(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        blocks.main(
-            ["--recipe", "sst2_small", "--held-out", "9", "--out", str(tmp_path)]
-        )
-    assert (
-        "--held-out is for recipes of images, not sst2_small" in capsys.readouterr().err
-    )

@@ -44,7 +44,7 @@ MUTANTS = {
                 "projector_state=projector_state,",
                 "projector_state=state.projector_state,",
             ),
-            Mutant("jnp.promote_types(x.dtype, jnp.float32)", "x.dtype"),
+            Mutant("jax.tree.map(widened, tree)", "tree"),
             Mutant(".astype(jnp.result_type(p))", ""),
             Mutant("jnp.array(jnp.finfo(loss_dtype).max, loss_dtype)", "jnp.inf"),
         ],
@@ -93,19 +93,18 @@ MUTANTS = {
         ],
         [
             Mutant(
-                "gradients = jax.lax.pmean(gradients, axis_name)",
-                "gradients = gradients",
+                "jax.lax.pmean(gradient, others) if others else gradient",
+                "gradient",
             ),
-            Mutant(
-                "gradients = jax.lax.pmean(gradients, axis_name)",
-                "gradients = jax.lax.psum(gradients, axis_name)",
-            ),
+            Mutant("jax.lax.pmean(gradient, others)", "jax.lax.psum(gradient, others)"),
+            Mutant("jax.lax.psum(gradient, copied)", "jax.lax.pmean(gradient, copied)"),
             Mutant("else jax.lax.pmean(loss, axis_name)", "else loss"),
             Mutant("if takes_all or n in named", "if takes_all"),
             Mutant("        result, _ = result", "        _, result = result"),
             Mutant("        _check_axes(loss, params, axis_name)\n", ""),
             Mutant(
-                "averaged, *map(_varying_axes, jax.tree.leaves(params))", "averaged"
+                "_names(axis_name), *map(_varying_axes, jax.tree.leaves(params))",
+                "_names(axis_name)",
             ),
             Mutant("if not (is_called or is_asked):", "if True:"),
         ],
