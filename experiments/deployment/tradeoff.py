@@ -106,7 +106,10 @@ def plot_tradeoff(
     _draw(right, found, [p.megabytes for p in found])
     left.set(xlabel=f"CPU time, ms ({words})", ylabel=f"{outcome.metric} (%)")
     right.set(xlabel="size on disk, MB")
-    left.legend(frameon=False, fontsize="small", loc="lower right")
+    labels = left.get_legend_handles_labels()
+    figure.legend(
+        *labels, frameon=False, fontsize="small", loc="outside lower center", ncols=4
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -131,13 +134,13 @@ def _draw(axes: Any, found: Sequence[Point], costs: Sequence[float]) -> None:
         "oC0",
         label="cram_jax INT8, zeros skipped",
     )
-    for number, i in enumerate(ours):
+    for i in ours:
         axes.annotate(
             found[i].label,
             (costs[i], accuracies[i]),
             textcoords="offset points",
-            # Labels of neighbours would overlap on one side.
-            xytext=(4, 6) if number % 2 else (4, -12),
+            xytext=(-4, 4),  # the front runs to the right and from below
+            horizontalalignment="right",
             fontsize="x-small",
         )
     for color, i in enumerate((i for i, p in enumerate(found) if not p.ours), 1):
@@ -147,4 +150,4 @@ def _draw(axes: Any, found: Sequence[Point], costs: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.grid(alpha=0.3)
-    axes.margins(x=0.1, y=0.12)
+    axes.margins(x=0.12, y=0.12)
