@@ -32,7 +32,8 @@ class OptimizerConfig:
       rho: radius of the ascent step.
       subsample: compute the compressed gradient on every n-th example (1 = all).
       plain_steps: share of the steps, drawn at random, that use only the base
-        optimiser: p(Adam) of appendix D.
+        optimiser: p(Adam) of appendix D. On a CPU it makes networks with convolutions
+        slower, because XLA has no fast ones inside a condition.
       sparse_gradients: whether to zero the compressed gradient of pruned weights.
       normalize: divide the gradient by its norm before the ascent (sam always does).
       base: the base optimiser. The weight decay of sgd is added to the gradient; that
@@ -48,7 +49,7 @@ class OptimizerConfig:
         clipping.
       accumulate: parts that a batch is divided into, to fit into memory; their
         gradients are averaged, in the compressed pass too. Batch norm sees one part at
-        a time.
+        a time. On a CPU convolutions are slow in such a loop, as with ``plain_steps``.
       ema: decay of a running average of the weights, such as 0.999; the average is then
         what is evaluated and compressed. 0: none.
       frozen: a regular expression, such as ``^bert/embeddings/``; parameters whose path
