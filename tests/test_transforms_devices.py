@@ -25,6 +25,21 @@ from cram_jax import (
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+def on_eight_devices(step, check_vma=True):
+    """A step of (grads, params, batch), each device with a part of the batch."""
+    return jax.jit(
+        jax.shard_map(
+            step,
+            mesh=jax.make_mesh(
+                (8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+            ),
+            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec("data")),
+            out_specs=PartitionSpec(),
+            check_vma=check_vma,
+        )
+    )
+
+
 @pytest.mark.several_devices
 @pytest.mark.parametrize(
     ("make", "check_vma", "has_aux"),
@@ -46,19 +61,9 @@ def test_shard_map_averages_over_the_axis(make, check_vma, has_aux):
         make(loss, top_k(0.5), 0.1, has_aux=has_aux), grads, params, batch
     )
     transformation = make(loss, top_k(0.5), 0.1, has_aux=has_aux, axis_name="data")
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-
-    @jax.jit
-    @functools.partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec("data")),
-        out_specs=PartitionSpec(),
-        check_vma=check_vma,
+    step = on_eight_devices(
+        functools.partial(run_once, transformation), check_vma=check_vma
     )
-    def step(grads, params, batch):
-        return run_once(transformation, grads, params, batch)
-
     assert_close(step(grads, params, batch), expected)
 
 
@@ -96,15 +101,8 @@ def test_shard_map_averages_where_parameters_count_as_varying(
         return jax.lax.pmean(value, "data") if is_averaged else value
 
     rule = make(loss, top_k(0.5), 0.1, axis_name="data")
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
-    @jax.jit
-    @functools.partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec("data")),
-        out_specs=PartitionSpec(),
-    )
+    @on_eight_devices
     def step(grads, params, batch):
         params["first"] = jax.tree.map(first, params["first"])
         params["last"]["kernel"] = last(params["last"]["kernel"])
