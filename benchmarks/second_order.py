@@ -5,7 +5,7 @@
 
 The model is a stack of square layers on random images, so that gradients are cheap and
 the pruner is what is timed; a magnitude projection and the gradients by themselves are
-printed for comparison. Peak memory is what XLA's analysis of the compiled pass says:
+printed for comparison. Peak memory is what XLA's analysis of the programs says:
 arguments, outputs and temporaries. One recomputation; the pruner's default of several
 takes as many times as long, in the same memory. 25 million parameters need about 8 GB,
 and on two CPU cores most of an hour.
@@ -54,23 +54,22 @@ def run(millions: float, gradients: int, sparsity: float, repeats: int) -> None:
     size = sum(leaf.size for leaf in params)
     print(f"\n{size:,} parameters, {gradients} gradients, blocks of 50", flush=True)
     projector = cram_jax.second_order(sparsity, loss_fn, examples, recomputations=1)
-    compiled = {"second-order pruning": projector.lower(params).compile()}
+    peaks = {"second-order pruning": projector.peak_memory(params)}
     functions = {"second-order pruning": lambda: cram_jax.compress(params, projector)}
     for name, function in {
         "the gradients alone": all_gradients,
         "magnitude pruning": magnitude,
     }.items():
         program = jax.jit(function).lower(params, examples).compile()
-        compiled[name] = program
-        functions[name] = lambda program=program: program(params, examples)
-    seconds = timing.interleaved(functions, repeats)
-    for name, program in compiled.items():
         memory = program.memory_analysis()
-        peak = (
+        peaks[name] = (
             memory.argument_size_in_bytes
             + memory.output_size_in_bytes
             + memory.temp_size_in_bytes
         )
+        functions[name] = lambda program=program: program(params, examples)
+    seconds = timing.interleaved(functions, repeats)
+    for name, peak in peaks.items():
         print(
             timing.row(name, seconds[name], seconds["second-order pruning"])
             + f"  {peak / 1e6:,.0f} MB, {peak / (4 * size):.0f} floats a parameter",

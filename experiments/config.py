@@ -32,8 +32,7 @@ class OptimizerConfig:
       rho: radius of the ascent step.
       subsample: compute the compressed gradient on every n-th example (1 = all).
       plain_steps: share of the steps, drawn at random, that use only the base
-        optimiser: p(Adam) of appendix D. On a CPU it makes networks with convolutions
-        slower, because XLA has no fast ones inside a condition.
+        optimiser: p(Adam) of appendix D.
       sparse_gradients: whether to zero the compressed gradient of pruned weights.
       normalize: divide the gradient by its norm before the ascent (sam always does).
       base: the base optimiser. The weight decay of sgd is added to the gradient; that

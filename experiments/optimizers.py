@@ -25,6 +25,8 @@ def make_optimizer(
     seed: int = 0,
     filters: LeafFilters | None = None,
     projector: Projector | None = None,
+    *,
+    plain: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimiser of a run.
 
@@ -36,28 +38,28 @@ def make_optimizer(
       filters: which leaves the targets are about; by default all of two or more
         dimensions.
       projector: what is trained for; by default the targets of the configuration.
+      plain: for a step that leaves out the rule: its state stays as it is.
 
     Returns:
-      The chain; its ``update`` takes the arguments of ``loss_fn`` by name, and if there
-      are plain steps, a new ``dropout_key`` at every step.
+      The chain; its ``update`` takes the arguments of ``loss_fn`` by name.
     """
     setting = Setting(config, loss_fn, steps, seed, filters or LeafFilters())
     rule = _update_rule(setting, projector)
-    if config.plain_steps:
-        rule = _at_some_steps(rule, 1 - config.plain_steps)
+    if plain:
+        rule = optax.GradientTransformation(rule.init, optax.identity().update)
 
     members = _base_optimizer(config, steps)
     if config.clip_norm:
         members = [optax.clip_by_global_norm(config.clip_norm), *members]
-    base = plain = optax.chain(*members)
+    base = unfrozen = optax.chain(*members)
     freeze = []
     if config.frozen:
         frozen = _matching(config.frozen)
-        base = optax.partition({True: optax.set_to_zero(), False: plain}, frozen)
+        base = optax.partition({True: optax.set_to_zero(), False: unfrozen}, frozen)
         freeze, members = [optax.masked(optax.set_to_zero(), frozen)], [base]
         if trains_for_one(config.rule):
             freeze.append(_none_pruned(setting, frozen))
-    whole = wrapped(setting, Inner(base, plain, learning_rate(config, steps)))
+    whole = wrapped(setting, Inner(base, unfrozen, learning_rate(config, steps)))
     hold = [cram_jax.keep_pruned(where=setting.filters.prunable)] * config.keep_pruned
     # Before the rule too: what is frozen or pruned takes no part in the ascent.
     before, after = [*hold, *freeze], [*(freeze if whole else []), *hold]
@@ -88,19 +90,6 @@ def _base_optimizer(
         descend = optax.sgd(schedule, config.momentum, nesterov=config.nesterov)
         return [decay, descend]
     return [optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule)]
-
-
-def _at_some_steps(
-    rule: optax.GradientTransformation, share: float
-) -> optax.GradientTransformationExtraArgs:
-    """The rule at a random share of the steps; the plain gradient at the others."""
-
-    def applies(step: jax.Array, *, dropout_key: jax.Array, **others: Any) -> jax.Array:
-        del step, others
-        # A different draw from those of dropout.
-        return jax.random.bernoulli(jax.random.fold_in(dropout_key, 1), share)
-
-    return optax.conditionally_transform(rule, applies, forward_extra_args=True)
 
 
 def _none_pruned(

@@ -111,12 +111,15 @@ def make_train_step(
     loss_fn = task.loss_fn
     if rule.accumulate > 1:
         loss_fn = accumulated(loss_fn, rule.accumulate)
-    optimizer = make_optimizer(rule, loss_fn, steps, filters=task.filters)
+    optimizers = {
+        plain: make_optimizer(rule, loss_fn, steps, filters=task.filters, plain=plain)
+        for plain in (False, True)
+    }
     schedule = learning_rate(rule, steps)
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def train_step(
-        state: TrainState, batch: Batch, teacher_model: Any = None
+        state: TrainState, batch: Batch, teacher_model: Any = None, plain: bool = False
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         batch = task.augment(key, batch)
@@ -128,7 +131,7 @@ def make_train_step(
             "dropout_key": jax.random.fold_in(key, 0),
         }
         (loss, batch_stats), grads = gradient_fn(state.params, **inputs)
-        updates, opt_state = optimizer.update(
+        updates, opt_state = optimizers[plain].update(
             grads, state.opt_state, state.params, **inputs
         )
         params = optax.apply_updates(state.params, updates)
@@ -149,11 +152,26 @@ def make_train_step(
             )
         return state, metrics
 
-    compiled = jax.jit(train_step, donate_argnames="state")
-    if teacher is None:
-        return compiled
-    place = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    return partial(compiled, teacher_model=jax.device_put(teacher.model, place))
+    step: Any = jax.jit(train_step, donate_argnames="state", static_argnames="plain")
+    if teacher is not None:
+        place = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        step = partial(step, teacher_model=jax.device_put(teacher.model, place))
+    return _with_plain_steps(step, rule.plain_steps) if rule.plain_steps else step
+
+
+def _with_plain_steps(step: Callable[..., Any], share: float) -> TrainStep:
+    """Leaves out the rule at a random share of the steps.
+
+    They are another program, chosen here: convolutions are slow inside ``lax.cond`` on
+    a CPU.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> Any:
+        # A different draw from those of augmentation and dropout.
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+        return step(state, batch, plain=bool(jax.random.bernoulli(key, share)))
+
+    return train_step
 
 
 def accumulated(loss_fn: Callable[..., Any], parts: int) -> Callable[..., Any]:

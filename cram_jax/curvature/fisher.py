@@ -288,33 +288,57 @@ class Options(NamedTuple):
     damping: float
 
 
-def inverse_roots(
-    gradient: Gradient,
+def first_roots(
+    params: Any, places: Sequence[Place], options: Options
+) -> list[jax.Array]:
+    """The root of the inverse for every block of some leaves, before any gradient.
+
+    Args:
+      params: a pytree of arrays.
+      places: which leaves.
+      options: see `Options`.
+
+    Returns:
+      For each leaf the roots, shape (n, b, b), float32 or wider.
+    """
+    leaves = jax.tree.leaves(params)
+    return [
+        damped_root(
+            to_blocks(widened(leaves[place.leaf]), options.block_size, place.order),
+            options.damping,
+        )
+        for place in places
+    ]
+
+
+def add_micro_batch(
+    roots: list[jax.Array],
+    start: jax.Array,
     projection: Projection,
-    places: Sequence[Place],
     inputs: Inputs,
+    places: Sequence[Place],
+    gradient: Gradient,
     options: Options,
 ) -> tuple[list[jax.Array], jax.Array]:
-    """The root of the inverse for every block of some leaves.
+    """Adds some gradients of the loss to the matrix.
 
     Pruned weights get no gradient, as if they were not part of the model.
 
     Args:
-      gradient: of the loss, from `gradient_of`.
+      roots: from `first_roots`, or from here.
+      start: number of the first gradient, int32 scalar.
       projection: the parameters, and the masks of the weights not pruned yet.
-      places: which leaves.
       inputs: the arguments of the loss.
-      options: see `Options`.
+      places: which leaves.
+      gradient: of the loss, from `gradient_of`.
+      options: see `Options`; ``micro_batch`` gradients are added, or those left.
 
     Returns:
-      For each leaf the roots, shape (n, b, b), float32 or wider; and which gradients
-      they can hold, bool, shape (gradients, leaves): those that are finite, and whose
-      squares over the damping are.
+      The new roots; and which gradients they can hold, bool, shape (micro_batch,
+      leaves): those that are finite, and whose squares over the damping are.
     """
     count, group, micro_batch, block_size, damping = options
-    micro_batch = min(micro_batch, count)
     kept = jax.tree.leaves(projection.masks)
-    leaves = jax.tree.leaves(projection.params)
 
     def blocks_of_gradient(
         examples: jax.Array,
@@ -335,24 +359,13 @@ def inverse_roots(
         ]
         return blocks, jnp.stack(finite)
 
-    def add_micro_batch(
-        roots: list[jax.Array], start: jax.Array
-    ) -> tuple[list[jax.Array], jax.Array]:
-        numbers = start + jnp.arange(micro_batch)
-        examples = jnp.minimum(numbers, count - 1)[:, None] * group + jnp.arange(group)
-        gradients, finite = jax.vmap(blocks_of_gradient)(examples)
-        last = jnp.minimum(micro_batch, count - start)
-        return [
-            rank_one_updates(root, jnp.swapaxes(g, 0, 1), last)
-            for root, g in zip(roots, gradients, strict=True)
-        ], finite
-
+    within = jnp.arange(group, dtype=start.dtype)
+    numbers = start + jnp.arange(micro_batch, dtype=start.dtype)
+    examples = jnp.minimum(numbers, count - 1)[:, None] * group + within
+    gradients, finite = jax.vmap(blocks_of_gradient)(examples)
+    last = jnp.minimum(micro_batch, count - start)
     roots = [
-        damped_root(
-            to_blocks(widened(leaves[place.leaf]), block_size, place.order), damping
-        )
-        for place in places
+        rank_one_updates(root, jnp.swapaxes(g, 0, 1), last)
+        for root, g in zip(roots, gradients, strict=True)
     ]
-    starts = jnp.arange(0, count, micro_batch)
-    roots, finite = jax.lax.scan(add_micro_batch, roots, starts)
-    return roots, finite.reshape(-1, len(places))[:count]
+    return roots, finite

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import jax
@@ -89,9 +89,10 @@ def second_order(
     Cost of each recomputation: m gradients and, for each of them, about three passes
     over ``block_size`` floats per prunable weight; on a CPU, one pass for each
     ``micro_batch`` of gradients. Memory has to hold that many floats, those of the
-    largest leaf a second time, and ``micro_batch`` gradients: see ``lower(params)``.
-    The statistics are float32, float64 for float64 parameters. One compiled program
-    serves every recomputation; its size depends on neither m nor ``block_size``.
+    largest leaf a second time, and ``micro_batch`` gradients; ``peak_memory(params)``
+    says how much. The statistics are float32, float64 for float64 parameters. The same
+    compiled programs serve every recomputation; their size depends on neither m nor
+    ``block_size``.
 
     Sharded parameters give the same masks. With explicit axes, blocks are placed like
     their outputs, or copied to all devices if a block would straddle two of them; with
@@ -169,10 +170,11 @@ def second_order(
             f"{examples_per_gradient}"
         )
     gradient = gradient_of(loss_fn, has_aux=has_aux, axis_name=None, caller=_CALLER)
+    count = size // examples_per_gradient
     options = fisher.Options(
-        size // examples_per_gradient,
+        count,
         examples_per_gradient,
-        micro_batch,
+        min(micro_batch, count),
         block_size,
         damping,
     )
@@ -229,31 +231,36 @@ class SecondOrder(Projector):
         leaves = self._leaves(params)
         projection = _already_pruned(params, self.masks)
         for share in _schedule(self.sparsity, self.recomputations) if leaves else ():
-            projection, finite = self._prune(
-                projection, self.inputs, self._counts(leaves, share), _places(leaves)
-            )
+            projection, finite = self._prune(projection, leaves, share)
             paths = [leaf.path for leaf in leaves.values()]
             check_finite(finite, paths, self.options.examples_per_gradient)
         return projection, state
 
-    def lower(self, params: Params) -> jax.stages.Lowered:
-        """Lowers the program that `project` runs for every recomputation.
-
-        ``lower(params).compile().memory_analysis()`` shows whether it fits.
+    def peak_memory(self, params: Params) -> int:
+        """How much memory `project` needs, by XLA's analysis of its programs.
 
         Args:
           params: a pytree of arrays.
 
         Returns:
-          What ``jax.jit(...).lower`` returns.
+          Bytes, the parameters and examples included.
         """
         leaves = self._leaves(params)
-        return self._prune.lower(
-            _already_pruned(params, self.masks),
-            self.inputs,
-            self._counts(leaves, self.sparsity),
-            _places(leaves),
+        places, counts = _places(leaves), self._counts(leaves, self.sparsity)
+        projection = _already_pruned(params, self.masks)
+        first = self._first_roots.lower(params, places)
+        roots = jax.tree.map(
+            lambda root, sharding: jax.ShapeDtypeStruct(
+                root.shape, root.dtype, sharding=sharding
+            ),
+            first.out_info,
+            first.compile().output_shardings,
         )
+        programs = (
+            self._add_micro_batch.lower(roots, 0, projection, self.inputs, places),
+            self._prune_to.lower(projection, roots, counts, places),
+        )
+        return max(_bytes_of(program.compile()) for program in programs)
 
     def _leaves(self, params: Params) -> dict[int, Leaf]:
         chosen = prunable(params, self.where, self.axes)
@@ -285,54 +292,91 @@ class SecondOrder(Projector):
                     f"and train for top_k instead"
                 )
 
-    @cached_property
-    def _prune(self) -> Any:
-        return jax.jit(self._prune_to, static_argnames="places")
-
-    def _prune_to(
-        self,
-        projection: Projection,
-        inputs: fisher.Inputs,
-        counts: list[int | jax.Array],
-        places: tuple[fisher.Place, ...],
+    def _prune(
+        self, projection: Projection, leaves: dict[int, Leaf], share: Number
     ) -> tuple[Projection, Finite]:
-        """Prunes to these counts, by the curvature at the projected parameters."""
-        leaves, kept = map(jax.tree.leaves, projection)
-        structure: Any = jax.tree.structure(projection.params)
-        width = self.options.block_size
-        roots, finite_gradients = fisher.inverse_roots(
-            self.gradient, projection, places, inputs, self.options
+        """Prunes to this share, by the curvature at the projected parameters."""
+        places = _places(leaves)
+        roots = self._first_roots(projection.params, places)
+        finite = []
+        # Not in one program: on CPUs XLA's convolutions are slow inside its loops.
+        for start in range(0, self.options.gradients, self.options.micro_batch):
+            roots, is_finite = self._add_micro_batch(
+                roots, start, projection, self.inputs, places
+            )
+            finite.append(is_finite)
+        projection, before, after = self._prune_to(
+            projection, roots, self._counts(leaves, share), places
         )
-        chosen = [leaves[place.leaf] for place in places]
-        weights = [
-            fisher.to_blocks(widened(leaf), width, place.order)
-            for leaf, place in zip(chosen, places, strict=True)
-        ]
-        ranks = [
-            _ranks(fisher.saliency_root(root, w), kept[place.leaf], place.order)
-            for place, w, root in zip(places, weights, roots, strict=True)
-        ]
-        if self.scope == "global":
-            largest = list(keep_largest(ranks, counts[0]))
-        else:
-            largest = [
-                keep_largest_of_layers(rank, count, place.stack)
-                for rank, count, place in zip(ranks, counts, places, strict=True)
-            ]
-        for place, w, root, mask in zip(places, weights, roots, largest, strict=True):
-            i = place.leaf
-            kept[i] = kept[i] & mask
-            removed = ~fisher.to_blocks(kept[i], width, place.order)
-            moved = fisher.remove_weights(w, removed, root)
-            moved = fisher.from_blocks(moved, leaves[i], place.order)
-            leaves[i] = moved.astype(leaves[i].dtype)
-        finite = Finite(
-            all_finite(chosen),
-            finite_gradients,
-            all_finite([leaves[place.leaf] for place in places]),
+        gradients = jnp.concatenate(finite)[: self.options.gradients]
+        return projection, Finite(before, gradients, after)
+
+    @cached_property
+    def _first_roots(self) -> Any:
+        start = partial(fisher.first_roots, options=self.options)
+        return jax.jit(start, static_argnames="places")
+
+    @cached_property
+    def _add_micro_batch(self) -> Any:
+        add = partial(
+            fisher.add_micro_batch, gradient=self.gradient, options=self.options
         )
-        pruned = Projection(structure.unflatten(leaves), structure.unflatten(kept))
-        return pruned, finite
+        return jax.jit(add, static_argnames="places", donate_argnames="roots")
+
+    @cached_property
+    def _prune_to(self) -> Any:
+        prune = partial(_prune_to, scope=self.scope, width=self.options.block_size)
+        return jax.jit(prune, static_argnames="places")
+
+
+def _prune_to(
+    projection: Projection,
+    roots: list[jax.Array],
+    counts: list[int | jax.Array],
+    places: tuple[fisher.Place, ...],
+    scope: Literal["global", "layer"],
+    width: int,
+) -> tuple[Projection, jax.Array, jax.Array]:
+    """Prunes to these counts; and whether each leaf was finite before and after."""
+    leaves, kept = map(jax.tree.leaves, projection)
+    structure: Any = jax.tree.structure(projection.params)
+    chosen = [leaves[place.leaf] for place in places]
+    weights = [
+        fisher.to_blocks(widened(leaf), width, place.order)
+        for leaf, place in zip(chosen, places, strict=True)
+    ]
+    ranks = [
+        _ranks(fisher.saliency_root(root, w), kept[place.leaf], place.order)
+        for place, w, root in zip(places, weights, roots, strict=True)
+    ]
+    if scope == "global":
+        largest = list(keep_largest(ranks, counts[0]))
+    else:
+        largest = [
+            keep_largest_of_layers(rank, count, place.stack)
+            for rank, count, place in zip(ranks, counts, places, strict=True)
+        ]
+    for place, w, root, mask in zip(places, weights, roots, largest, strict=True):
+        i = place.leaf
+        kept[i] = kept[i] & mask
+        removed = ~fisher.to_blocks(kept[i], width, place.order)
+        moved = fisher.remove_weights(w, removed, root)
+        moved = fisher.from_blocks(moved, leaves[i], place.order)
+        leaves[i] = moved.astype(leaves[i].dtype)
+    before, after = all_finite(chosen), all_finite([leaves[p.leaf] for p in places])
+    pruned = Projection(structure.unflatten(leaves), structure.unflatten(kept))
+    return pruned, before, after
+
+
+def _bytes_of(program: jax.stages.Compiled) -> int:
+    """The arguments, outputs and temporaries; what is donated counts once."""
+    memory: Any = program.memory_analysis()
+    return int(
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
 
 
 def _outputs_first(axes: Axes) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Accumulation and averaging of weights."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -58,3 +59,28 @@ def test_the_average_follows_the_weights(with_method, data, task):
         average = 0.75 * average + 0.25 * np.array(state.params["head"]["kernel"])
     np.testing.assert_allclose(state.ema["head"]["kernel"], average, rtol=1e-5)
     assert state.judged is state.ema
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_plain_steps_are_a_random_share_of_the_steps(with_method, data, task):
+    """Each step is that of CrAM+ or of SGD, by its number."""
+    configured = functools.partial(with_method, train_targets=("k50",), warmup=0.0)
+    configs = (
+        configured("cram_plus", plain_steps=0.75),
+        configured("none"),
+        configured("cram_plus"),
+    )
+    steps = [(each, make_train_step(each, data, task)) for each in configs]
+    (batch,) = data.train.training_batches(8, 0, 0, 1)
+
+    def kernel_after(number, config, step):
+        state = init_state(config, data, task)._replace(step=jnp.int32(number))
+        return np.asarray(step(state, batch)[0].params["head"]["kernel"])
+
+    drawn = []
+    for number in range(40):
+        mixed, plain, cram = (kernel_after(number, *each) for each in steps)
+        is_plain = np.array_equal(mixed, plain)
+        assert is_plain != np.array_equal(mixed, cram)
+        drawn.append(is_plain)
+    assert 24 <= sum(drawn) <= 36  # 30, within 2.2 deviations

@@ -340,7 +340,7 @@ MUTANTS = {
             Mutant("jnp.isfinite(jnp.sum(g**2) / damping)", "jnp.isfinite(g).all()"),
             Mutant("jnp.where(kept[place.leaf], wide", "jnp.where(True, wide"),
             Mutant("jnp.minimum(micro_batch, count - start)", "micro_batch"),
-            Mutant("* group + jnp.arange(group)", "* group"),
+            Mutant("* group + within", "* group"),
         ],
     ),
     "curvature/finite": (
