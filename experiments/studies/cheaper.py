@@ -7,6 +7,7 @@ compressed one: they compute it on part of the batch, at some of the steps, or l
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -74,7 +75,10 @@ CANDIDATES = {
     ),
     "the last half, every 2nd step": Candidate(start=0.5, every=2),
     "the last half, half of the batch": Candidate(start=0.5, subsample=2),
+    "the last third": Candidate(start=2 / 3),
+    "the last third, half of the batch": Candidate(start=2 / 3, subsample=2),
     "the last quarter": Candidate(start=0.75),
+    "half of the batch for each": Candidate(dense=1 / 2, compressed=1 / 2),
     "5/8 of the batch for each": Candidate(dense=5 / 8, compressed=5 / 8),
     "half for the dense, 3/4": Candidate(dense=1 / 2, compressed=3 / 4),
     "a quarter for the dense, all": Candidate(dense=1 / 4),
@@ -179,9 +183,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", default="digits", choices=IMAGE_RECIPES)
     parser.add_argument("--candidates", nargs="+", default=[*CANDIDATES])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="by default those of the recipe")
     parser.add_argument("--data-dir", type=Path)
     options = parser.parse_args(arguments)
     config = IMAGE_RECIPES[options.recipe]
+    if options.epochs is not None:
+        config = dataclasses.replace(config, epochs=options.epochs)
     print("| | cost |", " | ".join(config.eval_targets), "| seconds |")
     print("| --- " * (len(config.eval_targets) + 3) + "|")
     for name in options.candidates:
@@ -192,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for target in config.eval_targets:
             cells.append(spread([run[target] for run in runs]))
         seconds = time.perf_counter() - start
-        row = f"| {name} | {candidate.cost():g} |"
+        row = f"| {name} | {candidate.cost():.3g} |"
         print(row, " | ".join(cells), f"| {seconds:.0f} |", flush=True)
 
 
