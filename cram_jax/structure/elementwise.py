@@ -222,6 +222,14 @@ def optimization_barrier(
     return list(ins)
 
 
+def observe(
+    labels: Labels, eqn: jex.JaxprEqn, ins: Sequence[Value], key: Key
+) -> list[Value]:
+    """Asks nothing: a small network prints its small arrays."""
+    del labels, eqn, ins, key
+    return []
+
+
 def bitcast(
     labels: Labels, eqn: jex.JaxprEqn, ins: Sequence[Value], key: Key
 ) -> list[Value]:
@@ -306,5 +314,8 @@ RULES: dict[str, Rule] = {
     "sort": _along("dimension"),
     "reduce_sum": reduce_sum,
     "optimization_barrier": optimization_barrier,
+    "debug_print": observe,
+    "debug_callback": observe,
+    "inspect_sharding": observe,
     "bitcast_convert_type": bitcast,
 }

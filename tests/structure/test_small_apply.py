@@ -335,3 +335,24 @@ def test_a_branch_is_chosen_by_the_model_as_by_its_replay():
         apply=lambda p, x, i: jax.lax.switch(i, other, x @ p["a"]) @ p["c"],
     )
     assert reason is not None
+
+
+def test_what_is_printed_may_shrink(capsys):
+    seen = []
+
+    def relu(x):
+        x = jax.nn.relu(x)
+        jax.debug.print("sum {}", x.sum(), ordered=True)
+        jax.debug.callback(lambda x: seen.append(np.shape(x)), x)
+        return x
+
+    apply = network(relu)
+    structure, masked, small = masked_and_small(apply)
+    want = apply(masked, X)
+    seen.clear()
+    got = small_apply(structure, KEPT)(small, X)
+    jax.effects_barrier()
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert seen == [(4, 4)]
+    sums = [float(line[4:]) for line in capsys.readouterr().out.split("\n")[:2]]
+    np.testing.assert_allclose(sums[0], sums[1], rtol=1e-4)
