@@ -167,7 +167,11 @@ def pack(
                 kernel, scale = quantise_kernel(product.kernel, least)
                 weights = pack_kernel(kernel, target, scale)
             packed = PackedProduct(
-                weights, product.bias, product.strides, product.pads, product.activation
+                weights,
+                product.bias.copy(),
+                product.strides,
+                product.pads,
+                product.activation,
             )
             node = Node(node.name, packed, node.inputs)
         elif (
@@ -177,8 +181,16 @@ def pack(
         ):
             table = restore_rows(*quantise_rows(product.table))
             node = Node(node.name, replace(product, table=table), node.inputs)
+        else:
+            node = Node(node.name, _with_own_arrays(product), node.inputs)
         nodes.append(node)
     return make_model(Graph(tuple(nodes), fused.outputs), ranges or {})
+
+
+def _with_own_arrays(part: Operation) -> Operation:
+    """A copy: kernels read arrays where they lie, and callers may change theirs."""
+    arrays = {n: v.copy() for n, v in vars(part).items() if isinstance(v, np.ndarray)}
+    return replace(part, **arrays) if arrays else part  # type: ignore[type-var]
 
 
 def make_model(graph: Graph, ranges: Mapping[str, Range]) -> Model:
