@@ -208,14 +208,23 @@ def make_model(graph: Graph, ranges: Mapping[str, Range]) -> Model:
                 "say"
             )
     forms = choose_forms(graph, int8)
-    ranges = dict(ranges)
-    for node in graph.nodes:
-        if "u8" in forms[node.name]:
-            if is_max_pool(node.operation) and forms[node.name] == {"u8"}:
-                ranges[node.name] = ranges[node.inputs[0]]
-            if node.name not in ranges:
-                raise ValueError(f"node {node.name!r} has no range")
+    ranges = share_ranges(graph, forms, ranges)
+    for name, form in forms.items():
+        if "u8" in form and name not in ranges:
+            raise ValueError(f"node {name!r} has no range")
     return Model(graph, ranges, forms)
+
+
+def share_ranges(
+    graph: Graph, forms: Mapping[str, frozenset[str]], ranges: Mapping[str, Range]
+) -> dict[str, Range]:
+    """The ranges, with those of pools that select among bytes: their inputs'."""
+    shared = dict(ranges)
+    for node in graph.nodes:
+        selects = is_max_pool(node.operation) and forms[node.name] == {"u8"}
+        if selects and node.inputs[0] in shared:
+            shared[node.name] = shared[node.inputs[0]]
+    return shared
 
 
 def quantise_kernel(

@@ -76,6 +76,23 @@ def padded_shares(network, x):
     )
 
 
+def test_a_pool_beside_faint_weights_has_the_range_of_its_input():
+    """What it selects is near zero; the bytes still reach down to -1000."""
+    network = engine.GraphBuilder()
+    x = network.add(engine.Input((6, 6, 4)))
+    x = network.add(engine.Conv(np.eye(4)[None, None]), x)
+    y = network.add(engine.Conv(1e-9 * normal(1, 1, 4, 4)), x)
+    x = network.add(engine.MaxPool(3, 1, "SAME"), x)
+    x = network.add(engine.Add(), y, x)
+    x = network.add(engine.Conv(normal(1, 1, 4, 4)), x)
+    images = np.full((2, 6, 6, 4), -1000, np.float32)
+    images[:, ::2, ::2] = 0
+    graph = network.build(x)
+    expected = engine.interpret(graph, images)[x]
+    found = engine.compile(graph, calibration=[images])(images)
+    assert np.abs(found - expected).max() <= 1e-3  # a byte of the pool is 3.9
+
+
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("make", [mean_of_shares, padded_shares])
 def test_softmax_in_an_image_is_zero_beside_it(make, int8):
