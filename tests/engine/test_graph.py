@@ -99,6 +99,16 @@ def test_what_does_not_fit_is_named(operation, shapes, message):
             r"padding must be a number, \(\(top, bottom\), .* got \(1, 1\)",
         ),
         (
+            lambda: engine.Conv(ones(3, 3, 2, 4), strides=2.0),
+            TypeError,
+            "strides must be an integer, got 2.0",
+        ),
+        (
+            lambda: engine.MaxPool(None),
+            TypeError,
+            "window must be an integer, got None",
+        ),
+        (
             lambda: engine.batch_norm(ones(2), -ones(2)),
             ValueError,
             "variance must be at least 0, got -1.0",
