@@ -33,7 +33,7 @@ def to_onnx(
     Operator set 17 and IR 8, with plain ``Conv``, ``Gemm`` and ``MatMul``; batch norm
     is folded into the layer before it; batch size and length of a sequence are free.
     Images are (batch, channels, height, width) and integers of 64 bits, as is usual in
-    ONNX; the names are those of the graph.
+    ONNX; the names are those of the graph, except of an output that is an input.
 
     Args:
       graph: the network; see `cram_jax.engine.GraphBuilder`.
@@ -121,7 +121,7 @@ def run_onnx(
     )
 
     def call(*inputs: Any) -> Any:
-        results = session.run(list(graph.outputs), onnx_inputs(graph, inputs))
+        results = session.run(None, onnx_inputs(graph, inputs))
         results = [x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for x in results]
         return results[0] if len(results) == 1 else tuple(results)
 

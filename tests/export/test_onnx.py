@@ -113,6 +113,19 @@ def test_int8_is_near_and_files_are_deterministic(examples, tmp_path, name):
         check_parity(got, expected, 0.05)
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_an_input_may_be_an_output(tmp_path, calibrated):
+    network = engine.GraphBuilder()
+    x = network.add(engine.Input((4, 4, 3)), name="x")
+    y = network.add(engine.Conv(np.ones((1, 1, 3, 2))), x)
+    graph = network.build(y, x)
+    images = np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype(np.float32)
+    options = {"bits": 8, "calibration": [images]} if calibrated else {}
+    to_onnx(graph, tmp_path / "network.onnx", **options)
+    got = run_onnx(graph, tmp_path / "network.onnx")(images)
+    check_parity(got, (images.sum(-1, keepdims=True).repeat(2, -1), images), 0.05)
+
+
 @pytest.mark.parametrize(("bits", "tolerance"), [(4, 0.2), (8, 0.02)])
 def test_linear_layers_in_blocks_of_few_bits(examples, tmp_path, bits, tolerance):
     graph, inputs, expected = examples["transformer"]
