@@ -27,12 +27,14 @@ class Compressed(NamedTuple):
     Attributes:
       model: to be written.
       target: what it was compressed to.
+      exact: whether integers in the file would hold its weights exactly.
       before: the metric of the dense network, in per cent.
       after: of the compressed one, with recalibrated batch norm.
     """
 
     model: Model
     target: str
+    exact: bool
     before: float
     after: float
 
@@ -45,7 +47,7 @@ def export(options: Export) -> None:
         return
     found = _compress(options, say)
     model, width = found.model, options.width
-    tolerance = options.tolerance or _tolerance(options, model)
+    tolerance = options.tolerance or _tolerance(options, found)
     inputs = model.samples.inputs(EXAMPLES)
     say(f"writing {options.out} and comparing it with JAX ...")
     expected = model.network.forward(*inputs)
@@ -110,7 +112,9 @@ def _compress(options: Export, say: Callable[..., Any]) -> Compressed:
         "2:4" in options.target.split("+"),
         options.in_blocks,
     )
-    return Compressed(model, target, before, after)
+    # A target rounds only what is prunable, a file all matrices.
+    exact = task.filters.prunable is None and _is_rounded(options)
+    return Compressed(model, target, exact, before, after)
 
 
 def _export_to_library(options: Export, say: Callable[..., Any]) -> None:
@@ -140,14 +144,14 @@ def _export_to_library(options: Export, say: Callable[..., Any]) -> None:
     say(f"{out}: {', '.join(names) or f'{_size(out) / 1e6:.3f} MB'}")
 
 
-def _tolerance(options: Export, model: Model) -> float:
+def _tolerance(options: Export, found: Compressed) -> float:
     """The difference from JAX that the numbers in the file explain."""
     if options.width == 32:
         return 1e-4
     if options.width == 16:
         return 0.01
-    rounds_activations = bool(model.calibration) or options.format == "litert"
-    return 0.25 if rounds_activations or not _is_rounded(options) else 1e-4
+    rounds_activations = bool(found.model.calibration) or options.format == "litert"
+    return 1e-4 if found.exact and not rounds_activations else 0.25
 
 
 def _is_rounded(options: Export) -> bool:
