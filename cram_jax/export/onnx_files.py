@@ -50,8 +50,9 @@ def to_onnx(
         sums of two products of 8 bits overflow 16 bits.
 
     Raises:
-      ValueError: ``bits`` is not 4, 8 or 32, or does not suit the calibration; or ONNX
-        cannot express an operation, and the error names the node.
+      ValueError: ``bits`` is not 4, 8 or 32, or does not suit the calibration, or that
+        has another method than "minmax"; or ONNX cannot express an operation, and the
+        error names the node.
       TypeError: ``graph`` is not a graph, ``bits`` not an integer, or the calibration a
         single array.
       ImportError: onnx is not installed, or ONNX Runtime for a calibration.
@@ -73,6 +74,10 @@ def to_onnx(
     if calibration is not None and bits != 8:
         raise ValueError(f"a calibration needs bits=8, got bits={bits}")
     examples = as_calibration(calibration)
+    if examples is not None and examples.method != "minmax":
+        raise ValueError(
+            f"calibration must be of method 'minmax' for ONNX, got {examples.method!r}"
+        )
     model = OnnxWriter(graph, 32 if examples else bits).model
     with replacing(path) as beside:
         if examples is None:

@@ -204,6 +204,10 @@ def test_any_mask_that_is_not_zero_is_attended(tmp_path):
         ({"bits": 8, "calibration": []}, "batches must not be empty"),
         ({"bits": 4, "calibration": [1]}, "a calibration needs bits=8, got bits=4"),
         ({"calibration": [1]}, "a calibration needs bits=8, got bits=32"),
+        (
+            {"bits": 8, "calibration": engine.Calibration([1], "percentile")},
+            "calibration must be of method 'minmax' for ONNX, got 'percentile'",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(examples, tmp_path, options, message):
