@@ -49,6 +49,8 @@ class Graph:
         lengths: set[int | None] = set()
         passed: set[str] = set()
         for node in self.nodes:
+            is_text = isinstance(node.name, str)
+            expect(is_text, f"names of nodes must be texts, got {node.name!r}")
             expect(node.name not in types, f"two nodes are called {node.name!r}")
             for name in node.inputs:
                 expect(
@@ -124,7 +126,7 @@ class GraphBuilder:
         """
         if not isinstance(operation, Operation):
             raise TypeError(f"operation must be an operation, got {operation!r}")
-        name = name or f"{type(operation).__name__.lower()}{len(self._nodes)}"
+        name = name or self._free_name(type(operation).__name__.lower())
         self._nodes.append(Node(name, operation, inputs))
         return name
 
@@ -142,6 +144,12 @@ class GraphBuilder:
             missing or no node.
         """
         return Graph(tuple(self._nodes), outputs)
+
+    def _free_name(self, kind: str) -> str:
+        taken, number = {node.name for node in self._nodes}, len(self._nodes)
+        while f"{kind}{number}" in taken:
+            number += 1
+        return f"{kind}{number}"
 
 
 def check_graph(value: Any) -> None:

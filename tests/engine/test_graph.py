@@ -131,6 +131,15 @@ def test_wrong_options_are_refused(make, error, message):
         make()
 
 
+def test_a_name_by_default_is_not_one_that_was_given():
+    network = GraphBuilder()
+    x = network.add(Input((3,)), name="relu1")
+    y = network.add(engine.Relu(), x)
+    z = network.add(engine.Relu(), y)
+    assert len({x, y, z}) == 3
+    network.build(z)
+
+
 def test_a_graph_is_in_order_and_has_unique_names():
     network = GraphBuilder()
     x = network.add(Input((3,)), name="x")
@@ -147,6 +156,10 @@ def test_a_graph_is_in_order_and_has_unique_names():
     twice.add(Input((3,)), name="x")
     with pytest.raises(ValueError, match="two nodes are called 'x'"):
         twice.build("x")
+    numbered = GraphBuilder()
+    numbered.add(Input((3,)), name=1)
+    with pytest.raises(ValueError, match="names of nodes must be texts, got 1"):
+        numbered.build(1)
     lengths = GraphBuilder()
     lengths.add(Input((4, 2)), name="x")
     lengths.add(Input((None,), "int32"), name="y")
