@@ -159,7 +159,7 @@ def test_tables_of_few_rows_are_exact(tmp_path):
 
 def test_options_may_be_numbers_of_numpy(tmp_path):
     network = engine.GraphBuilder()
-    x = network.add(engine.Input((3, 4)))
+    x = network.add(engine.Input(tuple(np.array([3, 4]))))
     x = network.add(engine.Attention(np.int64(2)), x, x, x)
     x = network.add(engine.LayerNorm(np.ones(4), np.ones(4), np.float32(1e-6)), x)
     x = network.add(engine.Token(np.int32(1)), x)
