@@ -1,6 +1,8 @@
 """ONNX files compute what the graph computes, in two runtimes."""
 
 import logging
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from cram_jax.export import (
     run_onnx,
     to_onnx,
 )
-from cram_jax.export.extras import require
+from cram_jax.export.extras import quiet, require
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -234,6 +236,28 @@ def test_an_operation_without_a_form_is_named(tmp_path):
     with pytest.raises(ValueError, match="node 'odd': Strange has no form in ONNX"):
         to_onnx(graph, tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_threads_that_silence_packages_at_once_restore_what_was_there():
+    """Else the last one to end would restore the silence of the other."""
+    before = sys.stderr, logging.root.manager.disable
+    begun, met = threading.Event(), threading.Event()
+
+    def wait():
+        with quiet():
+            begun.set()
+            met.wait(0.2)
+
+    def meet():
+        begun.wait()
+        with quiet():
+            met.set()
+            first.join()
+
+    first, second = threading.Thread(target=wait), threading.Thread(target=meet)
+    first.start(), second.start()
+    second.join()
+    assert (sys.stderr, logging.root.manager.disable) == before
 
 
 def test_a_missing_package_is_one_line():
