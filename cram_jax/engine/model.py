@@ -161,9 +161,7 @@ def pack(
             if ranges is None:
                 weights = pack_kernel(product.kernel, target)
             else:
-                least = _least_scale(
-                    product.bias, *(ranges.get(n) for n in node.inputs)
-                )
+                least = _least_scale(product, *(ranges.get(n) for n in node.inputs))
                 kernel, scale = quantise_kernel(product.kernel, least)
                 weights = pack_kernel(kernel, target, scale)
             packed = PackedProduct(
@@ -235,7 +233,8 @@ def quantise_kernel(
     Args:
       kernel: (height, width, inputs, outputs).
       least: the scale of an output is at least this. Beside a large bias, weights
-        below it change nothing, and the bias has to fit into the same integers.
+        below it change nothing, and the bias has to fit into the same integers, as have
+        the products of many inputs.
     """
     largest = np.abs(kernel).max(axis=(0, 1, 2))
     scale = np.where(largest > 0, largest / np.float32(127), 1).astype(np.float32)
@@ -245,14 +244,15 @@ def quantise_kernel(
 
 
 def _least_scale(
-    bias: np.ndarray, x: Range | None, residual: Range | None = None
+    product: Product, x: Range | None, residual: Range | None = None
 ) -> np.ndarray:
-    """The scales of weights with which the bias stays well within 32 bits."""
+    """The scales of weights with which bias and products stay well within 32 bits."""
     assert x is not None
-    largest = np.abs(bias.astype(np.float64))
+    largest = np.abs(product.bias.astype(np.float64))
     if residual is not None:
         largest = largest + residual.scale * residual.zero
-    return largest / (2**29 * x.scale)
+    products = 255 * np.abs(product.kernel).sum(axis=(0, 1, 2), dtype=np.float64)
+    return np.maximum(largest / (2**29 * x.scale), products / 2**30)
 
 
 def is_large(table: np.ndarray) -> bool:

@@ -76,6 +76,16 @@ def padded_shares(network, x):
     )
 
 
+def many(network, x):
+    """Weights of one sign: with 8 bits their products would exceed 32."""
+    kernel = np.random.default_rng(0).uniform(0.5, 1, (90_000, 2))
+    return network.add(engine.Linear(kernel, np.ones(2)), x)
+
+
+def test_a_layer_may_have_more_inputs_than_32_bits_hold_products():
+    compare(many, (90_000,), True, 0.05)
+
+
 def test_a_pool_beside_faint_weights_has_the_range_of_its_input():
     """What it selects is near zero; the bytes still reach down to -1000."""
     network = engine.GraphBuilder()
