@@ -54,7 +54,7 @@ class Graph:
             expect(node.name not in types, f"two nodes are called {node.name!r}")
             for name in node.inputs:
                 expect(
-                    name in types,
+                    isinstance(name, str) and name in types,
                     f"node {node.name!r} reads {name!r}, which is not before it",
                 )
             inputs = [types[name] for name in node.inputs]
@@ -77,7 +77,8 @@ class Graph:
         expect(len(lengths) <= 1, f"inputs must share one length, got {lengths}")
         expect(len(self.outputs) > 0, "a graph needs an output")
         for name in self.outputs:
-            expect(name in types, f"output {name!r} is not a node")
+            is_node = isinstance(name, str) and name in types
+            expect(is_node, f"output {name!r} is not a node")
             expect(types[name].dtype == "float32", f"output {name!r} is not float32")
         object.__setattr__(self, "types", types)
 

@@ -151,6 +151,13 @@ def test_a_graph_is_in_order_and_has_unique_names():
     network.add(engine.Relu(), "later", name="z")
     with pytest.raises(ValueError, match="node 'z' reads 'later', which is not before"):
         network.build("z")
+    listed = GraphBuilder()
+    x = listed.add(Input((3,)), name="x")
+    with pytest.raises(ValueError, match=r"output \['x'\] is not a node"):
+        listed.build([x])
+    listed.add(engine.Add(), [x, x], name="y")
+    with pytest.raises(ValueError, match=r"node 'y' reads \['x', 'x'\], which is not"):
+        listed.build("y")
     twice = GraphBuilder()
     twice.add(Input((3,)), name="x")
     twice.add(Input((3,)), name="x")
