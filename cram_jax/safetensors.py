@@ -212,6 +212,10 @@ def _header(
 
 
 def _name_of(name: str, dtype: np.dtype[Any]) -> str:
+    if name == "__metadata__":
+        raise ValueError(
+            f"no array can be called {name!r}: the format keeps texts there"
+        )
     if dtype not in _NAMES:
         expected = ", ".join(map(str, _NAMES))
         raise TypeError(f"array {name!r} must be of {expected}, got {dtype}")

@@ -1,7 +1,6 @@
 """A trained run, opened for use: its configuration, data, task and model."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from experiments.errors import ConfigError
 from experiments.images.config import ImageConfig
 from experiments.kinds import kind_of, prepare
 from experiments.run_directory import load_config, read_status, state_of
-from experiments.step import init_state
+from experiments.step import TrainState
 from experiments.task import Task
 
 
@@ -55,7 +54,10 @@ def open_run(run: Path, data_dir: Path | None, say: Callable[[str], Any]) -> Ope
         say("note: these results are of its last checkpoint before that")
     config = kind_of(config).kept_sources(config, run)
     data, task = prepare(config, data_dir or stored_data_dir(run))
-    like = jax.eval_shape(partial(init_state, config, data, task))
+    # Without the optimiser, whose targets may not suit a network that was made smaller.
+    like = jax.eval_shape(
+        lambda seed: TrainState(seed, *task.init(seed), (), seed), config.seed
+    )
     return OpenRun(config, data, task, *checkpoints.load_model(run, like, say))
 
 

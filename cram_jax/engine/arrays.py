@@ -1,6 +1,6 @@
 """Checks of the arrays and paddings of a graph's operations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -36,7 +36,7 @@ def as_float32(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarr
 
 def as_pair(name: str, value: Any) -> tuple[int, int]:
     """One number for both directions, or one for each; all at least 1."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, Iterable) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"{name} must be a number or two numbers, got {value!r}")
     for number in pair:
@@ -50,18 +50,17 @@ def as_pads(value: Any) -> Pads | Literal["SAME", "VALID"]:
         if value not in ("SAME", "VALID"):
             raise ValueError(f"padding must be 'SAME' or 'VALID', got {value!r}")
         return value  # type: ignore[return-value]
-    if isinstance(value, int):
+    if isinstance(value, int | np.integer):
         value = ((value, value),) * 2
     if np.shape(value) != (2, 2):
         raise ValueError(
             f"padding must be a number, ((top, bottom), (left, right)), 'SAME' or "
             f"'VALID', got {value!r}"
         )
-    pads = tuple(tuple(pair) for pair in value)
-    for pair in pads:
+    for pair in value:
         for number in pair:
             check_integer("padding", number, minimum=0, maximum=2**12)
-    return pads  # type: ignore[return-value]
+    return tuple(tuple(int(number) for number in pair) for pair in value)  # type: ignore[return-value]
 
 
 def resolve_pads(

@@ -85,7 +85,11 @@ def find_ranges(calibration: Calibration, observe: Observe) -> dict[str, Range]:
             # Beside a large outlier all others fall into a few bins: look closer, while
             # float32 has numbers between.
             width, largest = inner[1] - inner[0], max(map(abs, inner))
-            if BINS * np.spacing(np.float32(largest)) < width < (high - low) / 16:
+            if (
+                BINS * float(np.spacing(np.float32(largest)))
+                < width
+                < (high - low) / 16
+            ):
                 bounds[name] = inner
         if not bounds:
             break
@@ -100,9 +104,11 @@ def _histograms(
     """How many values lie below the bounds, in each bin between them, and above."""
     counts = {name: np.zeros(BINS + 2, np.int64) for name in bounds}
     for batch in calibration.batches:
-        for name, values in observe(batch).items():
+        for name, tensor in observe(batch).items():
             if name in bounds:
                 low, high = bounds[name]
+                # In float32 the bins of huge or tiny numbers have no edges.
+                values = tensor.astype(np.float64)
                 counts[name][1:-1] += np.histogram(values, BINS, (low, high))[0]
                 counts[name][0] += np.count_nonzero(values < low)
                 counts[name][-1] += np.count_nonzero(values > high)

@@ -21,6 +21,7 @@ from cram_jax.engine.model import (
     PackedProduct,
     choose_forms,
     pack,
+    share_ranges,
     with_integer_attention,
 )
 from cram_jax.engine.plan import Tiles
@@ -96,7 +97,7 @@ def compile(
         inputs = batch if isinstance(batch, tuple) else (batch,)
         return observed.tensors(*inputs, names=names)
 
-    ranges = find_ranges(examples, observe)
+    ranges = share_ranges(packed, forms, find_ranges(examples, observe))
     return Engine(pack(fused, chosen, ranges), chosen, threads)
 
 

@@ -49,10 +49,12 @@ class Graph:
         lengths: set[int | None] = set()
         passed: set[str] = set()
         for node in self.nodes:
+            is_text = isinstance(node.name, str)
+            expect(is_text, f"names of nodes must be texts, got {node.name!r}")
             expect(node.name not in types, f"two nodes are called {node.name!r}")
             for name in node.inputs:
                 expect(
-                    name in types,
+                    isinstance(name, str) and name in types,
                     f"node {node.name!r} reads {name!r}, which is not before it",
                 )
             inputs = [types[name] for name in node.inputs]
@@ -75,7 +77,8 @@ class Graph:
         expect(len(lengths) <= 1, f"inputs must share one length, got {lengths}")
         expect(len(self.outputs) > 0, "a graph needs an output")
         for name in self.outputs:
-            expect(name in types, f"output {name!r} is not a node")
+            is_node = isinstance(name, str) and name in types
+            expect(is_node, f"output {name!r} is not a node")
             expect(types[name].dtype == "float32", f"output {name!r} is not float32")
         object.__setattr__(self, "types", types)
 
@@ -124,7 +127,7 @@ class GraphBuilder:
         """
         if not isinstance(operation, Operation):
             raise TypeError(f"operation must be an operation, got {operation!r}")
-        name = name or f"{type(operation).__name__.lower()}{len(self._nodes)}"
+        name = name or self._free_name(type(operation).__name__.lower())
         self._nodes.append(Node(name, operation, inputs))
         return name
 
@@ -142,6 +145,12 @@ class GraphBuilder:
             missing or no node.
         """
         return Graph(tuple(self._nodes), outputs)
+
+    def _free_name(self, kind: str) -> str:
+        taken, number = {node.name for node in self._nodes}, len(self._nodes)
+        while f"{kind}{number}" in taken:
+            number += 1
+        return f"{kind}{number}"
 
 
 def check_graph(value: Any) -> None:

@@ -161,13 +161,15 @@ def pack(
             if ranges is None:
                 weights = pack_kernel(product.kernel, target)
             else:
-                least = _least_scale(
-                    product.bias, *(ranges.get(n) for n in node.inputs)
-                )
+                least = _least_scale(product, *(ranges.get(n) for n in node.inputs))
                 kernel, scale = quantise_kernel(product.kernel, least)
                 weights = pack_kernel(kernel, target, scale)
             packed = PackedProduct(
-                weights, product.bias, product.strides, product.pads, product.activation
+                weights,
+                product.bias.copy(),
+                product.strides,
+                product.pads,
+                product.activation,
             )
             node = Node(node.name, packed, node.inputs)
         elif (
@@ -177,8 +179,16 @@ def pack(
         ):
             table = restore_rows(*quantise_rows(product.table))
             node = Node(node.name, replace(product, table=table), node.inputs)
+        else:
+            node = Node(node.name, _with_own_arrays(product), node.inputs)
         nodes.append(node)
     return make_model(Graph(tuple(nodes), fused.outputs), ranges or {})
+
+
+def _with_own_arrays(part: Operation) -> Operation:
+    """A copy: kernels read arrays where they lie, and callers may change theirs."""
+    arrays = {n: v.copy() for n, v in vars(part).items() if isinstance(v, np.ndarray)}
+    return replace(part, **arrays) if arrays else part  # type: ignore[type-var]
 
 
 def make_model(graph: Graph, ranges: Mapping[str, Range]) -> Model:
@@ -196,14 +206,23 @@ def make_model(graph: Graph, ranges: Mapping[str, Range]) -> Model:
                 "say"
             )
     forms = choose_forms(graph, int8)
-    ranges = dict(ranges)
-    for node in graph.nodes:
-        if "u8" in forms[node.name]:
-            if is_max_pool(node.operation) and forms[node.name] == {"u8"}:
-                ranges[node.name] = ranges[node.inputs[0]]
-            if node.name not in ranges:
-                raise ValueError(f"node {node.name!r} has no range")
+    ranges = share_ranges(graph, forms, ranges)
+    for name, form in forms.items():
+        if "u8" in form and name not in ranges:
+            raise ValueError(f"node {name!r} has no range")
     return Model(graph, ranges, forms)
+
+
+def share_ranges(
+    graph: Graph, forms: Mapping[str, frozenset[str]], ranges: Mapping[str, Range]
+) -> dict[str, Range]:
+    """The ranges, with those of pools that select among bytes: their inputs'."""
+    shared = dict(ranges)
+    for node in graph.nodes:
+        selects = is_max_pool(node.operation) and forms[node.name] == {"u8"}
+        if selects and node.inputs[0] in shared:
+            shared[node.name] = shared[node.inputs[0]]
+    return shared
 
 
 def quantise_kernel(
@@ -214,7 +233,8 @@ def quantise_kernel(
     Args:
       kernel: (height, width, inputs, outputs).
       least: the scale of an output is at least this. Beside a large bias, weights
-        below it change nothing, and the bias has to fit into the same integers.
+        below it change nothing, and the bias has to fit into the same integers, as have
+        the products of many inputs.
     """
     largest = np.abs(kernel).max(axis=(0, 1, 2))
     scale = np.where(largest > 0, largest / np.float32(127), 1).astype(np.float32)
@@ -224,14 +244,15 @@ def quantise_kernel(
 
 
 def _least_scale(
-    bias: np.ndarray, x: Range | None, residual: Range | None = None
+    product: Product, x: Range | None, residual: Range | None = None
 ) -> np.ndarray:
-    """The scales of weights with which the bias stays well within 32 bits."""
+    """The scales of weights with which bias and products stay well within 32 bits."""
     assert x is not None
-    largest = np.abs(bias.astype(np.float64))
+    largest = np.abs(product.bias.astype(np.float64))
     if residual is not None:
         largest = largest + residual.scale * residual.zero
-    return largest / (2**29 * x.scale)
+    products = 255 * np.abs(product.kernel).sum(axis=(0, 1, 2), dtype=np.float64)
+    return np.maximum(largest / (2**29 * x.scale), products / 2**30)
 
 
 def is_large(table: np.ndarray) -> bool:

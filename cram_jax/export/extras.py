@@ -4,9 +4,13 @@ import contextlib
 import importlib
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
+
+# Streams and logging belong to the process: two threads would restore each other's.
+silencing = threading.RLock()
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -31,11 +35,12 @@ def require(module: str, extra: str) -> ModuleType:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences progress bars and advice of other packages."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with silencing:
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(before)

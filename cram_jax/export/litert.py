@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from cram_jax.export.extras import require
+from cram_jax.export.extras import require, silencing
 from cram_jax.validation import check_choice
 from cram_jax.writing import replacing
 
@@ -139,7 +139,8 @@ def _quantise(content: bytes, weights: str) -> bytes:
         "int4": recipe.dynamic_wi4_afp32,
         "int4 in blocks": recipe.dynamic_wi4b32_afp32,
     }[weights]
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it did
+    # It prints what it did.
+    with silencing, contextlib.redirect_stdout(io.StringIO()):
         result = quantizer.Quantizer(content, make()).quantize()
     return bytes(result.quantized_model)
 

@@ -33,7 +33,7 @@ def to_onnx(
     Operator set 17 and IR 8, with plain ``Conv``, ``Gemm`` and ``MatMul``; batch norm
     is folded into the layer before it; batch size and length of a sequence are free.
     Images are (batch, channels, height, width) and integers of 64 bits, as is usual in
-    ONNX; the names are those of the graph.
+    ONNX; the names are those of the graph, except of an output that is an input.
 
     Args:
       graph: the network; see `cram_jax.engine.GraphBuilder`.
@@ -50,8 +50,9 @@ def to_onnx(
         sums of two products of 8 bits overflow 16 bits.
 
     Raises:
-      ValueError: ``bits`` is not 4, 8 or 32, or does not suit the calibration; or ONNX
-        cannot express an operation, and the error names the node.
+      ValueError: ``bits`` is not 4, 8 or 32, or does not suit the calibration, or that
+        has another method than "minmax"; or ONNX cannot express an operation, and the
+        error names the node.
       TypeError: ``graph`` is not a graph, ``bits`` not an integer, or the calibration a
         single array.
       ImportError: onnx is not installed, or ONNX Runtime for a calibration.
@@ -73,6 +74,10 @@ def to_onnx(
     if calibration is not None and bits != 8:
         raise ValueError(f"a calibration needs bits=8, got bits={bits}")
     examples = as_calibration(calibration)
+    if examples is not None and examples.method != "minmax":
+        raise ValueError(
+            f"calibration must be of method 'minmax' for ONNX, got {examples.method!r}"
+        )
     model = OnnxWriter(graph, 32 if examples else bits).model
     with replacing(path) as beside:
         if examples is None:
@@ -121,7 +126,7 @@ def run_onnx(
     )
 
     def call(*inputs: Any) -> Any:
-        results = session.run(list(graph.outputs), onnx_inputs(graph, inputs))
+        results = session.run(None, onnx_inputs(graph, inputs))
         results = [x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for x in results]
         return results[0] if len(results) == 1 else tuple(results)
 

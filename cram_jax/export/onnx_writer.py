@@ -73,16 +73,25 @@ class OnnxWriter:
     def _finish(self, graph: Graph) -> Any:
         helper, tensor = self._helper, self._onnx.TensorProto
         floats, integers = tensor.FLOAT, tensor.INT64
+        passed = [node.name for node in graph.inputs]
+        # ONNX Runtime's tool for INT8 fails if a name is of an input and an output.
+        returned = [
+            self._add("Identity", name) if name in passed else name
+            for name in graph.outputs
+        ]
         inputs, outputs = (
             [
                 helper.make_tensor_value_info(
                     name,
-                    integers if graph.types[name].dtype == "int32" else floats,
-                    _shape(graph.types[name]),
+                    integers if graph.types[own].dtype == "int32" else floats,
+                    _shape(graph.types[own]),
                 )
-                for name in names
+                for name, own in pairs
             ]
-            for names in ([node.name for node in graph.inputs], graph.outputs)
+            for pairs in (
+                zip(passed, passed, strict=True),
+                zip(returned, graph.outputs, strict=True),
+            )
         )
         constants = [
             self._onnx.numpy_helper.from_array(array, name)

@@ -1,6 +1,7 @@
 """Compresses a model, writes it as others store it, and runs what was written."""
 
 import contextlib
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,11 +26,15 @@ class Compressed(NamedTuple):
 
     Attributes:
       model: to be written.
+      target: what it was compressed to.
+      exact: whether integers in the file would hold its weights exactly.
       before: the metric of the dense network, in per cent.
       after: of the compressed one, with recalibrated batch norm.
     """
 
     model: Model
+    target: str
+    exact: bool
     before: float
     after: float
 
@@ -42,7 +47,7 @@ def export(options: Export) -> None:
         return
     found = _compress(options, say)
     model, width = found.model, options.width
-    tolerance = options.tolerance or (0.25 if _rounds(options, model) else 1e-4)
+    tolerance = options.tolerance or _tolerance(options, found)
     inputs = model.samples.inputs(EXAMPLES)
     say(f"writing {options.out} and comparing it with JAX ...")
     expected = model.network.forward(*inputs)
@@ -62,7 +67,10 @@ def export(options: Export) -> None:
         f"% of {model.network.nbytes / 1e6:.3f} MB dense"
     )
     words = f"{metric} {found.before:.2f} % dense, {found.after:.2f} % compressed to "
-    say(f"{words}{targets.label(options.target)}")
+    say(f"{words}{targets.label(found.target)}")
+    if found.target != options.target:
+        bits = targets.parse(options.target)[-1].numbers[0]
+        say(f"It holds all 8 bits: load_packed(..., bits={bits}) reads the first ones")
     if run is None:
         say("It cannot be run on this machine: nothing was compared.")
         return
@@ -83,9 +91,10 @@ def _compress(options: Export, say: Callable[..., Any]) -> Compressed:
     pruners = PrunerOptions(options.second_order, options.layerwise)
     evaluation = make_evaluation(config, data, task, pruners)
     before = evaluation.accuracy(params, batch_stats)
-    # Leading bits are taken when the file is read.
-    whole = options.format == "packed" and options.target.startswith("nested")
-    target = "nested8" if whole else options.target
+    target = options.target
+    if options.format == "packed" and options.width == 8:
+        # Leading bits are taken when the file is read.
+        target = re.sub(r"nested\d$", "nested8", target)
     params = evaluation.compress(params, target, batch_stats).params
     batch_stats = evaluation.recalibrate(params, batch_stats)
     after = evaluation.accuracy(params, batch_stats)
@@ -103,7 +112,9 @@ def _compress(options: Export, say: Callable[..., Any]) -> Compressed:
         "2:4" in options.target.split("+"),
         options.in_blocks,
     )
-    return Compressed(model, before, after)
+    # A target rounds only what is prunable, a file all matrices.
+    exact = task.filters.prunable is None and _is_rounded(options)
+    return Compressed(model, target, exact, before, after)
 
 
 def _export_to_library(options: Export, say: Callable[..., Any]) -> None:
@@ -133,20 +144,23 @@ def _export_to_library(options: Export, say: Callable[..., Any]) -> None:
     say(f"{out}: {', '.join(names) or f'{_size(out) / 1e6:.3f} MB'}")
 
 
-def _rounds(options: Export, model: Model) -> bool:
-    """Whether the file rounds weights or, as it runs, activations."""
-    if options.width not in (4, 8):
-        return False
-    is_done = _is_rounded(options.target, options.width)
-    return not is_done or bool(model.calibration) or options.format == "litert"
+def _tolerance(options: Export, found: Compressed) -> float:
+    """The difference from JAX that the numbers in the file explain."""
+    if options.width == 32:
+        return 1e-4
+    if options.width == 16:
+        return 0.01
+    rounds_activations = bool(found.model.calibration) or options.format == "litert"
+    return 1e-4 if found.exact and not rounds_activations else 0.25
 
 
-def _is_rounded(target: str, width: int) -> bool:
-    """Whether a target leaves weights that integers of this width hold exactly."""
-    last = targets.parse(target)[-1]
-    if last.form == "nested":
-        return width == 8
-    return last.form == "quantised" and last.numbers[0] == width
+def _is_rounded(options: Export) -> bool:
+    """Whether the target leaves weights that the integers of the file hold exactly."""
+    last = targets.parse(options.target)[-1]
+    if options.format == "packed" and last.form == "nested":
+        return options.width in (8, last.numbers[0])
+    block = (32,) if options.format == "onnx" else ()
+    return last.form == "quantised" and last.numbers == (options.width, *block)
 
 
 def _size(path: Path) -> int:

@@ -41,7 +41,10 @@ def drawn_targets(names: Sequence[str]) -> tuple[str, ...]:
     kept = [
         name
         for name in names
-        if all(part.form not in ("n of m", "quantised") for part in targets.parse(name))
+        if all(
+            part.form not in ("n of m", *targets.ROUNDING) and part.bits is None
+            for part in targets.parse(name)
+        )
     ]
     return tuple(dict.fromkeys(("dense", *kept)))
 

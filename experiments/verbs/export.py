@@ -63,8 +63,9 @@ class Export:
     4. By default what the target rounds to, if the format has it, else the first."""
     tolerance: float | None = None
     """The largest difference from JAX, as a share of the largest output; by default
-    0.25 if the file rounds weights that the target has not, or activations as it runs
-    (INT8 of onnx, integers of litert), else 0.0001."""
+    0.25 if the file rounds weights that the target has not to integers, or activations
+    as it runs (INT8 of onnx, integers of litert), 0.01 if it holds float16, else
+    0.0001."""
     calibration: int = 200
     """Training examples that INT8 activations are calibrated with."""
     vocabulary: Path | None = None
@@ -86,8 +87,10 @@ class Export:
             return self.bits
         last = targets.parse(self.target)[-1]
         rounded = last.numbers[0] if last.form in ("quantised", "nested") else 0
-        # In ONNX 4 bits mean blocks; scales by output are not what the target rounds.
+        # Only what the format holds exactly: blocks in ONNX, outputs in packed files.
         if self.format == "onnx" and rounded == 4 and not self.in_blocks:
+            rounded = 0
+        if self.format == "packed" and last.numbers[1:]:
             rounded = 0
         if last.form == "nested" and self.format == "packed":
             rounded = 8  # all of them are the leading bits of 8

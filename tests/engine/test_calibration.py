@@ -69,6 +69,14 @@ def test_a_tensor_may_be_one_number(method, value):
     assert (nearest - found.zero) * found.scale == pytest.approx(value, rel=0.01)
 
 
+@pytest.mark.parametrize("method", ["minmax", "percentile", "least_squares"])
+@pytest.mark.parametrize("size", [1e-42, 3e38])
+def test_ranges_reach_to_the_ends_of_float32(method, size):
+    x = np.linspace(-size, size, 400, dtype=np.float64).astype(np.float32)
+    found = calibrated([x.reshape(100, 4)], method)
+    assert found.scale >= 0.9 * 2 * size / 255
+
+
 def test_calibration_refuses_what_is_not_finite():
     network = engine.GraphBuilder()
     graph = network.build(

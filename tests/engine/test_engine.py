@@ -249,6 +249,25 @@ def test_it_is_one_call_inside_jit(images, texts):
         all_equal(twice(*inputs), [2 * y for y in run(*inputs)])
 
 
+@pytest.mark.parametrize("make", [convolutional, transformer])
+def test_an_engine_keeps_its_weights_when_the_caller_s_arrays_change(make):
+    graph, inputs = make(np.random.default_rng(0))
+    for calibration in (None, [inputs]):
+        run = engine.compile(graph, calibration=calibration)
+        before = run(*inputs)
+        arrays = [
+            value
+            for node in graph.nodes
+            for value in vars(node.operation).values()
+            if isinstance(value, np.ndarray)
+        ]
+        for array in arrays:
+            array += 1
+        all_equal(run(*inputs), before)
+        # A batch of another size reads the biases again.
+        all_equal(run(*(x[:1] for x in inputs)), [y[:1] for y in before])
+
+
 def test_a_profile_counts_what_is_not_skipped():
     kernel = np.zeros((8, 8), np.float32)
     kernel[:4, :2] = 1

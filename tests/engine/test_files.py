@@ -159,13 +159,19 @@ def test_tables_of_few_rows_are_exact(tmp_path):
 
 def test_options_may_be_numbers_of_numpy(tmp_path):
     network = engine.GraphBuilder()
-    x = network.add(engine.Input((3, 4)))
+    x = network.add(engine.Input(tuple(np.array([3, 4]))))
     x = network.add(engine.Attention(np.int64(2)), x, x, x)
     x = network.add(engine.LayerNorm(np.ones(4), np.ones(4), np.float32(1e-6)), x)
-    written = engine.compile(network.build(network.add(engine.Token(np.int32(1)), x)))
+    x = network.add(engine.Token(np.int32(1)), x)
+    one, two = np.int64(1), np.int32(2)
+    y = network.add(engine.Input((6, 6, 4)))
+    y = network.add(engine.Conv(np.ones((3, 3, 4, 4)), None, two, one), y)
+    y = network.add(engine.MaxPool(two, one, [[one, one], [one, one]]), y)
+    written = engine.compile(network.build(x, y))
     written.save(tmp_path / "engine")
-    x = np.random.default_rng(0).standard_normal((2, 3, 4))
-    np.testing.assert_array_equal(load(tmp_path / "engine")(x), written(x))
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 6, 6, 4))
+    all_equal(load(tmp_path / "engine")(*inputs), written(*inputs))
 
 
 def test_a_file_that_lacks_weights_is_damaged(tmp_path):

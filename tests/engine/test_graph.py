@@ -99,6 +99,16 @@ def test_what_does_not_fit_is_named(operation, shapes, message):
             r"padding must be a number, \(\(top, bottom\), .* got \(1, 1\)",
         ),
         (
+            lambda: engine.Conv(ones(3, 3, 2, 4), strides=2.0),
+            TypeError,
+            "strides must be an integer, got 2.0",
+        ),
+        (
+            lambda: engine.MaxPool(None),
+            TypeError,
+            "window must be an integer, got None",
+        ),
+        (
             lambda: engine.batch_norm(ones(2), -ones(2)),
             ValueError,
             "variance must be at least 0, got -1.0",
@@ -121,6 +131,15 @@ def test_wrong_options_are_refused(make, error, message):
         make()
 
 
+def test_a_name_by_default_is_not_one_that_was_given():
+    network = GraphBuilder()
+    x = network.add(Input((3,)), name="relu1")
+    y = network.add(engine.Relu(), x)
+    z = network.add(engine.Relu(), y)
+    assert len({x, y, z}) == 3
+    network.build(z)
+
+
 def test_a_graph_is_in_order_and_has_unique_names():
     network = GraphBuilder()
     x = network.add(Input((3,)), name="x")
@@ -132,11 +151,22 @@ def test_a_graph_is_in_order_and_has_unique_names():
     network.add(engine.Relu(), "later", name="z")
     with pytest.raises(ValueError, match="node 'z' reads 'later', which is not before"):
         network.build("z")
+    listed = GraphBuilder()
+    x = listed.add(Input((3,)), name="x")
+    with pytest.raises(ValueError, match=r"output \['x'\] is not a node"):
+        listed.build([x])
+    listed.add(engine.Add(), [x, x], name="y")
+    with pytest.raises(ValueError, match=r"node 'y' reads \['x', 'x'\], which is not"):
+        listed.build("y")
     twice = GraphBuilder()
     twice.add(Input((3,)), name="x")
     twice.add(Input((3,)), name="x")
     with pytest.raises(ValueError, match="two nodes are called 'x'"):
         twice.build("x")
+    numbered = GraphBuilder()
+    numbered.add(Input((3,)), name=1)
+    with pytest.raises(ValueError, match="names of nodes must be texts, got 1"):
+        numbered.build(1)
     lengths = GraphBuilder()
     lengths.add(Input((4, 2)), name="x")
     lengths.add(Input((None,), "int32"), name="y")

@@ -76,6 +76,33 @@ def padded_shares(network, x):
     )
 
 
+def many(network, x):
+    """Weights of one sign: with 8 bits their products would exceed 32."""
+    kernel = np.random.default_rng(0).uniform(0.5, 1, (90_000, 2))
+    return network.add(engine.Linear(kernel, np.ones(2)), x)
+
+
+def test_a_layer_may_have_more_inputs_than_32_bits_hold_products():
+    compare(many, (90_000,), True, 0.05)
+
+
+def test_a_pool_beside_faint_weights_has_the_range_of_its_input():
+    """What it selects is near zero; the bytes still reach down to -1000."""
+    network = engine.GraphBuilder()
+    x = network.add(engine.Input((6, 6, 4)))
+    x = network.add(engine.Conv(np.eye(4)[None, None]), x)
+    y = network.add(engine.Conv(1e-9 * normal(1, 1, 4, 4)), x)
+    x = network.add(engine.MaxPool(3, 1, "SAME"), x)
+    x = network.add(engine.Add(), y, x)
+    x = network.add(engine.Conv(normal(1, 1, 4, 4)), x)
+    images = np.full((2, 6, 6, 4), -1000, np.float32)
+    images[:, ::2, ::2] = 0
+    graph = network.build(x)
+    expected = engine.interpret(graph, images)[x]
+    found = engine.compile(graph, calibration=[images])(images)
+    assert np.abs(found - expected).max() <= 1e-3  # a byte of the pool is 3.9
+
+
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("make", [mean_of_shares, padded_shares])
 def test_softmax_in_an_image_is_zero_beside_it(make, int8):

@@ -143,5 +143,6 @@ def test_the_front_is_what_no_other_point_beats():
 
 
 def test_targets_that_save_no_time_are_not_drawn():
-    names = ("dense", "k90", "2:4", "b90", "4bit", "b90+4bit")
+    rounded = ("4bit", "b90+4bit", "nested8", "k90+mxfp4", "nvfp4", "g90@4bit")
+    names = ("dense", "k90", "2:4", "b90", *rounded)
     assert drawn_targets(names) == ("dense", "k90", "b90")

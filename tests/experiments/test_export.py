@@ -47,7 +47,21 @@ def need(extra):
     ("options", "name", "words"),
     [
         ("--target k90 --format packed", "k90.safetensors", "tolerance 0.0001"),
+        ("--bits 16 --format packed", "half.safetensors", "tolerance 0.01"),
+        # Its scales are of blocks, which only floats hold.
+        ("--target 4bit@32 --format packed", "blocks.safetensors", "tolerance 0.0001"),
+        (
+            "--target b90+nested4 --format packed",
+            "nested.safetensors",
+            "+ 8 of 8 bits It holds all 8 bits: load_packed(..., bits=4) reads the",
+        ),
+        (
+            "--target nested4 --bits 4 --format packed",
+            "leading.safetensors",
+            "compressed to 4 of 8 bits Largest difference",
+        ),
         ("--target 2:4 --format onnx", "half.onnx", "tolerance 0.0001"),
+        ("--target 4bit --bits 4 --format onnx", "int4.onnx", "tolerance 0.25"),
         ("--target 8bit --calibration 64 --format onnx", "int8.onnx", "tolerance 0.25"),
         ("--format litert", "dense.tflite", "tolerance 0.0001"),
         # Activations are rounded while it runs.

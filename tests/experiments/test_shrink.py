@@ -4,6 +4,7 @@ import dataclasses
 import sys
 import types
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from flax import nnx
 
 import cram_jax
 from cram_jax.structure import group_masks, kept_groups, shrink
+from experiments import checkpoints
 from experiments.batches import Examples
 from experiments.commands.shrink import check_network, shrunken
 from experiments.errors import ConfigError
@@ -19,6 +21,9 @@ from experiments.images.data import Dataset
 from experiments.images.models import read_layer_widths
 from experiments.images.resnet import Bottleneck, ResNet
 from experiments.images.task import classification, make_network
+from experiments.kinds import prepare
+from experiments.open_run import open_run
+from experiments.recipes import digits
 from experiments.stored_config import from_dict, to_dict
 from experiments.targets import projector
 from experiments.text.question_answering import question_answering
@@ -138,6 +143,20 @@ def test_the_widths_of_bottlenecks_are_read_in_the_order_of_the_network():
         for path, leaf in leaves
     }
     assert read_layer_widths(shapes) == widths
+
+
+def test_a_network_opens_although_the_targets_it_was_trained_for_no_longer_suit_it(
+    tmp_path, data_dir
+):
+    """Blocks of four inputs divide none of the widths that are left."""
+    model = ModelConfig(layer_widths=(13, 7, 13, 14, 13))
+    config = dataclasses.replace(digits.blocks, model=model)
+    _, task = prepare(config, data_dir)
+    params, batch_stats = task.init(0)
+    checkpoints.save_model(tmp_path / "small", config, params, batch_stats)
+    opened = open_run(tmp_path / "small", data_dir, print)
+    chex.assert_trees_all_equal(opened.params, params)
+    chex.assert_trees_all_equal(opened.batch_stats, batch_stats)
 
 
 def test_another_network_than_the_masked_one_is_refused():

@@ -1,6 +1,8 @@
 """ONNX files compute what the graph computes, in two runtimes."""
 
 import logging
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from cram_jax.export import (
     run_onnx,
     to_onnx,
 )
-from cram_jax.export.extras import require
+from cram_jax.export.extras import quiet, require
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -113,6 +115,19 @@ def test_int8_is_near_and_files_are_deterministic(examples, tmp_path, name):
         check_parity(got, expected, 0.05)
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_an_input_may_be_an_output(tmp_path, calibrated):
+    network = engine.GraphBuilder()
+    x = network.add(engine.Input((4, 4, 3)), name="x")
+    y = network.add(engine.Conv(np.ones((1, 1, 3, 2))), x)
+    graph = network.build(y, x)
+    images = np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype(np.float32)
+    options = {"bits": 8, "calibration": [images]} if calibrated else {}
+    to_onnx(graph, tmp_path / "network.onnx", **options)
+    got = run_onnx(graph, tmp_path / "network.onnx")(images)
+    check_parity(got, (images.sum(-1, keepdims=True).repeat(2, -1), images), 0.05)
+
+
 @pytest.mark.parametrize(("bits", "tolerance"), [(4, 0.2), (8, 0.02)])
 def test_linear_layers_in_blocks_of_few_bits(examples, tmp_path, bits, tolerance):
     graph, inputs, expected = examples["transformer"]
@@ -191,6 +206,10 @@ def test_any_mask_that_is_not_zero_is_attended(tmp_path):
         ({"bits": 8, "calibration": []}, "batches must not be empty"),
         ({"bits": 4, "calibration": [1]}, "a calibration needs bits=8, got bits=4"),
         ({"calibration": [1]}, "a calibration needs bits=8, got bits=32"),
+        (
+            {"bits": 8, "calibration": engine.Calibration([1], "percentile")},
+            "calibration must be of method 'minmax' for ONNX, got 'percentile'",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(examples, tmp_path, options, message):
@@ -217,6 +236,28 @@ def test_an_operation_without_a_form_is_named(tmp_path):
     with pytest.raises(ValueError, match="node 'odd': Strange has no form in ONNX"):
         to_onnx(graph, tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_threads_that_silence_packages_at_once_restore_what_was_there():
+    """Else the last one to end would restore the silence of the other."""
+    before = sys.stderr, logging.root.manager.disable
+    begun, met = threading.Event(), threading.Event()
+
+    def wait():
+        with quiet():
+            begun.set()
+            met.wait(0.2)
+
+    def meet():
+        begun.wait()
+        with quiet():
+            met.set()
+            first.join()
+
+    first, second = threading.Thread(target=wait), threading.Thread(target=meet)
+    first.start(), second.start()
+    second.join()
+    assert (sys.stderr, logging.root.manager.disable) == before
 
 
 def test_a_missing_package_is_one_line():

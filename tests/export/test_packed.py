@@ -179,6 +179,7 @@ def test_an_error_leaves_nothing_behind_and_what_was_there_untouched(tmp_path):
         ({"..": jnp.ones(3)}, {}, "must be named by a path such as"),
         ({"a:values": jnp.ones(3)}, {}, "must be named by a path such as"),
         ({"count/": jnp.ones(3)}, {}, "must be named by a path such as"),
+        ({"__metadata__": jnp.ones(3)}, {}, "no array can be called '__metadata__'"),
     ],
 )
 def test_what_cannot_be_stored_is_refused(tmp_path, change, options, message):

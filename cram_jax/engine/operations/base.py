@@ -102,6 +102,8 @@ class Input(Operation):
             if size is None and axis == 0 and self.infer().has_length:
                 continue
             check_integer(f"shape[{axis}]", size, minimum=1, maximum=2**24)
+        sizes = tuple(None if size is None else int(size) for size in self.shape)
+        object.__setattr__(self, "shape", sizes)
 
     def infer(self, *inputs: TensorType) -> TensorType:
         """See `Operation.infer`."""

@@ -143,8 +143,10 @@ def product_constants(
     empty = weights.absolute_sums() == 0
     scale[empty] = np.maximum(np.abs(bias[empty]) / 2**24, 1e-30)
     start = np.rint(bias / scale) - x.zero * weights.sums()
-    largest = np.abs(start) + 255 * weights.absolute_sums()
-    if largest.max() >= 2**31:
+    # On the way there a sum may wrap around.
+    highest = start + 255 * (weights.absolute_sums() + weights.sums()) / 2
+    lowest = start - 255 * (weights.absolute_sums() - weights.sums()) / 2
+    if np.abs([start, highest, lowest]).max() >= 2**31:
         raise ValueError(
             f"node {name!r}: a sum of integers exceeds 32 bits; the scale of its "
             f"weights is too small for its bias"
