@@ -4,16 +4,17 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from cram_jax.engine import tuning
+from cram_jax.engine.arguments import Arguments
 from cram_jax.engine.calibration import Calibration, as_calibration, find_ranges
 from cram_jax.engine.executor import Program
-from cram_jax.engine.fusion import Lookup, fuse
+from cram_jax.engine.fusion import fuse
 from cram_jax.engine.graph import Graph, check_graph
 from cram_jax.engine.kernels import SparseProduct
 from cram_jax.engine.model import (
@@ -117,10 +118,9 @@ class Engine:
         check_integer("threads", threads, minimum=1, maximum=256)
         self.model, self.target, self.threads = model, target, threads
         self._plans: OrderedDict[tuple[int, int], Session] = OrderedDict()
-        self._checked: dict[tuple[Any, ...], tuple[int, int]] = {}
         self._tiles = tuning.TileTable()
         self._lock = threading.Lock()
-        self._entries = _table_sizes(model)
+        self._arguments = Arguments(model)
         _engines.add(self)
 
     @property
@@ -142,7 +142,7 @@ class Engine:
           ValueError: a shape does not fit, or an id is not in its table.
           TypeError: the dtype does not fit.
         """
-        arrays, batch, length = self._check(inputs)
+        arrays, batch, length = self._arguments.check(inputs)
         if batch == 0:
             results = [np.zeros((0, *s), np.float32) for s in self._shapes(length)]
         else:
@@ -179,7 +179,7 @@ class Engine:
           >>> run.tensors([[1.0, -2.0]], names=[hidden])
           {'relu1': array([[1., 0.]], dtype=float32)}
         """
-        arrays, batch, length = self._check_some(inputs)
+        arrays, batch, length = self._arguments.some(inputs)
         plan = self._session(batch, length, self._tile, keep=True)
         plan.load(arrays)
         plan.program.run()
@@ -210,7 +210,9 @@ class Engine:
 
         def call(*inputs: Any) -> Any:
             # Shapes are known while tracing, values are not.
-            batch, length = self._check_shapes([(x.shape, x.dtype) for x in inputs])
+            batch, length = self._arguments.of_shapes(
+                [(x.shape, x.dtype) for x in inputs]
+            )
             results = [
                 jax.ShapeDtypeStruct((batch, *shape), np.float32)
                 for shape in self._shapes(length)
@@ -250,7 +252,7 @@ class Engine:
           [('input0', 0), ('linear1', 512)]
         """
         check_integer("repeats", repeats, minimum=1)
-        arrays, batch, length = self._check_some(inputs)
+        arrays, batch, length = self._arguments.some(inputs)
         plan = self._session(batch, length, self._tile, keep=True)
         plan.load(arrays)
         plan.program.run()
@@ -292,7 +294,7 @@ class Engine:
           >>> run.tune(np.ones((1, 32, 32, 3), np.float32))  # doctest: +SKIP
         """
         check_integer("repeats", repeats, minimum=1)
-        arrays, batch, length = self._check_some(inputs)
+        arrays, batch, length = self._arguments.some(inputs)
         times: dict[str, dict[int, float]] = {}
         for rank in range(tuning.CANDIDATES):
             plan = self._session(batch, length, _ranked(self.target, rank), keep=True)
@@ -371,78 +373,6 @@ class Engine:
             for name in graph.outputs
         ]
 
-    def _check_shapes(self, given: Sequence[tuple[Any, Any]]) -> tuple[int, int]:
-        """Batch size and length of inputs with these shapes and dtypes."""
-        nodes = self.model.graph.inputs
-        if len(given) != len(nodes):
-            raise ValueError(
-                f"inputs must be {len(nodes)} arrays "
-                f"({', '.join(node.name for node in nodes)}), got {len(given)}"
-            )
-        batch, length = None, None
-        for node, (shape, dtype) in zip(nodes, given, strict=True):
-            kind = self.model.graph.types[node.name]
-            expected = ("batch", *("length" if s is None else s for s in kind.shape))
-            fits = len(shape) == len(expected) and all(
-                wanted is None or wanted == size
-                for wanted, size in zip(kind.shape, shape[1:], strict=True)
-            )
-            if not fits:
-                raise ValueError(
-                    f"input {node.name!r} must have shape "
-                    f"({', '.join(map(str, expected))}), got {tuple(shape)}"
-                )
-            if kind.dtype == "int32":
-                is_right = np.dtype(dtype).kind in "iub"
-            else:
-                is_right = np.dtype(dtype).kind == "f" or str(dtype) == "bfloat16"
-            if not is_right:
-                raise TypeError(
-                    f"input {node.name!r} must be {kind.dtype}, got {np.dtype(dtype)}"
-                )
-            if batch not in (None, shape[0]):
-                raise ValueError(
-                    f"inputs must share one batch size, got {batch} and {shape[0]}"
-                )
-            batch = int(shape[0])
-            if kind.has_length:
-                if length not in (None, shape[1]):
-                    raise ValueError(
-                        f"inputs must share one length, got {length} and {shape[1]}"
-                    )
-                length = int(shape[1])
-                if not 1 <= length <= 2**16:
-                    raise ValueError(f"length must be from 1 to 65536, got {length}")
-        return batch or 0, length or 1
-
-    def _check_some(self, inputs: tuple[Any, ...]) -> tuple[list[np.ndarray], int, int]:
-        arrays, batch, length = self._check(inputs)
-        if batch == 0:
-            raise ValueError("inputs must hold at least one example, got none")
-        return arrays, batch, length
-
-    def _check(self, inputs: tuple[Any, ...]) -> tuple[list[np.ndarray], int, int]:
-        arrays = [np.asarray(x) for x in inputs]
-        given = tuple((x.shape, x.dtype) for x in arrays)
-        if given not in self._checked:
-            checked = self._check_shapes(given)
-            if len(self._checked) >= _PLANS:
-                self._checked.clear()
-            self._checked[given] = checked
-        batch, length = self._checked[given]
-        if not self._entries:
-            return arrays, batch, length
-        for node, x in zip(self.model.graph.inputs, arrays, strict=True):
-            entries = self._entries.get(node.name)
-            if entries is not None and x.size:
-                low, high = int(x.min()), int(x.max())
-                if low < 0 or high >= entries:
-                    raise ValueError(
-                        f"input {node.name!r} must have ids from 0 to {entries - 1}, "
-                        f"got {low if low < 0 else high}"
-                    )
-        return arrays, batch, length
-
 
 def _ranked(target: Target, rank: int) -> Tiles:
     """The candidate tile of this rank, the smallest first."""
@@ -453,16 +383,6 @@ def _ranked(target: Target, rank: int) -> Tiles:
         return choices[min(rank, len(choices) - 1)]
 
     return tile
-
-
-def _table_sizes(model: Model) -> dict[str, int]:
-    """For every input of ids, the entries of the smallest table that they index."""
-    entries: dict[str, int] = {}
-    for node in model.graph.nodes:
-        if isinstance(node.operation, Lookup):
-            name, size = node.inputs[0], len(node.operation.table)
-            entries[name] = min(entries.get(name, size), size)
-    return entries
 
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
