@@ -92,7 +92,8 @@ class LayerInputs:
                 f"numbers for a leaf of shape {jnp.shape(leaf.value)} with "
                 f"{leaf.axes}, got the shape {jnp.shape(gram)}"
             )
-        dtype = jnp.promote_types(jnp.result_type(weights, gram), jnp.float32)
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.result_type(weights, gram, jnp.float32)
         gram = jnp.reshape(gram, (layers, inputs, inputs))
         return weights.astype(dtype), gram.astype(dtype)
 

@@ -23,6 +23,7 @@ from cram_jax.projector import (
     check_projector,
     safe_denominator,
 )
+from cram_jax.reshaping import gathered
 from cram_jax.validation import check_positive
 
 
@@ -135,9 +136,11 @@ class Refit(Projector):
         (pruned, masks), state = self.projector.project(params, state, key)
         values, kept = jax.tree.leaves(pruned), jax.tree.leaves(masks)
         for i, leaf in self._refitted(params).items():
+            # NumPy's float64 may not be a dtype that jax has enabled.
+            leaf = leaf._replace(value=jnp.asarray(leaf.value))
             weights, gram = self.inputs.matrices(leaf)
-            mask = to_matrices(kept[i], leaf.axes)
-            start = to_matrices(values[i], leaf.axes).astype(weights.dtype)
+            mask = to_matrices(gathered(kept[i]), leaf.axes)
+            start = to_matrices(gathered(values[i]), leaf.axes).astype(weights.dtype)
             solved = _solve(weights, mask, start, gram, self.damping)
             values[i], _ = like_leaf(leaf, solved, mask)
         structure: Any = jax.tree.structure(params)

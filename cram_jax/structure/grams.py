@@ -11,7 +11,7 @@ from jax.extend import core as jex
 
 from cram_jax.axes import Axes
 from cram_jax.paths import named_leaves
-from cram_jax.projector import check_arrays
+from cram_jax.projector import check_arrays, widened
 from cram_jax.structure.contracted import Contraction, Place, find_contractions
 from cram_jax.structure.equations import evaluate, shape_of
 from cram_jax.structure.interpret import called
@@ -253,8 +253,7 @@ def _gram(eqn: jex.JaxprEqn, activations: Any, contraction: Contraction) -> jax.
         rows = _rows_of_product(eqn, activations, 1 - contraction.side)
     else:
         rows = _rows_of_convolution(eqn, activations)
-    wide = jnp.promote_types(rows.dtype, jnp.float32)
-    rows = rows.astype(wide)
+    rows = widened(rows)
     layers, positions, inputs = rows.shape
 
     def by_place(place: Place) -> tuple[bool, Place]:

@@ -439,3 +439,44 @@ def test_what_changes_the_weights_it_keeps_is_not_cached(projector):
         cached(projector, every=2)
     cached(per_leaf({"kernel": top_k(0.5)}), every=2)
     cached(wanda(0.5, GRAM), every=2)
+
+
+@pytest.mark.parametrize(
+    "make", [wanda, sparse_gpt, lambda share, *args: refit(top_k(share), *args)]
+)
+def test_narrow_weights_are_pruned_under_strict_promotion(make):
+    weights, x, _ = problem()
+    narrow = {"kernel": jnp.asarray(weights, jnp.bfloat16)}
+    batches = [jnp.asarray(x, jnp.bfloat16)]
+
+    def prune_narrow():
+        grams = input_grams(lambda p, x: x @ p["kernel"], narrow, batches)
+        return compress(narrow, make(0.5, grams))
+
+    expected = prune_narrow()
+    with jax.numpy_dtype_promotion("strict"):
+        jax.tree.map(np.testing.assert_array_equal, prune_narrow(), expected)
+
+
+def test_weights_of_numpy_are_refitted_in_the_dtypes_that_jax_has():
+    weights, _, gram = problem()
+    with jax.enable_x64(False):
+        params = {"kernel": weights}
+        refitted = compress(params, refit(top_k(0.5), {"kernel": gram})).params
+    assert refitted["kernel"].dtype == jnp.float32
+
+
+@pytest.mark.several_devices
+def test_layers_spread_over_explicit_axes_are_refitted_where_they_are():
+    weights, inputs = np.random.default_rng(0).standard_normal((2, 4, 8, 8), np.float32)
+    grams = {"kernel": jnp.asarray(np.swapaxes(inputs, 1, 2) @ inputs)}
+    axes = Axes("stack", "input", "output")
+    projector = refit(top_k(0.5, axes={"kernel": axes}), grams, axes={"kernel": axes})
+    expected = compress({"kernel": jnp.asarray(weights)}, projector).params["kernel"]
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, PartitionSpec("d", None, None))
+        leaf = jax.device_put(weights, sharding)
+        ours = compress({"kernel": leaf}, projector).params["kernel"]
+    assert ours.sharding == sharding
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
