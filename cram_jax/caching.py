@@ -14,7 +14,7 @@ from cram_jax.projector import (
     check_only_masks,
     check_projector,
 )
-from cram_jax.reshaping import placed, split_axis
+from cram_jax.reshaping import pad_axis, placed, split_axis
 from cram_jax.validation import check_integer
 
 
@@ -134,9 +134,7 @@ class Cached(Projector):
 
 def _pack(mask: jax.Array) -> jax.Array:
     mask = jnp.atleast_1d(mask)
-    short = -mask.shape[-1] % 8
-    if short:
-        mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, short)])
+    mask = pad_axis(mask, mask.ndim - 1, 8)
     groups = split_axis(mask, mask.ndim - 1, 8)
     return jnp.sum(jnp.where(groups, _values(groups), 0), axis=-1, dtype=jnp.uint8)
 

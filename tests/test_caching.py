@@ -85,6 +85,20 @@ def test_it_needs_no_jit_on_explicit_axes(spec):
         )
 
 
+@pytest.mark.several_devices
+def test_masks_are_cached_on_axes_that_their_bytes_do_not_divide():
+    mesh = jax.make_mesh(
+        (6,), ("d",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:6]
+    )
+    (plain,) = kernels(1, (4, 12))
+    projector = cached(top_k(0.5), every=2)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(plain, jax.NamedSharding(mesh, P(None, "d")))
+        (ours,), _ = use(projector, [spread])
+    (expected,), _ = use(projector, [plain])
+    np.testing.assert_array_equal(ours.masks["w"], expected.masks["w"])
+
+
 def test_members_of_one_of_count_their_own_uses():
     projector = one_of(cached(top_k(0.5), every=2), cached(top_k(0.8), every=2))
     _, (first, second) = use(projector, kernels(6), jax.random.key(1))
