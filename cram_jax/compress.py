@@ -137,7 +137,8 @@ def keep_pruned(
 def held(mask: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
     """The update, or the one that takes the parameter to exactly zero."""
     # A parameter that was rounded to a narrower dtype would leave a remainder.
-    dtype = jnp.promote_types(update.dtype, param.dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.promote_types(*map(jnp.result_type, (update, param)))
     return jnp.where(mask, update.astype(dtype), -param.astype(dtype))
 
 

@@ -165,4 +165,5 @@ def _scale_tangent(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     value, scale = primals
-    return value, (tangents[0] * scale).astype(tangents[0].dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        return value, (tangents[0] * scale).astype(tangents[0].dtype)

@@ -228,7 +228,7 @@ def pulled(
         structure: Any = jax.tree.structure(updates)
         with jax.numpy_dtype_promotion("standard"):
             pulled_updates = structure.unflatten(
-                (u + force * o).astype(u.dtype) if is_changed else u
+                (u + force * o).astype(jnp.result_type(u)) if is_changed else u
                 for u, o, is_changed in leaves
             )
         squares: Params = ()

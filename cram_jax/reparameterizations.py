@@ -17,7 +17,7 @@ from cram_jax.axes import AxesLike
 from cram_jax.keys import as_key
 from cram_jax.leaves import Where, prunable
 from cram_jax.paths import named_leaves
-from cram_jax.projector import Params, Projector, check_projector
+from cram_jax.projector import Params, Projector, check_projector, widened
 from cram_jax.selection import keep_largest
 from cram_jax.sparsity import kept_count
 from cram_jax.validation import check_choice
@@ -274,12 +274,12 @@ def gated(
         open_ = log_alpha
         if draw is not None:
             # A narrow dtype has too few numbers near 0 and 1 for the tails.
-            wide = jnp.promote_types(log_alpha.dtype, jnp.float32)
+            wide = widened(log_alpha)
             uniform = jax.random.uniform(
-                jax.random.fold_in(draw, index), log_alpha.shape, wide, 1e-6, 1 - 1e-6
+                jax.random.fold_in(draw, index), wide.shape, wide.dtype, 1e-6, 1 - 1e-6
             )
             logit = jnp.log(uniform) - jnp.log1p(-uniform)
-            open_ = (logit + log_alpha) / TEMPERATURE
+            open_ = (logit + wide) / TEMPERATURE
         stretched = jax.nn.sigmoid(open_) * (HIGH - LOW) + LOW
         return weights * jnp.clip(stretched, 0, 1).astype(weights.dtype)
 
@@ -303,7 +303,8 @@ def open_share(log_alpha: Scores) -> jax.Array:
     """
     shift = TEMPERATURE * jnp.log(-LOW / HIGH)
     shares = [jax.nn.sigmoid(a - shift).mean() for a in log_alpha.values()]
-    return jnp.stack(shares).mean()
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.stack(shares).mean()
 
 
 @jax.custom_vjp
@@ -318,7 +319,8 @@ def _masked_forward(weights: jax.Array, scores: jax.Array, mask: jax.Array) -> A
 
 def _masked_backward(saved: Any, gradient: jax.Array) -> Any:
     weights, like_scores, mask = saved
-    wide = jnp.promote_types(gradient.dtype, like_scores.dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        wide = jnp.promote_types(gradient.dtype, like_scores.dtype)
     of_scores = gradient.astype(wide) * weights.astype(wide)
     return (
         jnp.where(mask, gradient, jnp.zeros_like(gradient)),
@@ -373,7 +375,12 @@ def _map_scored(
                 f"{jnp.shape(leaf)}, got the shape {jnp.shape(scores[path])}"
             )
     structure: Any = jax.tree.structure(params)
-    return structure.unflatten(
-        function(leaf, scores[path], index) if path in scores else leaf
-        for index, (path, leaf) in enumerate(named)
-    )
+    # Scores may be wider than their leaf. NumPy's float64 may not be a dtype that jax
+    # has enabled.
+    with jax.numpy_dtype_promotion("standard"):
+        return structure.unflatten(
+            function(jnp.asarray(leaf), jnp.asarray(scores[path]), index)
+            if path in scores
+            else leaf
+            for index, (path, leaf) in enumerate(named)
+        )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.counting import count_true, places, unstack
+from cram_jax.projector import widened
 from cram_jax.reshaping import gathered, placed
 
 # Bits settled by one pass over the data, which counts for 2**3 - 1 candidates. Seven
@@ -155,9 +156,10 @@ def _keep_largest(
     total = sum(array.size for array in arrays)
     integer = jnp.int64 if total > _INT32_ENTRIES else jnp.int32
     # A narrow integer may not hold the total, nor an int32 a wide k.
-    k = k.astype(jnp.promote_types(k.dtype, integer))
+    with jax.numpy_dtype_promotion("standard"):
+        k = k.astype(jnp.promote_types(k.dtype, integer))
     k = jnp.clip(k, 0, total).astype(integer)
-    dtype = jnp.result_type(*arrays)
+    dtype = _common_dtype(arrays)
     arrays = tuple(array.astype(dtype) for array in arrays)
 
     width = 8 * dtype.itemsize
@@ -204,6 +206,15 @@ def _keep_largest(
         _is_kept(array, threshold, end, signed=signed)
         for array, end in zip(arrays, unstack(ends), strict=True)
     )
+
+
+def _common_dtype(arrays: Sequence[jax.Array]) -> jnp.dtype:
+    """One that holds every entry."""
+    dtypes = {array.dtype for array in arrays}
+    if len(dtypes) == 1:
+        return dtypes.pop()
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*(widened(array).dtype for array in arrays))
 
 
 def _place_of_tie(

@@ -43,9 +43,10 @@ class TrainingPass:
             i for i, d in dtypes.items() if jnp.issubdtype(d, jnp.floating)
         ]
         self.integer = [i for i, d in dtypes.items() if jnp.issubdtype(d, jnp.integer)]
-        self._dtypes = dtypes | {
-            i: jnp.promote_types(dtypes[i], jnp.float32) for i in self.floating
-        }
+        with jax.numpy_dtype_promotion("standard"):
+            self._dtypes = dtypes | {
+                i: jnp.promote_types(dtypes[i], jnp.float32) for i in self.floating
+            }
         self._widened = sorted(
             {dtypes[i].name for i in self.floating if dtypes[i] != self._dtypes[i]}
         )
@@ -84,8 +85,12 @@ class TrainingPass:
                 f"apply must return {self.name(i)} in its shape {old.shape}, got "
                 f"{jnp.shape(returned)}"
             )
+        if i not in self.floating:
+            return
         dtype = jnp.result_type(returned)
-        if i in self.floating and jnp.promote_types(dtype, self._dtypes[i]) != dtype:
+        with jax.numpy_dtype_promotion("standard"):
+            wide = jnp.promote_types(dtype, self._dtypes[i])
+        if wide != dtype:
             raise TypeError(
                 f"apply must return {self.name(i)} as {self._dtypes[i].name}, in which "
                 f"it was handed, got {dtype.name}: its momentum cannot be read from "

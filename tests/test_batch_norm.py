@@ -83,6 +83,16 @@ def test_float64_statistics_are_exact():
         np.testing.assert_allclose(stats["var"], variance, rtol=1e-12)
 
 
+def test_narrow_statistics_need_no_implicit_promotion():
+    def apply(stats, batch):
+        return {"mean": 0.75 * stats["mean"] + 0.25 * batch.mean()}
+
+    old = {"mean": jnp.zeros([], jnp.bfloat16)}
+    with jax.numpy_dtype_promotion("strict"):
+        new = recalibrate(apply, old, [jnp.array([1.0, 3.0]), jnp.array([4.0, 8.0])])
+    assert (new["mean"], new["mean"].dtype) == (4, jnp.bfloat16)
+
+
 def test_many_batches_are_summed_without_losing_digits():
     """A sum of these in float32 would lose all but the first."""
     batches = [np.full(1, 1.0 if i else 2.0**24, np.float32) for i in range(200)]

@@ -99,6 +99,17 @@ def test_pruned_weights_are_zero_whatever_the_dtypes(updates_dtype, params_dtype
     np.testing.assert_array_equal(optax.apply_updates(params, held), expected)
 
 
+def test_strict_promotion_and_arrays_of_numpy_are_no_obstacle():
+    params = [np.array([[2.0, 0.0]])]
+    optimizer = keep_pruned()
+    state = optimizer.init(params)
+    narrow = [jnp.ones((1, 2), jnp.bfloat16)]
+    with jax.numpy_dtype_promotion("strict"):
+        updates, _ = optimizer.update(narrow, state, params)
+    np.testing.assert_array_equal(updates[0], [[1.0, 0.0]])
+    assert updates[0].dtype == jnp.float32
+
+
 def test_optax_maps_over_the_masks():
     params = {"w": jnp.array([[0.0, 2.0]]), "bias": jnp.zeros(1)}
     for rule in (keep_pruned(), keep_pruned(compress(params, top_k(0.5)).masks)):

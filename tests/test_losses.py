@@ -188,6 +188,13 @@ def test_a_scaled_loss_keeps_values_auxiliary_data_and_arguments():
     assert tangent == 0.5**2 + 0.25**2
 
 
+def test_a_scaled_loss_of_narrow_parameters_needs_no_implicit_promotion():
+    params = jnp.array([1.0, 2.0], jnp.bfloat16)
+    loss = loss_scaled(lambda params: jnp.sum(params**2), 8.0)
+    with jax.numpy_dtype_promotion("strict"):
+        np.testing.assert_array_equal(jax.grad(loss)(params), 2 * params)
+
+
 @pytest.mark.parametrize("scale", ["1", True, None, np.ones(2)])
 def test_a_scale_that_is_no_number_is_refused(scale):
     with pytest.raises(TypeError, match="scale must be a number, got"):

@@ -150,6 +150,13 @@ def test_only_leaves_that_the_projector_may_change_are_pulled(every):
     assert updates["kernel"].any()
 
 
+def test_gradients_of_numpy_are_taken():
+    params = [np.array([[1.0, -4.0]])]
+    optimizer = pulled(top_k(0.5), 0.5)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates[0], [[1.5, -4.0]])
+
+
 def test_the_decay_of_sr_ste():
     """Equation 6: lambda (1 - M) w, with 2 of every 4 kept along the inputs."""
     params = jax.tree.map(jnp.asarray, START)

@@ -262,3 +262,31 @@ def test_gates_draw_with_a_seed_as_with_its_key():
     np.testing.assert_array_equal(seeded["kernel"], drawn["kernel"])
     with pytest.raises(TypeError, match="key must be a PRNG key or an integer seed"):
         gated(params, scores, "3")
+
+
+@pytest.mark.parametrize("function", [soft_threshold, scored, thresholded, gated])
+@pytest.mark.parametrize("of_scores", ["bfloat16", "float32"])
+def test_scores_of_other_dtypes_train_under_strict_promotion(function, of_scores):
+    params = {"a": jnp.asarray(WEIGHTS, jnp.bfloat16), "b": jnp.asarray(WEIGHTS)}
+    scores = {"a": jnp.asarray(SCORES, of_scores), "b": jnp.asarray(SCORES)}
+    further = [] if function is soft_threshold else [jnp.array(0.4)]
+    further = [3] if function is gated else further
+
+    def product(scores):
+        result = function(params, scores, *further)
+        return sum(jnp.sum(result[path] * params[path], dtype=float) for path in params)
+
+    expected = jax.grad(product)(scores)
+    with jax.numpy_dtype_promotion("strict"):
+        gradient = jax.grad(product)(scores)
+        share = open_share(scores)
+    jax.tree.map(np.testing.assert_array_equal, gradient, expected)
+    np.testing.assert_allclose(share, open_share(scores))
+
+
+def test_arrays_of_numpy_are_taken():
+    params, scores = {"kernel": WEIGHTS}, {"kernel": SCORES}
+    for function in (soft_threshold, gated):
+        ours = function(params, scores)["kernel"]
+        expected = function(*jax.tree.map(jnp.asarray, (params, scores)))["kernel"]
+        np.testing.assert_array_equal(ours, expected)

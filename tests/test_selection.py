@@ -123,6 +123,14 @@ def test_different_dtypes_are_compared_in_their_common_one():
     np.testing.assert_array_equal(masks[1], [True])
 
 
+@pytest.mark.parametrize("narrow", ["bfloat16", "float16", "float8_e4m3fn"])
+def test_different_dtypes_need_no_implicit_promotion(narrow):
+    arrays = [jnp.array([0.5, -3.0], narrow), jnp.array([1.5, 3.0])]
+    with jax.numpy_dtype_promotion("strict"):
+        masks = keep_largest(arrays, jnp.uint8(2))
+    np.testing.assert_array_equal(np.stack(masks), [[False, True], [False, True]])
+
+
 def test_large_arrays():
     array = np.random.default_rng(0).standard_normal(200_003).astype(np.float32)
     for k in (1, 20_000, 199_999):
