@@ -11,7 +11,7 @@ import numpy as np
 from cram_jax.axes import Axes
 from cram_jax.projector import widened
 from cram_jax.reshaping import crop, join_axes, pad_axis, split_axis
-from cram_jax.selection import magnitude_key
+from cram_jax.scaling import power_of_two
 
 Block: TypeAlias = tuple[int | EllipsisType | None, ...]
 """Shape of a block of inputs x outputs, see `cram_jax.top_k`."""
@@ -109,22 +109,13 @@ def block_scores(leaf: jax.Array, sides: Sides) -> jax.Array:
         wide = split_axis(wide, axis, sides[axis])
     over = tuple(range(1, wide.ndim, 2))
     # Relative to a power of two, which changes no digit, squares stay in range.
-    unit = _power_of_two(jnp.max(jnp.abs(wide), axis=over, keepdims=True))
+    unit = power_of_two(jnp.max(jnp.abs(wide), axis=over, keepdims=True))
     squares = jnp.sum(jnp.square(wide * (1 / unit)), axis=over)
     for axis, (size, side) in enumerate(zip(leaf.shape, sides, strict=True)):
         inside = np.minimum(side, size - side * np.arange(-(-size // side)))
         along = [-1 if other == axis else 1 for other in range(leaf.ndim)]
         squares = squares / inside.reshape(along).astype(squares.dtype)
     return jnp.sqrt(squares) * jnp.squeeze(unit, over)
-
-
-def _power_of_two(largest: jax.Array) -> jax.Array:
-    """The next one down, if both it and its inverse are normal numbers."""
-    exponent = magnitude_key(jnp.full([], jnp.inf, largest.dtype))
-    down = magnitude_key(largest) & exponent
-    smallest = jnp.finfo(largest.dtype).smallest_normal
-    power = jax.lax.bitcast_convert_type(down, largest.dtype)
-    return jnp.clip(power, smallest, 1 / smallest)
 
 
 def spread_over_blocks(mask: jax.Array, leaf: jax.Array, sides: Sides) -> jax.Array:

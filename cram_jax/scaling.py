@@ -1,14 +1,16 @@
-"""What the magnitudes of a leaf are multiplied by before leaves are compared."""
+"""What magnitudes are multiplied by before they are compared, or squared."""
 
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.paths import ByPath, by_path
 from cram_jax.projector import widened
+from cram_jax.selection import magnitude_key
 
 Scale: TypeAlias = Callable[[str, jax.Array], float] | Any
 """``(path, leaf) -> number``, or a pytree of numbers, such as a dict by path."""
@@ -53,6 +55,18 @@ def scale_of(scale: Any, path: str, leaf: Any) -> float:
 def scaled(score: jax.Array, factor: float) -> jax.Array:
     """The scores times the multiplier, in float32 at least."""
     return widened(score) * factor
+
+
+def power_of_two(largest: jax.Array) -> jax.Array:
+    """The next one down, if both it and its inverse are normal numbers.
+
+    Divided by it, numbers have all their digits, and squares that stay in range.
+    """
+    exponent = magnitude_key(jnp.full([], jnp.inf, largest.dtype))
+    down = magnitude_key(largest) & exponent
+    smallest = jnp.finfo(largest.dtype).smallest_normal
+    power = jax.lax.bitcast_convert_type(down, largest.dtype)
+    return jnp.clip(power, smallest, 1 / smallest)
 
 
 def _checked(path: str, number: Any) -> float:

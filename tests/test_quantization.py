@@ -117,6 +117,16 @@ def test_every_form_keeps_zeros_dtypes_and_few_levels(options, bits, layout, dat
             assert all(len(np.unique(part)) <= levels for part in parts)
 
 
+@pytest.mark.parametrize("exponent", [-100, 100, 121])
+def test_least_squares_suits_weights_of_any_magnitude(exponent):
+    kernel = np.random.default_rng(0).standard_normal((48, 3)).astype(np.float32)
+    projector = fake_quant(3, clip="least_squares")
+    # A power of two changes no digit.
+    (expected,) = compressed([jnp.asarray(kernel)], projector).params
+    (rounded,) = compressed([jnp.ldexp(kernel, exponent)], projector).params
+    np.testing.assert_array_equal(jnp.ldexp(rounded, -exponent), expected)
+
+
 def test_least_squares_of_float32_does_not_depend_on_x64():
     kernel = jax.random.normal(jax.random.key(0), (40, 2), jnp.float32)
     projector = fake_quant(3, clip="least_squares")

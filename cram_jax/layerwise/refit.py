@@ -24,6 +24,7 @@ from cram_jax.projector import (
     safe_denominator,
 )
 from cram_jax.reshaping import gathered
+from cram_jax.scaling import power_of_two
 from cram_jax.validation import check_positive
 
 
@@ -204,6 +205,10 @@ def _solve_layer(
     gram: jax.Array,
     damping: float,
 ) -> jax.Array:
+    # Each output relative to a power of two, so that squares stay in range.
+    unit = power_of_two(jnp.max(jnp.abs(weights), axis=0, initial=0))
+    weights, start = (leaf * (1 / unit) for leaf in (weights, start))
+    start = jnp.where(masks, start, 0)
     matrix = hessian(gram, damping)
     inverse = 1 / jnp.diagonal(matrix)[:, None]
     tolerance = (8 * jnp.finfo(matrix.dtype).eps) ** 2
@@ -236,9 +241,8 @@ def _solve_layer(
             search.step + 1,
         )
 
-    start = jnp.where(masks, start, 0)
     residual = product(weights - start)
     first = _Search(
         start, residual, inverse * residual, norm(residual), jnp.zeros([], int)
     )
-    return jax.lax.while_loop(cond, body, first).weights
+    return jax.lax.while_loop(cond, body, first).weights * unit

@@ -14,6 +14,7 @@ from cram_jax.projector import safe_denominator
 from cram_jax.quantization.blocks import blocked_axis, join_blocks, split_blocks
 from cram_jax.quantization.floats import Scale, round_scale
 from cram_jax.quantization.rounding import RoundingProjector
+from cram_jax.scaling import power_of_two
 from cram_jax.validation import check_choice, check_flag, check_integer
 
 # Shares of the range that least squares tries: first these, then as many between the
@@ -257,9 +258,11 @@ def _fit_least_squares(
     """
     make = partial(grid_between, bits=bits, symmetric=symmetric, stored=stored)
     smallest, largest = ends(leaf, over)
+    unit = power_of_two(jnp.maximum(-smallest, largest))
 
     def error(grid: Grid) -> jax.Array:
-        return jnp.sum((grid.rounded(leaf) - leaf) ** 2, over, keepdims=True)
+        difference = (grid.rounded(leaf) - leaf) * (1 / unit)
+        return jnp.sum(difference**2, over, keepdims=True)
 
     def search(shares: jax.Array, best: _Attempt) -> _Attempt:
         """Tries shares, along a new first axis before those of a grid."""
@@ -275,9 +278,9 @@ def _fit_least_squares(
 
     def refine(_: int, grid: Grid) -> Grid:
         levels = grid.levels(leaf)
-        along = jnp.sum(levels * leaf, over, keepdims=True)
+        along = jnp.sum(levels * (leaf * (1 / unit)), over, keepdims=True)
         scale = along / safe_denominator(jnp.sum(levels**2, over, keepdims=True))
-        scale = round_scale(scale, stored)
+        scale = round_scale(scale * unit, stored)
         return grid._replace(scale=jnp.where(scale > 0, scale, grid.scale))
 
     ones = jnp.ones_like(largest)

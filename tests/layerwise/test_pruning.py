@@ -441,6 +441,17 @@ def test_what_changes_the_weights_it_keeps_is_not_cached(projector):
     cached(wanda(0.5, GRAM), every=2)
 
 
+@pytest.mark.parametrize("exponent", [-100, 100])
+def test_weights_of_any_magnitude_are_refitted(exponent):
+    weights, _, gram = problem()
+    weights = weights.astype(np.float32)
+    projector = refit(top_k(0.5), {"kernel": gram.astype(np.float32)})
+    expected, _ = prune(projector, weights)
+    refitted, _ = prune(projector, np.ldexp(weights, exponent))
+    # A power of two changes no digit.
+    np.testing.assert_array_equal(np.ldexp(refitted, -exponent), expected)
+
+
 @pytest.mark.parametrize(
     "make", [wanda, sparse_gpt, lambda share, *args: refit(top_k(share), *args)]
 )
