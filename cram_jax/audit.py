@@ -62,8 +62,10 @@ def by_group(values: Any, groups: Any) -> dict[Any, float]:
       {'a': 0.5, 'b': 1.0}
     """
     numbers, names = _alike(values=values, groups=groups)
+    found = np.unique(names)
     return {
-        name.item(): float(numbers[names == name].mean()) for name in np.unique(names)
+        name: float(numbers[names == group].mean())
+        for name, group in zip(found.tolist(), found, strict=True)
     }
 
 
@@ -166,7 +168,8 @@ def rare_value_ratio(predictions: Any, labels: Any, training_labels: Any) -> Arr
       For each attribute, the ratio; NaN if the value never occurs in ``labels``.
 
     Raises:
-      ValueError: predictions and labels differ in shape, or have no example.
+      ValueError: predictions and labels differ in shape, or have no example; or the
+        training labels have another number of attributes.
 
     Example:
       >>> from cram_jax import audit
@@ -175,7 +178,8 @@ def rare_value_ratio(predictions: Any, labels: Any, training_labels: Any) -> Arr
       array([0.5])
     """
     guesses, truths = _alike(predictions=predictions, labels=labels)
-    is_true_rarer = np.mean(np.asarray(training_labels), axis=0) <= 0.5
+    seen = _training_labels(training_labels, truths)
+    is_true_rarer = np.mean(seen, axis=0) <= 0.5
     predicted = np.mean(guesses == is_true_rarer, axis=0)
     share = np.mean(truths == is_true_rarer, axis=0)
     return np.divide(predicted, share, out=np.full(len(share), np.nan), where=share > 0)
@@ -236,7 +240,7 @@ def adjusted_thresholds(logits: Any, labels: Any) -> Array:
     """
     numbers, truths = _alike(logits=logits, labels=labels)
     descending = -np.sort(-numbers, axis=0)
-    counts = np.sum(truths, axis=0)
+    counts = np.sum(truths.astype(bool), axis=0)
     found = [
         descending[count - 1, attribute] if count else np.inf
         for attribute, count in enumerate(counts)
@@ -266,9 +270,10 @@ def bias_amplification(
       training_group: (training examples,), bool.
 
     Returns:
-      For each attribute; NaN if the training frequencies differ by less than a tenth of
-      the smaller one, the attribute is the group itself, it is true for fewer than 10
-      examples in the group or outside, or it is never predicted.
+      For each attribute; NaN if the training frequencies are equal or differ by less
+      than a tenth of the smaller one, or one is of no example; if the attribute is the
+      group itself, it is true for fewer than 10 examples in the group or outside, or it
+      is never predicted.
 
     Raises:
       ValueError: predictions and labels differ in shape, or have no example; or the
@@ -285,14 +290,18 @@ def bias_amplification(
     """
     guesses, truths = _alike(predictions=predictions, labels=labels)
     inside = np.asarray(group, bool)
-    seen, where = np.asarray(training_labels), np.asarray(training_group, bool)
+    seen = _training_labels(training_labels, truths)
+    where = np.asarray(training_group, bool)
+    if where.all() or not where.any():
+        return np.full(truths.shape[1], np.nan)
     found = []
     for guess, truth, training in zip(guesses.T, truths.T, seen.T, strict=True):
         frequencies = training[where].mean(), training[~where].mean()
         side = inside if frequencies[0] > frequencies[1] else ~inside
         apart = abs(frequencies[0] - frequencies[1])
         undefined = (
-            apart < _SMALLEST_DIFFERENCE * min(frequencies)
+            apart == 0
+            or apart < _SMALLEST_DIFFERENCE * min(frequencies)
             or np.array_equal(truth.astype(bool), inside)
             or min(truth[inside].sum(), truth[~inside].sum()) < _FEWEST
             or not guess.sum()
@@ -304,6 +313,17 @@ def bias_amplification(
             )
         found.append(amplified)
     return np.array(found)
+
+
+def _training_labels(labels: Any, truths: Array) -> Array:
+    """The labels, checked: of as many attributes as the true ones."""
+    seen = np.asarray(labels)
+    if seen.shape[1:] != truths.shape[1:]:
+        raise ValueError(
+            f"training_labels must have the attributes of labels, of the shape "
+            f"{truths.shape}, got the shape {seen.shape}"
+        )
+    return seen
 
 
 def _alike(**arrays: Any) -> list[Array]:

@@ -149,3 +149,35 @@ def test_an_attribute_that_never_changes_depends_on_nothing():
     """The mean of many 0.1 is not 0.1."""
     predictions = np.column_stack([np.full(10, 0.1), np.arange(10.0)])
     assert np.isnan(audit.interdependence(predictions)[0])
+
+
+def test_groups_may_be_a_column_of_a_table():
+    names = np.array(["b", "a", "b"], object)
+    assert audit.by_group([True, False, False], names) == {"a": 0.0, "b": 0.5}
+
+
+def test_numbers_serve_as_labels():
+    labels = np.array([[1.0], [0.0], [1.0]])
+    found = audit.adjusted_thresholds([[0.1], [-0.4], [-0.2]], labels)
+    np.testing.assert_array_equal(found, [-0.2])
+
+
+@pytest.mark.parametrize("seen", ["all in the group", "none", "no example true"])
+def test_without_two_frequencies_bias_is_undefined(seen):
+    group = np.arange(40) < 20
+    labels = np.arange(40)[:, None] < 30
+    training_labels = labels & (seen != "no example true")
+    training_group = group if seen == "no example true" else group | True
+    training_group = training_group & (seen != "none")
+    found = audit.bias_amplification(
+        group[:, None], labels, group, training_labels, training_group
+    )
+    assert np.isnan(found).all()
+
+
+def test_training_labels_are_of_the_same_attributes():
+    labels = np.ones((3, 2), bool)
+    with pytest.raises(ValueError, match="training_labels must have the attributes"):
+        audit.rare_value_ratio(labels, labels, labels[:, :1])
+    with pytest.raises(ValueError, match="training_labels must have the attributes"):
+        audit.bias_amplification(labels, labels, [1, 0, 1], labels[:, :1], [1, 0, 1])
