@@ -37,7 +37,7 @@ def recalibrate(
     The old statistics are forgotten, and every batch counts alike. A training pass
     moves a statistic by :math:`s \gets m s + (1 - m) s_\text{batch}`, and the result is
     the mean of :math:`s_\text{batch}`. The momentum :math:`m` is read from the first
-    batch, which takes five more passes.
+    batch, which takes six more passes.
 
     - Statistics that a pass does not change, such as those of a frozen normalisation,
       keep their values, and the others are computed with them.
@@ -45,7 +45,7 @@ def recalibrate(
       pass increases by exactly 1: a low counter is raised until a bias correction
       :math:`1 - m^\text{count}` rounds to 1, as the averages of Haiku and Equinox need.
     - If running statistics are used to normalise during training, as in Equinox's
-      ``mode="ema"``, each batch takes as many passes as there are normalisations in
+      ``mode="ema"``, each batch takes a pass more than there are normalisations in
       sequence, so that each layer sees inputs normalised by that batch's statistics.
 
     The relative error is that of the model's own arithmetic plus

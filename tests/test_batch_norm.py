@@ -104,6 +104,26 @@ def test_many_batches_are_summed_without_losing_digits():
     np.testing.assert_allclose(stats["mean"], np.mean(batches, dtype=np.float64))
 
 
+@pytest.mark.parametrize("norms", [1, 2, 3])
+@pytest.mark.parametrize("uses_running", [False, True])
+def test_it_takes_as_many_passes_as_it_says(norms, uses_running):
+    passes = []
+
+    def apply(stats, batch):
+        passes.append(batch)
+        new, x = {}, batch
+        for name, old in stats.items():
+            own = {"mean": x.mean(0)}
+            new[name] = moving_average(old, own, 0.5)
+            x = jnp.tanh(x - (old if uses_running else own)["mean"])
+        return new
+
+    stats = {f"norm{i}": {"mean": jnp.zeros(5)} for i in range(norms)}
+    recalibrate(apply, stats, BATCHES)
+    each = norms + 1 if uses_running and norms > 1 else 1
+    assert len(passes) == 6 + each * len(BATCHES)
+
+
 def test_what_is_no_statistic_keeps_its_value():
     def apply(stats, batch):
         return stats | {
