@@ -126,6 +126,7 @@ def loss_scaled(
 
     Raises:
       TypeError: ``loss_fn`` is not a function, or ``scale`` not a number.
+      ValueError: ``scale`` is not above 0 and finite.
 
     Example:
       >>> def loss_fn(params):
@@ -140,6 +141,8 @@ def loss_scaled(
     is_number = isinstance(scale, float | int | np.number | np.ndarray | jax.Array)
     if not is_number or isinstance(scale, bool) or jnp.ndim(scale):
         raise TypeError(f"scale must be a number, got {scale!r}")
+    if not isinstance(scale, jax.core.Tracer) and not 0 < scale < np.inf:
+        raise ValueError(f"scale must be finite and above 0, got {scale!r}")
 
     @functools.wraps(loss_fn)
     def loss(params: Any, *values: Any, **named: Any) -> Any:

@@ -201,3 +201,9 @@ def test_a_scale_that_is_no_number_is_refused(scale):
         loss_scaled(loss_fn, scale)
     with pytest.raises(TypeError, match="loss_fn must be a function, got 3"):
         loss_scaled(3, 1.0)
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, np.inf, jnp.nan])
+def test_a_scale_that_loses_the_gradient_is_refused(scale):
+    with pytest.raises(ValueError, match="scale must be finite and above 0, got"):
+        loss_scaled(loss_fn, scale)

@@ -56,8 +56,9 @@ def wanda(
       A projector. Its masks are bool, shaped like the leaves.
 
     Raises:
-      ValueError: the sparsity is out of range, the scope unknown, or a sum not a square
-        of finite numbers; at use, if one does not fit its leaf, or no leaf has one.
+      ValueError: the sparsity is out of range, the scope unknown or "layer" with
+        (n, m), or a sum not a square of finite numbers; at use, if one does not fit its
+        leaf, or no leaf has one.
       TypeError: an argument is of a wrong type.
 
     Example:
@@ -73,6 +74,11 @@ def wanda(
     Models, ICLR 2024, arXiv 2306.11695.
     """
     check_choice("scope", scope, ("output", "layer"))
+    if scope == "layer" and isinstance(sparsity, tuple):
+        raise ValueError(
+            f"scope must be 'output' with (n, m), which is of every output, got "
+            f"scope={scope!r} and {sparsity}"
+        )
     inputs, axes = layer_inputs(grams, axes)
     return Wanda(inputs, chooser(sparsity), sparsity, scope, where_value(where), axes)
 

@@ -59,6 +59,11 @@ def test_a_fine_grid_finds_the_best_of_real_times():
         assert cheapest(costs, times, budget) <= costs[range(4), levels].sum() <= best
 
 
+def test_the_fastest_levels_fit_a_budget_of_their_sum():
+    # Added up in float64, three tenths are more than 0.3.
+    assert allocate([[0, 1]] * 3, [[1, 0.1]] * 3, 0.3).tolist() == [1, 1, 1]
+
+
 def test_the_search_finds_which_layers_matter():
     """Ten layers of equal times, of which the score heeds three."""
     rng = np.random.default_rng(1)

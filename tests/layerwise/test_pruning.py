@@ -389,6 +389,7 @@ REFUSED = [
     (lambda: wanda((3, 2), GRAM), ValueError, "n must be between 1 and m=2"),
     (lambda: wanda((1, 2, 3), GRAM), ValueError, r"must be \(n, m\)"),
     (lambda: wanda(0.5, GRAM, scope="all"), ValueError, "scope must be"),
+    (lambda: wanda((2, 4), GRAM, scope="layer"), ValueError, "scope must be 'output'"),
     (
         lambda: wanda(0.5, (GRAM, {})),
         TypeError,
