@@ -171,8 +171,8 @@ def scored(params: Params, scores: Scores, share: float | jax.Array) -> Params:
       The parameters with the other weights at zero.
 
     Raises:
-      ValueError: a path is not that of a parameter, or scores are not of the shape of
-        their leaf.
+      ValueError: a path is not that of a parameter, scores are not of the shape of
+        their leaf, or the share is out of range.
 
     Example:
       >>> params = {"kernel": jnp.array([[1.0, 2.0]])}
@@ -185,6 +185,7 @@ def scored(params: Params, scores: Scores, share: float | jax.Array) -> Params:
     Reference: Sanh et al., Movement pruning, NeurIPS 2020, section 4, arXiv 2005.07683.
     """
     _check_one_for_each_weight(params, scores)
+    _check_share("share", share)
 
     def keep(weights: jax.Array, scores: jax.Array, _: int) -> jax.Array:
         count = scores.size - kept_count(scores.size, share)
@@ -210,8 +211,8 @@ def thresholded(params: Params, scores: Scores, threshold: float | jax.Array) ->
       The parameters with the other weights at zero.
 
     Raises:
-      ValueError: a path is not that of a parameter, or scores are not of the shape of
-        their leaf.
+      ValueError: a path is not that of a parameter, scores are not of the shape of
+        their leaf, or the threshold is out of range.
 
     Example:
       >>> params = {"kernel": jnp.array([[1.0, 2.0]])}
@@ -222,6 +223,7 @@ def thresholded(params: Params, scores: Scores, threshold: float | jax.Array) ->
       2005.07683.
     """
     _check_one_for_each_weight(params, scores)
+    _check_share("threshold", threshold)
 
     def keep(weights: jax.Array, scores: jax.Array, _: int) -> jax.Array:
         least = _highest(scores, scores.size // 200 + 1)
@@ -345,6 +347,14 @@ def _check_one_for_each_weight(params: Params, scores: Scores) -> None:
                 f"{jnp.shape(leaf)}, got the shape {jnp.shape(scores[path])}; see "
                 f"scores_like"
             )
+
+
+def _check_share(name: str, value: float | jax.Array) -> None:
+    """Raises unless it is from 0 to 1; a traced one is trusted."""
+    # That of a schedule may be off by a rounding error.
+    is_traced = isinstance(value, jax.core.Tracer)
+    if not is_traced and not -1e-6 <= value <= 1 + 1e-6:
+        raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
 
 
 def _broadcasts(array: jax.Array, leaf: jax.Array) -> bool:

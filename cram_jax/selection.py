@@ -56,7 +56,7 @@ def keep_largest(
       One bool array for each array, of its shape.
 
     Raises:
-      TypeError: an array is not of a floating dtype.
+      TypeError: an array is not of a floating dtype, or k is not an integer.
       ValueError: there are 2**31 entries or more, and 64-bit integers are disabled.
 
     Example:
@@ -78,6 +78,8 @@ def keep_largest(
                 f"arrays[{index}] has dtype {jnp.result_type(array).name}, expected "
                 f"{MAGNITUDES}"
             )
+    if jnp.ndim(k) or not jnp.issubdtype(jnp.result_type(k), jnp.integer):
+        raise TypeError(f"k must be an integer scalar, got {k!r}")
     total = sum(jnp.size(array) for array in arrays)
     if total > _INT32_ENTRIES and not jax.config.read("jax_enable_x64"):
         raise ValueError(

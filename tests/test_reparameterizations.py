@@ -290,3 +290,13 @@ def test_arrays_of_numpy_are_taken():
         ours = function(params, scores)["kernel"]
         expected = function(*jax.tree.map(jnp.asarray, (params, scores)))["kernel"]
         np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(scored, "share"), (thresholded, "threshold")]
+)
+def test_percent_are_no_share(function, name):
+    params = {"kernel": jnp.asarray(WEIGHTS)}
+    for value in (90, jnp.array(-0.5), np.nan):
+        with pytest.raises(ValueError, match=f"{name} must be from 0 to 1, got"):
+            function(params, params, value)

@@ -313,6 +313,12 @@ def test_integers_are_refused():
         keep_largest([jnp.ones(2), jnp.ones(2, jnp.int32)], 1)
 
 
+@pytest.mark.parametrize("k", [0.5, jnp.array(2.0), True, jnp.array([1, 2])])
+def test_a_k_that_is_no_integer_is_refused(k):
+    with pytest.raises(TypeError, match="k must be an integer scalar, got"):
+        keep_largest([jnp.ones(3)], k)
+
+
 def test_too_many_entries_for_int32_are_refused():
     huge = jax.ShapeDtypeStruct((2**31,), jnp.float32)
     with pytest.raises(
