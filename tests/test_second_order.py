@@ -276,6 +276,19 @@ def test_dtypes_stay_and_statistics_are_single_precision(dtype, x64):
             )
 
 
+@pytest.mark.parametrize("x64", [False, True])
+def test_no_dtype_or_rank_is_promoted_silently(x64):
+    with jax.enable_x64(x64):
+        params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), small_params())
+        examples = jax.tree.map(
+            lambda leaf: leaf.astype("bfloat16"), examples_for(params, 4)
+        )
+        expected = prune_at_once(linear, params, examples, 0.5, block_size=4)
+        with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+            found = prune_at_once(linear, params, examples, 0.5, block_size=4)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_it_beats_magnitude_on_the_digits():
     """At 90 % by 40 points or more: `python -m benchmarks.second_order_accuracy`."""
     images, labels = digits.digits()

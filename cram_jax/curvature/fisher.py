@@ -102,7 +102,7 @@ def damped_root(blocks: jax.Array, damping: float) -> jax.Array:
     """
     one = jnp.eye(blocks.shape[1], dtype=blocks.dtype)
     # Computed from the blocks, so that it is sharded like them.
-    return jnp.zeros_like(blocks)[:, :, None] + one / damping**0.5
+    return jnp.zeros_like(blocks)[:, :, None] + one[None] / damping**0.5
 
 
 def rank_one_update(root: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -361,7 +361,7 @@ def add_micro_batch(
 
     within = jnp.arange(group, dtype=start.dtype)
     numbers = start + jnp.arange(micro_batch, dtype=start.dtype)
-    examples = jnp.minimum(numbers, count - 1)[:, None] * group + within
+    examples = jnp.minimum(numbers, count - 1)[:, None] * group + within[None]
     gradients, finite = jax.vmap(blocks_of_gradient)(examples)
     last = jnp.minimum(micro_batch, count - start)
     roots = [

@@ -171,7 +171,7 @@ class _Search(NamedTuple):
       weights: so far.
       residual: minus half the gradient of the error.
       direction: of the next step.
-      size: of the residual, in the norm of the preconditioner; (outputs,).
+      size: of the residual, in the norm of the preconditioner; (1, outputs).
       step: how many have been made.
     """
 
@@ -206,7 +206,7 @@ def _solve_layer(
     damping: float,
 ) -> jax.Array:
     # Each output relative to a power of two, so that squares stay in range.
-    unit = power_of_two(jnp.max(jnp.abs(weights), axis=0, initial=0))
+    unit = power_of_two(jnp.max(jnp.abs(weights), axis=0, keepdims=True, initial=0))
     weights, start = (leaf * (1 / unit) for leaf in (weights, start))
     start = jnp.where(masks, start, 0)
     matrix = hessian(gram, damping)
@@ -218,7 +218,7 @@ def _solve_layer(
         return jnp.where(masks, full, 0)
 
     def norm(residual: jax.Array) -> jax.Array:
-        return jnp.sum(inverse * residual**2, axis=0)
+        return jnp.sum(inverse * residual**2, axis=0, keepdims=True)
 
     goal = tolerance * norm(product(weights))
 
@@ -227,7 +227,7 @@ def _solve_layer(
 
     def body(search: _Search) -> _Search:
         image = product(search.direction)
-        curvature = jnp.sum(search.direction * image, axis=0)
+        curvature = jnp.sum(search.direction * image, axis=0, keepdims=True)
         moving = (search.size > goal) & (curvature > 0)
         length = jnp.where(moving, search.size / safe_denominator(curvature), 0)
         residual = search.residual - length * image

@@ -266,11 +266,11 @@ def _prune_block(
             )
             block = block._replace(masks=masks)
         own = block.weights[row]
-        left = own if grid is None else grid.rounded(own)[0]
+        left = own if grid is None else grid.rounded(own[None])[0]
         left = jnp.where(block.masks[row], left, 0)
         error = (own - left) / factor[row, row]
         later = jnp.where(jnp.arange(len(factor)) > row, factor[row], 0)
-        moved = (block.weights - later[:, None] * error).at[row].set(left)
+        moved = (block.weights - later[:, None] * error[None]).at[row].set(left)
         return block._replace(weights=moved), errors.at[row].set(error)
 
     start = _Pruned(weights, masks), jnp.zeros_like(weights)

@@ -454,9 +454,15 @@ def test_weights_of_any_magnitude_are_refitted(exponent):
 
 
 @pytest.mark.parametrize(
-    "make", [wanda, sparse_gpt, lambda share, *args: refit(top_k(share), *args)]
+    "make",
+    [
+        wanda,
+        sparse_gpt,
+        lambda share, grams: sparse_gpt((2, 4), grams, bits=4),
+        lambda share, grams: refit(top_k(share), grams),
+    ],
 )
-def test_narrow_weights_are_pruned_under_strict_promotion(make):
+def test_no_dtype_or_rank_is_promoted_silently(make):
     weights, x, _ = problem()
     narrow = {"kernel": jnp.asarray(weights, jnp.bfloat16)}
     batches = [jnp.asarray(x, jnp.bfloat16)]
@@ -466,7 +472,7 @@ def test_narrow_weights_are_pruned_under_strict_promotion(make):
         return compress(narrow, make(0.5, grams))
 
     expected = prune_narrow()
-    with jax.numpy_dtype_promotion("strict"):
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         jax.tree.map(np.testing.assert_array_equal, prune_narrow(), expected)
 
 
