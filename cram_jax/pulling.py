@@ -248,4 +248,5 @@ def pulled(
 
 
 def _weighed(param: jax.Array, square: jax.Array) -> jax.Array:
-    return (param.astype(square.dtype) * jnp.sqrt(square)).astype(param.dtype)
+    # Not in a narrow dtype, where most products would be 0.
+    return param.astype(square.dtype) * jnp.sqrt(square)

@@ -139,6 +139,22 @@ def test_the_mean_of_squares_is_wide_and_keeps_its_dtype():
     np.testing.assert_allclose(state.squares[0], expected, rtol=1e-4)
 
 
+def test_importance_is_compared_in_full_for_narrow_parameters():
+    """Of float16, whose products with gradients of 1e-6 would mostly be 0."""
+    rng = np.random.default_rng(0)
+    wide = [jnp.asarray(0.05 * rng.normal(size=(8, 8)).astype(np.float16), "float32")]
+    updates = [jnp.asarray(1e-6 * np.exp(rng.normal(size=(8, 8))), "float32")]
+    optimizer = pulled(top_k(0.5), 1e-9, every=2, importance=0.9)
+    kept = []
+    for dtype in ("float32", "float16"):
+        params = [leaf.astype(dtype) for leaf in wide]
+        state = optimizer.init(params)
+        for _ in range(3):
+            _, state = optimizer.update(updates, state, params)
+        kept.append(state.target[0] != 0)
+    np.testing.assert_array_equal(*kept)
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_only_leaves_that_the_projector_may_change_are_pulled(every):
     optimizer = pulled(top_k(0.75), 0.5, every=every, dual=True)
