@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.projector import leaf_path
-from cram_jax.reshaping import split_axis
+from cram_jax.reshaping import gathered_axis, split_axis
 from cram_jax.validation import check_function, check_integer
 
 
@@ -79,7 +79,7 @@ def _every(every: int, tree: Any, name: str) -> Any:
         size = leaf.shape[0]
         # The size is symbolic in a program for batches of any size.
         if not isinstance(size, int) or size % every:
-            return leaf[::every]
+            return gathered_axis(leaf, 0)[::every]
         # Selects the same entries by a reshape, which stays local if axis 0 is sharded.
         return split_axis(leaf, 0, every)[:, 0]
 

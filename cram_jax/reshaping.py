@@ -44,15 +44,8 @@ def pad_axis(array: jax.Array, axis: int, size: int) -> jax.Array:
     missing = -array.shape[axis] % size
     if not missing:
         return array
-    sharding = explicit_sharding(array)
-    if sharding is not None:
-        entries = [*sharding.spec, *[None] * (array.ndim - len(sharding.spec))]
-        entries[axis] = None
-        array = jax.sharding.reshard(
-            array, NamedSharding(sharding.mesh, PartitionSpec(*entries))
-        )
     width = [(0, missing if other == axis else 0) for other in range(array.ndim)]
-    return jnp.pad(array, width)
+    return jnp.pad(gathered_axis(array, axis), width)
 
 
 def crop(array: jax.Array, like: jax.Array) -> jax.Array:
@@ -60,6 +53,17 @@ def crop(array: jax.Array, like: jax.Array) -> jax.Array:
     if array.shape == like.shape:
         return array
     return placed(array[tuple(slice(size) for size in like.shape)], like)
+
+
+def gathered_axis(array: jax.Array, axis: int) -> jax.Array:
+    """An axis whole on every device, if its mesh axes are explicit."""
+    sharding = explicit_sharding(array)
+    if sharding is None:
+        return array
+    entries = [*sharding.spec, *[None] * (array.ndim - len(sharding.spec))]
+    entries[axis] = None
+    sharding = NamedSharding(sharding.mesh, PartitionSpec(*entries))
+    return jax.sharding.reshard(array, sharding)
 
 
 def gathered(array: jax.Array) -> jax.Array:

@@ -94,6 +94,19 @@ def test_each_device_takes_its_own_examples_and_exchanges_only_gradients(axis_ty
     assert "all-reduce" in compiled.as_text()
 
 
+@pytest.mark.several_devices
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_part_may_not_divide_the_batch_of_a_device(axis_type):
+    inputs, loss = make_inputs(16), subsampled(loss_fn, "x", "y", every=3)
+    params = jnp.ones((3, 1))
+    expected = loss(params, **inputs)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(inputs, NamedSharding(mesh, P("data")))
+        whole = jax.device_put(params, NamedSharding(mesh, P()))
+        np.testing.assert_allclose(jax.jit(loss)(whole, **spread), expected, rtol=1e-6)
+
+
 def test_a_training_run_on_a_part_learns():
     inputs = make_inputs(32)
     truth = jnp.array([[1.0], [0.0], [2.0]])
