@@ -304,7 +304,8 @@ def open_share(log_alpha: Scores) -> jax.Array:
       Array(0.5, dtype=float32)
     """
     shift = TEMPERATURE * jnp.log(-LOW / HIGH)
-    shares = [jax.nn.sigmoid(a - shift).mean() for a in log_alpha.values()]
+    gates = [a for a in log_alpha.values() if jnp.size(a)]
+    shares = [jax.nn.sigmoid(a - shift).mean() for a in gates]
     with jax.numpy_dtype_promotion("standard"):
         return jnp.stack(shares).mean()
 

@@ -284,6 +284,11 @@ def test_scores_of_other_dtypes_train_under_strict_promotion(function, of_scores
     np.testing.assert_allclose(share, open_share(scores))
 
 
+def test_a_leaf_without_entries_has_no_share_of_open_gates():
+    log_alpha = {"a": jnp.zeros((0, 4)), "b": jnp.array([99.0, -99.0])}
+    assert open_share(log_alpha) == 0.5
+
+
 def test_arrays_of_numpy_are_taken():
     params, scores = {"kernel": WEIGHTS}, {"kernel": SCORES}
     for function in (soft_threshold, gated):

@@ -76,6 +76,8 @@ class LayerInputs:
             return "it has no inputs"
         if len(order_of(leaf.axes)) < len(leaf.axes.roles):
             return "an axis of it is neither input nor output"
+        if not jnp.size(leaf.value):
+            return "it has no entries"
         return ""
 
     def matrices(self, leaf: Leaf) -> tuple[jax.Array, jax.Array]:

@@ -476,6 +476,19 @@ def test_no_dtype_or_rank_is_promoted_silently(make):
         jax.tree.map(np.testing.assert_array_equal, prune_narrow(), expected)
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+@pytest.mark.parametrize(
+    "make", [wanda, sparse_gpt, lambda share, *args: refit(top_k(share), *args)]
+)
+def test_leaves_without_entries_stay_so(make, shape):
+    weights, _, gram = problem()
+    params = {"empty": jnp.zeros(shape), "kernel": jnp.asarray(weights)}
+    grams = {"empty": jnp.zeros((shape[0],) * 2), "kernel": jnp.asarray(gram)}
+    masks = compress(params, make(0.5, grams)).masks
+    assert masks["empty"].shape == shape
+    assert 0 < masks["kernel"].sum() < weights.size
+
+
 def test_weights_of_numpy_are_refitted_in_the_dtypes_that_jax_has():
     weights, _, gram = problem()
     with jax.enable_x64(False):
