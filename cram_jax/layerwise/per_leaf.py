@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from cram_jax.axes import AxesLike, axes_value
+from cram_jax.axes import Axes, AxesLike, axes_value
 from cram_jax.leaves import Leaf, LeafProjector
-from cram_jax.paths import named_leaves
+from cram_jax.paths import ByPath, named_leaves
 from cram_jax.projector import Params, Projection
 
 
@@ -17,13 +17,14 @@ def per_leaf(
 ) -> "PerLeaf":
     """Prunes each leaf with its own projector, such as to its own sparsity.
 
-    Each sees only its leaf, so that ``top_k`` counts within it. Their own ``where`` and
-    ``axes`` are ignored.
+    Each sees only its leaf, so that ``top_k`` counts within it. Their own ``where`` is
+    ignored.
 
     Args:
       projectors: by the path of a leaf; those that `cram_jax.top_k`, `cram_jax.n_m`,
         `cram_jax.fake_quant`, `wanda` or `sparse_gpt` make. Other leaves stay dense.
-      axes: what is known of the axes, see `cram_jax.axes_of`.
+      axes: what is known of the axes, see `cram_jax.axes_of`; by default what the
+        projector of a leaf knows.
 
     Returns:
       A projector.
@@ -46,10 +47,11 @@ def per_leaf(
                 f"projectors[{path!r}] must be one that works leaf by leaf, such as "
                 f"top_k, got {projector!r}"
             )
+    own = tuple(projectors.items())
     return PerLeaf(
-        tuple(projectors.items()),
+        own,
         where=Named(frozenset(projectors)),
-        axes=axes_value(axes),
+        axes=OwnAxes(own) if axes is None else axes_value(axes),
     )
 
 
@@ -63,6 +65,21 @@ class Named:
         """Whether a leaf is chosen."""
         del leaf
         return path in self.paths
+
+
+@dataclass(frozen=True)
+class OwnAxes:
+    """What the projector of each leaf knows of its axes."""
+
+    projectors: tuple[tuple[str, LeafProjector], ...]
+
+    def __call__(self, path: str, leaf: jax.Array) -> Axes | None:
+        """The axes of a leaf, if its projector knows."""
+        projector = dict(self.projectors).get(path)
+        axes = None if projector is None else projector.axes
+        if isinstance(axes, ByPath):
+            return dict(axes.entries).get(path)
+        return axes if axes is None else axes(path, leaf)
 
 
 @dataclass(frozen=True, repr=False)

@@ -16,6 +16,7 @@ from cram_jax import (
     compress,
     fake_quant,
     matching,
+    n_m,
     scheduled,
     sparsity_report,
     top_k,
@@ -345,6 +346,25 @@ def test_each_leaf_has_its_own_projector():
     bias = {"a": params["a"], "b": jnp.arange(1.0, 5.0)}
     masks = compress(bias, per_leaf({"a": top_k(0.5), "b": top_k(0.5)})).masks
     assert [int(masks[name].sum()) for name in "ab"] == [6, 2]
+
+
+def test_each_leaf_has_the_axes_that_its_projector_knows():
+    weights, x, _ = problem(inputs=8, outputs=8)
+    stored = {"a": jnp.asarray(weights.T), "b": jnp.asarray(weights)}
+
+    def model(params, x):
+        return x @ params["a"].T + x @ params["b"]
+
+    grams = input_grams(model, stored, [jnp.asarray(x)])
+    given = {"a": Axes("output", "input"), "b": Axes("input", "output")}
+    for projector in (sparse_gpt((2, 4), grams), n_m(2, 4, axes=given)):
+        expected = compress(stored, projector)
+        ours = compress(stored, per_leaf({"a": projector, "b": projector}))
+        jax.tree.map(np.testing.assert_array_equal, ours, expected)
+    told = per_leaf({"a": n_m(2, 4, axes=given)}, axes={"a": given["b"], "b": None})
+    np.testing.assert_array_equal(
+        compress(stored, told).masks["a"], compress(stored, n_m(2, 4)).masks["a"]
+    )
 
 
 def test_refitting_knows_of_a_schedule_and_of_all_that_it_changes():
