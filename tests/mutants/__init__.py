@@ -115,7 +115,7 @@ MUTANTS = {
             Mutant(
                 "split_axis(leaf, 0, every)[:, 0]", "split_axis(leaf, 0, every)[:, -1]"
             ),
-            Mutant("return leaf[::every]", "return leaf[: size // every]"),
+            Mutant("(leaf, 0)[::every]", "(leaf, 0)[: size // every]"),
             Mutant("                if name in given:", "                if name:"),
             Mutant("_scale_gradient(leaf, 1 / wide)", "leaf"),
             Mutant("return _scale_gradient(result, wide)", "return result"),
@@ -129,6 +129,7 @@ MUTANTS = {
             Mutant("key < bar", "key <= bar"),
             Mutant("-magnitude, magnitude)", "magnitude, magnitude)"),
             Mutant("infinity + 1, value", "magnitude, value"),
+            Mutant("widened(array).dtype for", "array.dtype for"),
             Mutant(
                 "is_tie & (places(array, -end) < 0)",
                 "is_tie & (places(array, -end) <= 0)",
@@ -221,6 +222,9 @@ MUTANTS = {
             Mutant("challenger.error < best.error", "challenger.error > best.error"),
             Mutant("_REFINEMENTS = 3", "_REFINEMENTS = 0"),
             Mutant(
+                "(grid.rounded(leaf) - leaf) * (1 / unit)", "grid.rounded(leaf) - leaf"
+            ),
+            Mutant(
                 "largest / steps - smallest / steps", "(largest - smallest) / steps"
             ),
             Mutant("axes.lookup or axes.outputs", "axes.outputs"),
@@ -291,7 +295,7 @@ MUTANTS = {
         ["compress"],
         [
             Mutant("-param.astype(dtype))", "0)"),
-            Mutant("jnp.promote_types(update.dtype, param.dtype)", "update.dtype"),
+            Mutant("map(jnp.result_type, (update, param))", "[update.dtype] * 2"),
             Mutant("[jnp.array(mask) for", "[mask for"),
             Mutant("leaf != 0 if is_chosen", "leaf == 0 if is_chosen"),
             Mutant("prunable(params, where), strict", "prunable(params), strict"),
@@ -326,7 +330,7 @@ MUTANTS = {
         [
             Mutant("width = max(1, min(block_size, leaf.size))", "width = block_size"),
             Mutant("order.index(axis) for axis in", "axis for axis in"),
-            Mutant("one / damping**0.5", "one / damping"),
+            Mutant("one[None] / damping**0.5", "one[None] / damping"),
             Mutant("jnp.sqrt(1 + jnp.sum(v**2", "jnp.sqrt(2 + jnp.sum(v**2"),
             Mutant("(c * (c + 1))", "(c * c)"),
             Mutant("jnp.sqrt(2 * diagonal)", "jnp.sqrt(2 * root[..., 0])"),
