@@ -141,8 +141,11 @@ def loss_scaled(
     is_number = isinstance(scale, float | int | np.number | np.ndarray | jax.Array)
     if not is_number or isinstance(scale, bool) or jnp.ndim(scale):
         raise TypeError(f"scale must be a number, got {scale!r}")
-    if not isinstance(scale, jax.core.Tracer) and not 0 < scale < np.inf:
-        raise ValueError(f"scale must be finite and above 0, got {scale!r}")
+    if not isinstance(scale, jax.core.Tracer):
+        with jax.ensure_compile_time_eval():  # of an array that a traced function holds
+            is_valid = 0 < scale < np.inf
+        if not is_valid:
+            raise ValueError(f"scale must be finite and above 0, got {scale!r}")
 
     @functools.wraps(loss_fn)
     def loss(params: Any, *values: Any, **named: Any) -> Any:

@@ -352,9 +352,12 @@ def _check_one_for_each_weight(params: Params, scores: Scores) -> None:
 
 def _check_share(name: str, value: float | jax.Array) -> None:
     """Raises unless it is from 0 to 1; a traced one is trusted."""
-    # That of a schedule may be off by a rounding error.
-    is_traced = isinstance(value, jax.core.Tracer)
-    if not is_traced and not -1e-6 <= value <= 1 + 1e-6:
+    if isinstance(value, jax.core.Tracer):
+        return
+    with jax.ensure_compile_time_eval():  # of an array that a traced function holds
+        # That of a schedule may be off by a rounding error.
+        is_valid = -1e-6 <= value <= 1 + 1e-6
+    if not is_valid:
         raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
 
 

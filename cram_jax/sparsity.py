@@ -119,5 +119,7 @@ def check_sparsity(sparsity: Number) -> None:
         raise TypeError(
             f"sparsity must be a number with 0 <= sparsity < 1, got {sparsity!r}"
         )
-    if not 0 <= sparsity < 1:
+    with jax.ensure_compile_time_eval():  # of an array that a traced function holds
+        is_valid = 0 <= sparsity < 1
+    if not is_valid:
         raise ValueError(f"sparsity must be at least 0 and below 1, got {sparsity!r}")

@@ -50,7 +50,9 @@ def check_strength(name: str, value: Any) -> None:
     kinds = float | int | np.floating | np.integer | np.ndarray | jax.Array
     if not isinstance(value, kinds) or isinstance(value, bool) or np.ndim(value):
         raise TypeError(f"{name} must be a number or a schedule, got {value!r}")
-    if not 0 <= value < np.inf:
+    with jax.ensure_compile_time_eval():  # of an array that a traced function holds
+        is_valid = 0 <= value < np.inf
+    if not is_valid:
         raise ValueError(f"{name} must be at least 0 and finite, got {value!r}")
 
 

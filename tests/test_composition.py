@@ -389,3 +389,28 @@ def test_a_recipe_for_the_train_state_of_flax():
             opt_state=opt_state,
         )
     assert_close(state.params, train_by_hand(optax.sgd(0.1)))
+
+
+def of_square(params):
+    return jnp.sum(params**2)
+
+
+def updates_of(transformation, params):
+    return transformation.update(params, transformation.init(params), params)[0]
+
+
+HALF = {
+    "top_k": lambda p, half: cram_jax.compress(p, top_k(half)).params,
+    "cram": lambda p, half: updates_of(cram_plus(of_square, PROJECTOR, half), p),
+    "pulled": lambda p, half: updates_of(cram_jax.pulled(PROJECTOR, half), p),
+    "scored": lambda p, half: cram_jax.scored(p, {"": p}, half),
+    "thresholded": lambda p, half: cram_jax.thresholded(p, {"": p}, half),
+    "loss_scaled": lambda p, half: jax.grad(cram_jax.loss_scaled(of_square, half))(p),
+}
+
+
+@pytest.mark.parametrize("function", HALF.values(), ids=HALF)
+def test_an_array_that_a_jitted_function_holds_is_a_number(function):
+    params, half = jnp.arange(8.0).reshape(2, 4), jnp.array(0.5)
+    ours = jax.jit(lambda params: function(params, half))(params)
+    np.testing.assert_allclose(ours, function(params, 0.5), rtol=1e-6)

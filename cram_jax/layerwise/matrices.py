@@ -119,6 +119,10 @@ def layer_inputs(
                 f"grams[{path!r}] must have the shape (inputs, inputs), perhaps after "
                 f"axes of stacked layers, got {shape}"
             )
-        if not isinstance(gram, jax.core.Tracer) and not jnp.isfinite(gram).all():
+        if isinstance(gram, jax.core.Tracer):
+            continue
+        with jax.ensure_compile_time_eval():  # of an array that a traced function holds
+            is_finite = bool(jnp.isfinite(gram).all())
+        if not is_finite:
             raise ValueError(f"grams[{path!r}] must be finite, got some that are not")
     return LayerInputs(dict(grams)), axes_value(axes)

@@ -509,6 +509,19 @@ def test_leaves_without_entries_stay_so(make, shape):
     assert 0 < masks["kernel"].sum() < weights.size
 
 
+def test_a_jitted_function_may_hold_the_products():
+    weights, _, gram = problem()
+    params, gram = {"kernel": jnp.asarray(weights)}, jnp.asarray(gram)
+
+    def masks_by(gram):
+        return lambda params: compress(params, wanda(0.5, {"kernel": gram})).masks
+
+    ours = jax.jit(masks_by(gram))(params)
+    jax.tree.map(np.testing.assert_array_equal, ours, masks_by(gram)(params))
+    with pytest.raises(ValueError, match="must be finite"):
+        jax.jit(masks_by(gram / 0))(params)
+
+
 def test_weights_of_numpy_are_refitted_in_the_dtypes_that_jax_has():
     weights, _, gram = problem()
     with jax.enable_x64(False):
