@@ -13,7 +13,8 @@ import optax
 from cram_jax.axes import Axes, AxesLike, axes_value
 from cram_jax.curvature import fisher
 from cram_jax.curvature.examples import check_names, count_examples
-from cram_jax.curvature.finite import Finite, all_finite, check_finite
+from cram_jax.curvature.finite import Finite, check_finite
+from cram_jax.curvature.removal import prune_to
 from cram_jax.gradients import Caller, Gradient, gradient_of
 from cram_jax.leaves import (
     Leaf,
@@ -30,9 +31,7 @@ from cram_jax.projector import (
     Projector,
     apply_masks,
     check_structure,
-    widened,
 )
-from cram_jax.selection import keep_largest, keep_largest_of_layers
 from cram_jax.sparsity import Number, check_sparsity, kept_count
 from cram_jax.validation import (
     check_choice,
@@ -325,47 +324,8 @@ class SecondOrder(Projector):
 
     @cached_property
     def _prune_to(self) -> Any:
-        prune = partial(_prune_to, scope=self.scope, width=self.options.block_size)
+        prune = partial(prune_to, scope=self.scope, width=self.options.block_size)
         return jax.jit(prune, static_argnames="places")
-
-
-def _prune_to(
-    projection: Projection,
-    roots: list[jax.Array],
-    counts: list[int | jax.Array],
-    places: tuple[fisher.Place, ...],
-    scope: Literal["global", "layer"],
-    width: int,
-) -> tuple[Projection, jax.Array, jax.Array]:
-    """Prunes to these counts; and whether each leaf was finite before and after."""
-    leaves, kept = map(jax.tree.leaves, projection)
-    structure: Any = jax.tree.structure(projection.params)
-    chosen = [leaves[place.leaf] for place in places]
-    weights = [
-        fisher.to_blocks(widened(leaf), width, place.order)
-        for leaf, place in zip(chosen, places, strict=True)
-    ]
-    ranks = [
-        _ranks(fisher.saliency_root(root, w), kept[place.leaf], place.order)
-        for place, w, root in zip(places, weights, roots, strict=True)
-    ]
-    if scope == "global":
-        largest = list(keep_largest(ranks, counts[0]))
-    else:
-        largest = [
-            keep_largest_of_layers(rank, count, place.stack)
-            for rank, count, place in zip(ranks, counts, places, strict=True)
-        ]
-    for place, w, root, mask in zip(places, weights, roots, largest, strict=True):
-        i = place.leaf
-        kept[i] = kept[i] & mask
-        removed = ~fisher.to_blocks(kept[i], width, place.order)
-        moved = fisher.remove_weights(w, removed, root)
-        moved = fisher.from_blocks(moved, leaves[i], place.order)
-        leaves[i] = moved.astype(leaves[i].dtype)
-    before, after = all_finite(chosen), all_finite([leaves[p.leaf] for p in places])
-    pruned = Projection(structure.unflatten(leaves), structure.unflatten(kept))
-    return pruned, before, after
 
 
 def _bytes_of(program: jax.stages.Compiled) -> int:
@@ -390,12 +350,6 @@ def _places(leaves: dict[int, Leaf]) -> tuple[fisher.Place, ...]:
         fisher.Place(i, _outputs_first(leaf.axes), leaf.axes.stack)
         for i, leaf in leaves.items()
     )
-
-
-def _ranks(saliencies: jax.Array, kept: jax.Array, order: tuple[int, ...]) -> jax.Array:
-    """In the shape of the leaf; above 0 for entries kept so far, even zeros."""
-    ranks = fisher.from_blocks(saliencies, kept, order)
-    return jnp.where(kept, jnp.maximum(ranks, jnp.finfo(ranks.dtype).tiny), 0)
 
 
 def _schedule(sparsity: Number, steps: int) -> Iterator[Number]:

@@ -354,17 +354,22 @@ MUTANTS = {
             Mutant("first = number * examples_per_gradient", "first = number"),
         ],
     ),
-    "curvature/pruning": (
+    "curvature/removal": (
         ["second_order", "second_order_refusals"],
         [
             Mutant("jnp.maximum(ranks, jnp.finfo(ranks.dtype).tiny)", "ranks"),
-            Mutant("1 - (1 - sparsity) ** (step / steps)", "sparsity * step / steps"),
             Mutant("kept[i] = kept[i] & mask", "kept[i] = mask"),
+            Mutant("moved.astype(leaves[i].dtype)", "moved"),
+        ],
+    ),
+    "curvature/pruning": (
+        ["second_order", "second_order_refusals"],
+        [
+            Mutant("1 - (1 - sparsity) ** (step / steps)", "sparsity * step / steps"),
             Mutant(
                 "Projection(apply_masks(masks, params), masks)",
                 "Projection(params, masks)",
             ),
-            Mutant("moved.astype(leaves[i].dtype)", "moved"),
             Mutant(
                 "self._counts(leaves, share)", "self._counts(leaves, self.sparsity)"
             ),
