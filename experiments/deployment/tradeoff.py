@@ -113,6 +113,9 @@ def plot_tradeoff(
     figure.legend(
         *labels, frameon=False, fontsize="small", loc="outside lower center", ncols=4
     )
+    figure.draw_without_rendering()  # decides where the axes lie
+    _label(left, found, [p.ms for p in found])
+    _label(right, found, [p.megabytes for p in found])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -137,15 +140,6 @@ def _draw(axes: Any, found: Sequence[Point], costs: Sequence[float]) -> None:
         "oC0",
         label="cram_jax INT8, zeros skipped",
     )
-    for i in ours:
-        axes.annotate(
-            found[i].label,
-            (costs[i], accuracies[i]),
-            textcoords="offset points",
-            xytext=(-4, 4),  # the front runs to the right and from below
-            horizontalalignment="right",
-            fontsize="x-small",
-        )
     for color, i in enumerate((i for i, p in enumerate(found) if not p.ours), 1):
         axes.plot(costs[i], accuracies[i], f"DC{color}", label=found[i].label)
     axes.set_xscale("log")
@@ -154,3 +148,37 @@ def _draw(axes: Any, found: Sequence[Point], costs: Sequence[float]) -> None:
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.grid(alpha=0.3)
     axes.margins(x=0.12, y=0.12)
+
+
+def _label(axes: Any, found: Sequence[Point], costs: Sequence[float]) -> None:
+    """Names our points, beside all points and names."""
+    from matplotlib.transforms import Bbox
+
+    accuracies = [p.accuracy for p in found]
+    front = set(pareto(costs, accuracies))
+    taken = [
+        Bbox.from_bounds(x - 4, y - 4, 8, 8)
+        for x, y in axes.transData.transform(list(zip(costs, accuracies, strict=True)))
+    ]
+    for i in (i for i, p in enumerate(found) if p.ours):
+        # The front runs to the right and from below.
+        sides = [("right", "bottom"), ("left", "top"), ("right", "top")]
+        if i not in front:
+            sides[:2] = reversed(sides[:2])
+        name = axes.annotate(
+            found[i].label,
+            (costs[i], accuracies[i]),
+            (0, 0),
+            textcoords="offset points",
+            fontsize="x-small",
+        )
+        for across, upright in sides:
+            name.set(horizontalalignment=across, verticalalignment=upright)
+            name.xyann = (
+                -4 if across == "right" else 4,
+                4 if upright == "bottom" else -4,
+            )
+            box = name.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)

@@ -1,10 +1,12 @@
 """Compressed networks in engines: benchmark and tradeoff, from end to end."""
 
+import itertools
 import json
 import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from cram_jax import engine
 from experiments.__main__ import main
@@ -12,7 +14,7 @@ from experiments.deployment.benchmark import Outcome, Row
 from experiments.deployment.engines import ENGINES
 from experiments.deployment.tables import console_table
 from experiments.deployment.timing import Spread
-from experiments.deployment.tradeoff import drawn_targets, pareto
+from experiments.deployment.tradeoff import drawn_targets, pareto, plot_tradeoff
 from experiments.images.data import load
 from experiments.images.deployment import image_network, samples
 from experiments.kinds import kind_of
@@ -97,6 +99,32 @@ def test_tradeoff_draws_every_target(run, no_peers, capsys):
     (network,) = json.loads((run / "tradeoff.json").read_text())["networks"]
     found = [(row["engine"], row["target"]) for row in network["rows"]]
     assert found == [("cram", "dense"), ("cram", "b95"), ("jit", "dense")]
+
+
+def test_names_in_the_picture_lie_beside_each_other(tmp_path, monkeypatch):
+    """Of networks that are almost as large, fast and accurate, too."""
+    measured = {
+        "dense": (1.257, 0.166, 85.61),
+        "b50": (0.657, 0.125, 84.43),
+        "k80": (0.678, 0.159, 84.45),
+        "k70": (0.680, 0.126, 84.40),
+        "b90": (0.168, 0.042, 80.15),
+    }
+    rows = []
+    for target, (megabytes, ms, accuracy) in measured.items():
+        spread = Spread(ms, ms, ms)
+        times = {(1, 1): (spread, spread)}
+        rows.append(Row("cram", target, int(1e6 * megabytes), 0.0, accuracy, times))
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    outcome = Outcome("network", "accuracy", {"dense": 85.61}, rows)
+    plot_tradeoff(outcome, (1, 1), tmp_path / "picture.png", "title")
+    (figure,) = figures
+    for axes in figure.axes:
+        assert {text.get_text() for text in axes.texts} == {*measured}
+        boxes = [text.get_window_extent() for text in axes.texts]
+        pairs = itertools.combinations(boxes, 2)
+        assert not any(one.overlaps(other) for one, other in pairs)
 
 
 @pytest.mark.nightly
