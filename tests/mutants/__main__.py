@@ -66,6 +66,9 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", metavar="MODULE")
     parser.add_argument("--results", type=Path, help="verdicts so far; added to")
     options = parser.parse_args()
+    for module in options.modules:
+        if module not in MUTANTS:
+            parser.error(f"MODULE must be of {', '.join(MUTANTS)}, got {module}")
     known = {}
     if options.results is not None and options.results.exists():
         for line in options.results.read_text().splitlines():
