@@ -11,7 +11,7 @@ import numpy as np
 
 from cram_jax.projector import leaf_path
 from cram_jax.reshaping import gathered_axis, split_axis
-from cram_jax.validation import check_function, check_integer
+from cram_jax.validation import check_function, check_integer, holds
 
 
 def subsampled(
@@ -141,11 +141,9 @@ def loss_scaled(
     is_number = isinstance(scale, float | int | np.number | np.ndarray | jax.Array)
     if not is_number or isinstance(scale, bool) or jnp.ndim(scale):
         raise TypeError(f"scale must be a number, got {scale!r}")
-    if not isinstance(scale, jax.core.Tracer):
-        with jax.ensure_compile_time_eval():  # of an array that a traced function holds
-            is_valid = 0 < scale < np.inf
-        if not is_valid:
-            raise ValueError(f"scale must be finite and above 0, got {scale!r}")
+    is_traced = isinstance(scale, jax.core.Tracer)
+    if not is_traced and not holds(lambda: 0 < scale < np.inf):
+        raise ValueError(f"scale must be finite and above 0, got {scale!r}")
 
     @functools.wraps(loss_fn)
     def loss(params: Any, *values: Any, **named: Any) -> Any:

@@ -20,7 +20,7 @@ from cram_jax.paths import named_leaves
 from cram_jax.projector import Params, Projector, check_projector, widened
 from cram_jax.selection import keep_largest
 from cram_jax.sparsity import kept_count
-from cram_jax.validation import check_choice
+from cram_jax.validation import check_choice, holds
 
 Scores: TypeAlias = Mapping[str, jax.Array]
 """From the path of a leaf to an array; leaves without an entry stay unchanged."""
@@ -352,12 +352,9 @@ def _check_one_for_each_weight(params: Params, scores: Scores) -> None:
 
 def _check_share(name: str, value: float | jax.Array) -> None:
     """Raises unless it is from 0 to 1; a traced one is trusted."""
-    if isinstance(value, jax.core.Tracer):
-        return
-    with jax.ensure_compile_time_eval():  # of an array that a traced function holds
-        # That of a schedule may be off by a rounding error.
-        is_valid = -1e-6 <= value <= 1 + 1e-6
-    if not is_valid:
+    is_traced = isinstance(value, jax.core.Tracer)
+    # That of a schedule may be off by a rounding error.
+    if not is_traced and not holds(lambda: -1e-6 <= value <= 1 + 1e-6):
         raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
 
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cram_jax.validation import holds
+
 Number: TypeAlias = float | np.floating | np.ndarray | jax.Array
 
 
@@ -119,7 +121,5 @@ def check_sparsity(sparsity: Number) -> None:
         raise TypeError(
             f"sparsity must be a number with 0 <= sparsity < 1, got {sparsity!r}"
         )
-    with jax.ensure_compile_time_eval():  # of an array that a traced function holds
-        is_valid = 0 <= sparsity < 1
-    if not is_valid:
+    if not holds(lambda: 0 <= sparsity < 1):
         raise ValueError(f"sparsity must be at least 0 and below 1, got {sparsity!r}")

@@ -1,10 +1,19 @@
 """Argument checks whose errors name the argument, its value and what was expected."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+
+
+def holds(condition: Callable[[], Any]) -> bool:
+    """Whether a condition on untraced numbers holds, while a function is traced, too.
+
+    There, comparing an array that the function holds would give a tracer.
+    """
+    with jax.ensure_compile_time_eval():
+        return bool(condition())
 
 
 def check_integer(
@@ -50,9 +59,7 @@ def check_strength(name: str, value: Any) -> None:
     kinds = float | int | np.floating | np.integer | np.ndarray | jax.Array
     if not isinstance(value, kinds) or isinstance(value, bool) or np.ndim(value):
         raise TypeError(f"{name} must be a number or a schedule, got {value!r}")
-    with jax.ensure_compile_time_eval():  # of an array that a traced function holds
-        is_valid = 0 <= value < np.inf
-    if not is_valid:
+    if not holds(lambda: 0 <= value < np.inf):
         raise ValueError(f"{name} must be at least 0 and finite, got {value!r}")
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from cram_jax.axes import Axes, AxesLike, axes_value
 from cram_jax.leaves import Leaf
 from cram_jax.reshaping import gathered, placed
 from cram_jax.structure.grams import InputGrams
+from cram_jax.validation import holds
 
 Grams = Mapping[str, jax.Array] | InputGrams
 """By the path of a leaf, the sum of the products of its inputs."""
@@ -119,10 +121,11 @@ def layer_inputs(
                 f"grams[{path!r}] must have the shape (inputs, inputs), perhaps after "
                 f"axes of stacked layers, got {shape}"
             )
-        if isinstance(gram, jax.core.Tracer):
-            continue
-        with jax.ensure_compile_time_eval():  # of an array that a traced function holds
-            is_finite = bool(jnp.isfinite(gram).all())
-        if not is_finite:
+        is_traced = isinstance(gram, jax.core.Tracer)
+        if not is_traced and not holds(partial(_is_finite, gram)):
             raise ValueError(f"grams[{path!r}] must be finite, got some that are not")
     return LayerInputs(dict(grams)), axes_value(axes)
+
+
+def _is_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
