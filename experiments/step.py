@@ -1,5 +1,6 @@
 """The state of a run, and the compiled step that changes it."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -125,6 +126,7 @@ def make_train_step(
         batch = task.augment(key, batch)
         if teacher is not None:
             batch = with_teacher(batch, teacher._replace(model=teacher_model))
+        batch, rest = two_parts(batch, rule.batch_share)
         inputs = {
             "batch_stats": state.batch_stats,
             "batch": batch,
@@ -132,7 +134,7 @@ def make_train_step(
         }
         (loss, batch_stats), grads = gradient_fn(state.params, **inputs)
         updates, opt_state = optimizers[plain].update(
-            grads, state.opt_state, state.params, **inputs
+            grads, state.opt_state, state.params, **(inputs | {"batch": rest})
         )
         params = optax.apply_updates(state.params, updates)
 
@@ -172,6 +174,32 @@ def _with_plain_steps(step: Callable[..., Any], share: float) -> TrainStep:
         return step(state, batch, plain=bool(jax.random.bernoulli(key, share)))
 
     return train_step
+
+
+def two_parts(batch: Batch, share: float) -> tuple[Batch, Batch]:
+    """The examples of a step for its dense and for its compressed gradient.
+
+    Args:
+      batch: arrays with one row for each example.
+      share: of the examples, for each of the two.
+
+    Returns:
+      The first and the last of every few rows, so that a batch that is sharded stays
+      where it is; both are the whole batch if ``share`` is 1.
+    """
+    size = len(jax.tree.leaves(batch)[0])
+    kept = max(1, round(share * size))
+    groups = math.gcd(size, kept)
+    each = kept // groups
+
+    def cut(part: slice) -> Batch:
+        def rows(array: jax.Array) -> jax.Array:
+            split = array.reshape(groups, size // groups, *array.shape[1:])
+            return split[:, part].reshape(kept, *array.shape[1:])
+
+        return jax.tree.map(rows, batch)
+
+    return cut(slice(each)), cut(slice(-each, None))
 
 
 def accumulated(loss_fn: Callable[..., Any], parts: int) -> Callable[..., Any]:

@@ -33,6 +33,11 @@ def test_a_configuration_survives_json(config):
         (lambda: OptimizerConfig(masks_every=0), "masks_every must be at least 1"),
         (lambda: OptimizerConfig(train_targets=("u100",)), "target 'u100': sparsity"),
         (lambda: OptimizerConfig(subsample=0), "subsample must be at least 1, got 0"),
+        (lambda: OptimizerConfig(batch_share=0), "batch_share must be above 0 and"),
+        (
+            lambda: OptimizerConfig(rule="none", batch_share=0.5),
+            "batch_share must be 1 for rule none, got 0.5",
+        ),
         (
             lambda: ImageConfig(
                 optimizer=OptimizerConfig(rule="gradual", train_targets=("k90",)),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.errors import ConfigError
-from experiments.step import accumulated, init_state, make_train_step
+from experiments.step import accumulated, init_state, make_train_step, two_parts
 
 KEY = jax.random.key(0)
 
@@ -45,6 +45,24 @@ def test_every_part_has_a_dropout_key_of_its_own():
 def test_parts_have_to_divide_the_batch():
     with pytest.raises(ConfigError, match="accumulate must divide the 6 examples"):
         accumulated(loss_fn, 4)(jnp.zeros(1), 0, {"x": jnp.zeros((6, 1))})
+
+
+@pytest.mark.parametrize(
+    ("share", "first", "last"),
+    [
+        (1.0, [0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7]),
+        (0.75, [0, 1, 2, 4, 5, 6], [1, 2, 3, 5, 6, 7]),
+        (0.625, [0, 1, 2, 3, 4], [3, 4, 5, 6, 7]),
+        (0.25, [0, 4], [3, 7]),
+        (0.01, [0], [7]),
+    ],
+)
+def test_each_gradient_gets_its_share_of_the_batch(share, first, last):
+    batch = {"image": np.arange(16).reshape(8, 2), "label": np.arange(8)}
+    dense, compressed = two_parts(batch, share)
+    for part, rows in ((dense, first), (compressed, last)):
+        np.testing.assert_array_equal(part["label"], rows)
+        np.testing.assert_array_equal(part["image"], batch["image"][rows])
 
 
 @pytest.mark.usefixtures("quick_compilation")

@@ -207,13 +207,22 @@ def test_equal_seeds_mean_equal_weights_whatever_the_method(with_method, data, t
     assert not equal(one.params, task.init(1)[0])
 
 
-@pytest.mark.parametrize("every", [1, 4])
-def test_one_step_follows_equation_4(every, with_method, data, task):
+@pytest.mark.parametrize(
+    ("options", "dense", "compressed"),
+    [
+        ({}, slice(None), slice(None)),
+        ({"subsample": 4}, slice(None), slice(None, None, 4)),
+        ({"batch_share": 0.625}, slice(5), slice(3, None)),
+    ],
+)
+def test_one_step_follows_equation_4(
+    options, dense, compressed, with_method, data, task
+):
     """Momentum from rest and no decay: the first update is -lr times the sum."""
     config = with_method(
         "cram_plus",
         train_targets=("k50",),
-        subsample=every,
+        **options,
         weight_decay=0.0,
         rho=0.0,
         learning_rate=0.5,
@@ -229,10 +238,14 @@ def test_one_step_follows_equation_4(every, with_method, data, task):
     cut = np.sort(magnitudes)[magnitudes.size // 2]  # floor(size / 2) are pruned
     masks = jax.tree.map(lambda p: (np.abs(p) >= cut) | (p.ndim < 2), params)
     pruned = jax.tree.map(lambda m, p: jnp.where(m, p, 0), masks, params)
+
+    def rows(part):
+        return {name: array[part] for name, array in batch.items()}
+
     expected = jax.tree.map(
         lambda g, c, m: g + jnp.where(m, c, 0),
-        grad(params, batch_stats, batch)[0],
-        grad(pruned, batch_stats, {k: v[::every] for k, v in batch.items()})[0],
+        grad(params, batch_stats, rows(dense))[0],
+        grad(pruned, batch_stats, rows(compressed))[0],
         masks,
     )
     # Warm-up from 0 over one step of ten; so look at the momentum, not the weights.
