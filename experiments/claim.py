@@ -11,6 +11,7 @@ from experiments.metrics import Report
 from experiments.run_directory import (
     check_free,
     check_path,
+    check_resumable,
     clear,
     load_config,
     locked,
@@ -37,7 +38,7 @@ def claim(
         if not resume:
             check_free(run, overwrite=overwrite)
         else:
-            load_config(run)  # raises, so that no lock is left where there is no run
+            check_resumable(run)  # before a lock is left there
         stack.enter_context(locked(run))
         if resume:
             _take_up(run, config, report)

@@ -73,14 +73,14 @@ class Stopping:
             directory = self._run if self._config.patience else self._run / "best"
             checkpoints.save_model(directory, self._config, params, batch_stats)
             if directory != self._run:
-                on_first_process(lambda: self._keep_sources(directory))
+                on_first_process(lambda: self._describe(directory, step))
 
-    def _keep_sources(self, directory: Path) -> None:
+    def _describe(self, directory: Path, step: int) -> None:
         kind = kind_of(self._config)
         kind.keep_sources(kind.kept_sources(self._config, self._run), directory)
         where = read_status(self._run).get("data_dir")
-        if where is not None:
-            write_status(directory, data_dir=where)
+        # By the step a report sees that an evaluation was of an earlier model.
+        write_status(directory, step=step, **({"data_dir": where} if where else {}))
 
     def _since_best(self) -> int:
         """Evaluations since the best one, or since the first of equal ones."""

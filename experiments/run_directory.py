@@ -130,6 +130,25 @@ def load_config(run: Path) -> Any:
         return from_dict(values)
 
 
+def check_resumable(run: Path) -> None:
+    """Raises if a directory holds only a model that was made from a run.
+
+    Training there would start at random weights, and its result would not be read.
+
+    Raises:
+      RunError: see above, or the directory is not a run.
+    """
+    load_config(run)
+    was_trained = "state" in read_status(run) or any((run / "checkpoints").glob("*"))
+    if (run / "model").exists() and not was_trained:
+        start = ("--config", run / "config.json", "--init-from", run)
+        again = command_line("train", *start, *_own_code(run, "--model.module"))
+        raise RunError(
+            f"{run} holds a model without the state of its training: train a new run "
+            f"from it with\n  {again}"
+        )
+
+
 def resume_command(run: Path) -> str:
     """What resumes a run."""
     return command_line("train", "--resume", run, *_own_code(run, "--model.module"))

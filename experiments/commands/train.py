@@ -22,6 +22,7 @@ from experiments.open_run import stored_data_dir
 from experiments.run_directory import (
     check_free,
     check_path,
+    check_resumable,
     evaluate_command,
     resume_command,
     state_of,
@@ -72,7 +73,9 @@ def train(config: RunConfig, conduct: Conduct) -> None:
     run = conduct.run or Path("runs") / name
     # Everything that can be checked before anything takes time.
     check_path(run)
-    if not conduct.resume and not conduct.dry_run:
+    if conduct.resume:
+        check_resumable(run)
+    elif not conduct.dry_run:
         check_free(run, overwrite=conduct.overwrite)
     check_loggers(conduct.loggers)
     if not conduct.resume:

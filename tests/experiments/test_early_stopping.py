@@ -11,7 +11,7 @@ import pytest
 from experiments import checkpoints
 from experiments.errors import DataError
 from experiments.open_run import stored_data_dir
-from experiments.run_directory import load_config, state_of
+from experiments.run_directory import load_config, read_status, state_of
 from experiments.step import init_state
 from experiments.training import train
 
@@ -93,6 +93,8 @@ def test_without_patience_the_last_model_counts(setting, progress, tmp_path):
     assert load_config(tmp_path / "best") == config
     equal(stored_model(tmp_path / "best", config, data, task)[0], judged[1])
     assert stored_data_dir(tmp_path / "best") == Path("/where/images/are")
+    # What is evaluated now is not reported of a better model that comes later.
+    assert read_status(tmp_path / "best")["step"] == 4
 
 
 def test_a_run_that_is_judged_at_its_end_alone_has_no_best(setting, progress, tmp_path):

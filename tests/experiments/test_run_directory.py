@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.__main__ import main
 from experiments.config import OptimizerConfig, RunConfig
 from experiments.errors import ConfigError, RunError, command_line
 from experiments.images.config import DataConfig, ImageConfig
@@ -16,6 +17,7 @@ from experiments.run_directory import (
     check_free,
     check_output,
     check_path,
+    check_resumable,
     clear,
     load_config,
     locked,
@@ -55,6 +57,19 @@ def test_a_run_of_ours_may_be_overwritten(run):
         clear(run)
         assert [path.name for path in run.iterdir()] == [".lock"]
     check_free(run, overwrite=False)  # what is left is no run
+
+
+def test_a_model_that_was_made_from_a_run_cannot_be_resumed(run, capsys):
+    """It would train from random weights, and the model would stay what is read."""
+    check_resumable(run)
+    shutil.rmtree(run / "checkpoints")
+    check_resumable(run)  # killed before its first checkpoint
+    for made in (run / "best", run / "compressed" / "k90"):
+        write_status(made, step=3)
+        assert main(["train", "--resume", str(made), "--max-steps", "1"]) == 1
+        again = f"train --config {made / 'config.json'} --init-from {made}"
+        assert again in capsys.readouterr().err
+        assert not (made / "checkpoints").exists()
 
 
 def test_nothing_foreign_is_removed(run, tmp_path):
