@@ -104,9 +104,9 @@ def starting_from(config: AnyConfig, run: Path) -> AnyConfig:
             f"init_from must be a run on {config.kind}, got {run}, on {theirs.kind}"
         )
     theirs = kind_of(theirs).kept_sources(theirs, run)
-    return dataclasses.replace(
-        config, data=theirs.data, model=theirs.model, init_from=str(run)
-    )
+    names = ("data", "model", "train_file", "eval_file", "vocabulary")
+    own = {name: getattr(theirs, name) for name in names if hasattr(theirs, name)}
+    return dataclasses.replace(config, init_from=str(run), **own)
 
 
 def load_config(run: Path) -> Any:

@@ -152,6 +152,6 @@ class ImageConfig(RunConfig):
     def check_inputs(self) -> None:
         """See `RunConfig.check_inputs`; also checks a folder of images."""
         if self.data.name == "folder":
-            from experiments.images.folder import read_folder
+            from experiments.images.folder import divided
 
-            read_folder(self.data.folder)
+            divided(self.data.folder, self.data.validation)

@@ -18,7 +18,7 @@ from experiments.errors import ConfigError, DataError
 from experiments.images import digits  # noqa: F401  registers the builder
 from experiments.images.catalogue import CATALOGUE, DatasetInfo
 from experiments.images.config import DataConfig
-from experiments.images.folder import ImageFiles, read_folder
+from experiments.images.folder import ImageFiles, divided
 from experiments.images.large import MEAN, STD, LargeImages
 
 
@@ -116,20 +116,15 @@ def _of_classes(images: Examples, classes: Sequence[int]) -> Examples:
 
 def _own_images(config: DataConfig, workers: int) -> Dataset:
     """The images of a folder."""
-    folder = read_folder(config.folder)
+    folder = divided(config.folder, config.validation)
     if config.labels and folder.classes != config.labels:
         raise DataError(
             f"{config.folder} must have the classes {', '.join(config.labels)}, which "
             f"the run was trained for, got {', '.join(folder.classes)}"
         )
-    left = _left(config, len(folder.train))
-    held = folder.train[left:] if config.validation else folder.test
-    if not held:
-        raise ConfigError(
-            f"{config.folder} has no folder test: hold images out with "
-            f"--data.validation {len(folder.train) // 5}"
-        )
-    sources = [ImageFiles(files, config.side) for files in (folder.train[:left], held)]
+    held = len(folder.test) if config.validation else 0
+    _left(config, len(folder.train) + held)
+    sources = [ImageFiles(f, config.side) for f in (folder.train, folder.test)]
     if not config.side:
         large = [LargeImages(s, range(len(s)), workers) for s in sources]
         return Dataset(large[0], large[1], len(folder.classes), MEAN, STD)

@@ -134,6 +134,28 @@ def read_folder(place: str) -> Folder:
     return Folder(sorted(train, key=shuffled), test, classes)
 
 
+def divided(place: str, validation: int) -> Folder:
+    """The images of a folder to train on, and to evaluate on.
+
+    Args:
+      place: see `read_folder`.
+      validation: how many training images to evaluate on instead of the test images.
+
+    Raises:
+      ConfigError: no image is left for evaluation; see `read_folder` for others.
+    """
+    found = read_folder(place)
+    if validation:
+        left = max(len(found.train) - validation, 0)
+        return found._replace(train=found.train[:left], test=found.train[left:])
+    if not found.test:
+        raise ConfigError(
+            f"{place} has no folder test: hold images out with --data.validation "
+            f"{len(found.train) // 5}"
+        )
+    return found
+
+
 def _classes(root: Path) -> tuple[str, ...]:
     return tuple(
         sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")

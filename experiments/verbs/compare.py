@@ -68,8 +68,7 @@ class Compare:
 
     def check(self) -> None:
         """The task, methods and targets are known."""
-        base = self._base()
-        base.check_inputs()
+        self._check_data(self._base())
         check_methods(self._methods())
         for name in (*self.targets, self.tuned_on):
             targets.check(name)
@@ -100,10 +99,12 @@ class Compare:
         held_out = self._held_out(base)
         if self.init_from and base.data.validation < held_out:
             print(f"note: {self.init_from} has seen examples that knobs are tuned on")
-        data = dataclasses.replace(base.data, validation=0)
-        base = dataclasses.replace(base, data=data)
         bench = Bench(
-            base, self.targets, self.budget or 2 * base.epochs, held_out, self.tuned_on
+            _on_all(base),
+            self.targets,
+            self.budget or 2 * base.epochs,
+            held_out,
+            self.tuned_on,
         )
         start = f"-from-{self.init_from.name}" if self.init_from else ""
         out = self.out or Path("runs") / f"compare-{self.task}{start}"
@@ -119,6 +120,23 @@ class Compare:
         console.print(report.table(results, title))
         report.store(results, out, title)
         console.print(f"Table, picture and numbers: {out}", soft_wrap=True)
+
+    def _check_data(self, base: RunConfig) -> None:
+        """Raises unless there are examples to train on, and others to test on."""
+        own = recipe_named(self.task).data.name in ("folder", "file")
+        if own and self.init_from is None:
+            raise ConfigError(
+                f"{self.task} reads data of your own: name a run on them with "
+                f"--init-from"
+            )
+        base.check_inputs()
+        try:
+            _on_all(base).check_inputs()
+        except ConfigError as error:
+            raise ConfigError(
+                f"init_from must be a run with test examples of its own, as methods "
+                f"train on all training examples, got {self.init_from}"
+            ) from error
 
     def _held_out(self, base: RunConfig) -> int:
         """How many examples knobs are tuned on."""
@@ -143,3 +161,9 @@ class Compare:
     def _methods(self) -> tuple[str, ...]:
         every = recipe_named(self.task).data.name == "digits"
         return self.methods or (tuple(METHODS) if every else MAIN)
+
+
+def _on_all(base: RunConfig) -> RunConfig:
+    """Without held-out examples."""
+    data = dataclasses.replace(base.data, validation=0)
+    return dataclasses.replace(base, data=data)

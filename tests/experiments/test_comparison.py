@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from experiments.methods.config import PruningConfig
 from experiments.metrics import make_console
 from experiments.recipes import RECIPES
 from experiments.results import load_results
+from experiments.run_directory import save_config
 from experiments.stored_config import to_dict
 from experiments.verbs.compare import Compare
 
@@ -216,6 +218,32 @@ def test_methods_can_start_from_a_run(tmp_path):
         Compare(task="sst2_small", init_from=run).check()
     with pytest.raises(RunError, match="is not a run"):
         Compare(init_from=tmp_path).check()
+
+
+def test_methods_can_start_from_a_run_on_data_of_ones_own(tmp_path):
+    files = {
+        "train_file": str(tmp_path / "a.csv"),
+        "eval_file": str(tmp_path / "b.csv"),
+    }
+    for file in files.values():
+        Path(file).write_text("text,label\nwell,good\nill,bad\n")
+    run = tmp_path / "run"
+    (run / "vocabulary").mkdir(parents=True)
+    theirs = dataclasses.replace(RECIPES["own_texts"], weights=None, **files)
+    verb = Compare(task="own_texts", init_from=run)
+    save_config(run, theirs)
+    verb.check()
+    base = verb._base()
+    assert {name: getattr(base, name) for name in files} == files
+    assert base.vocabulary == str(run / "vocabulary")
+    # All training examples are trained on: those held out of them are no test.
+    held = dataclasses.replace(theirs.data, validation=1)
+    save_config(run, dataclasses.replace(theirs, data=held, eval_file=None))
+    with pytest.raises(ConfigError, match="init_from must be a run with test examples"):
+        verb.check()
+    for name in ("own_texts", "own_images"):
+        with pytest.raises(ConfigError, match="name a run on them with --init-from"):
+            Compare(task=name).check()
 
 
 def test_another_bert_is_another_comparison():
