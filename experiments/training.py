@@ -29,6 +29,7 @@ from experiments.loggers import LOGGERS, LoggerName
 from experiments.metrics import Metrics, Report
 from experiments.run_directory import (
     evaluate_command,
+    read_status,
     resume_command,
     write_status,
 )
@@ -108,8 +109,8 @@ def train(
       The last state; with ``patience`` the best model is stored beside it.
 
     Raises:
-      RunError: the directory holds a run, or not the one to resume; or another process
-        is writing it.
+      RunError: the directory holds a run, or not the one to resume; another process is
+        writing it; or a run to resume has lost or gained examples.
       WeightsError: what ``init_from`` names does not fit.
       NonFiniteLoss: the loss or the weights are not finite.
       Stopped: a signal arrived; a checkpoint is saved, and the run may be complete.
@@ -117,6 +118,8 @@ def train(
     report = Report(progress, quiet=quiet)
     cadence = cadence or Cadence()
     starts = not resume or checkpoints.latest_step(run) is None
+    if not starts:
+        _check_examples(run, data)
     # Before the directory is claimed, as it may not fit.
     model = initial_model(config, task) if starts else None
     teacher = load_teacher(config, data, task) if train_step is None else None
@@ -134,7 +137,7 @@ def train(
         start = int(state.step)
         stopping = Stopping(config, run, task.metric, start, patience_from)
         status = partial(_write_status, run, steps=steps)
-        status("training", start, **(notes or {}))
+        status("training", start, examples=data.train.size, **(notes or {}))
         writes = is_first_process()
         made = [LOGGERS[name](run, config, start) for name in loggers if writes]
         metrics = stack.enter_context(Metrics(run, start, enabled=writes, loggers=made))
@@ -179,7 +182,10 @@ def train(
                 or _due(step, cadence.steps)
                 or 0 < cadence.minutes <= minutes
             )
-            if saving or _due(step, config.log_every) or step % epoch == 0:
+            evaluating = step == steps or _due(step, evaluate_every)
+            # An evaluation that fails is repeated where the last line has none.
+            is_due = evaluating or _due(step, config.log_every) or step % epoch == 0
+            if saving or is_due:
                 averages = _fetch(pending, step)
                 metrics.write(step, averages | {"epoch": step / epoch})
                 note = f"loss {averages['loss']:.3f}"
@@ -192,7 +198,7 @@ def train(
                 checkpoints.save(manager, state)
                 saved_at = time.monotonic()
                 status("training", step)
-            if step == steps or _due(step, evaluate_every):
+            if evaluating:
                 try:
                     evaluate(step, state)
                 except NonFiniteLoss:
@@ -200,6 +206,7 @@ def train(
                 except Exception:
                     if not saving:
                         checkpoints.save(manager, state)
+                        status("training", step)
                     raise
                 if stopping.is_due and not saving:
                     checkpoints.save(manager, state)
@@ -220,6 +227,17 @@ def train(
             caught[0],
         )
     return state
+
+
+def _check_examples(run: Path, data: Dataset) -> None:
+    """Raises if a run would go on with other examples, in another order."""
+    before = read_status(run).get("examples", data.train.size)
+    if before != data.train.size:
+        raise RunError(
+            f"{run} was started with {before} training examples, and there are "
+            f"{data.train.size} now: restore its data, or train a new run from it with "
+            f"--init-from {run}"
+        )
 
 
 def _initial_state(

@@ -127,14 +127,17 @@ def test_a_resumed_run_stops_where_the_other_did(setting, progress, tmp_path):
     equal(*(stored_model(run, config, data, task)[0] for run in (whole, part)))
 
 
-def test_an_evaluation_that_fails_loses_no_training(setting, progress, tmp_path):
+@pytest.mark.parametrize("at", [4, 10])
+def test_an_evaluation_that_fails_loses_no_training(at, setting, progress, tmp_path):
+    """At the end, or between two lines of metrics."""
     config, data, make, step = setting
     whole, part = tmp_path / "whole", tmp_path / "part"
     scores = [40.0, 50.0, 60.0, 50.0, 70.0]
     task, judged = make(scores)
     train(config, whole, data, task, progress, train_step=step)
 
-    evaluated, _ = make(scores[:-1])
+    before = at // 2 - 1
+    evaluated, _ = make(scores[:before])
 
     def unreadable(*arguments):
         try:
@@ -145,14 +148,15 @@ def test_an_evaluation_that_fails_loses_no_training(setting, progress, tmp_path)
     failing = task._replace(evaluate=unreadable)
     with pytest.raises(DataError, match="cannot be read"):
         train(config, part, data, failing, progress, train_step=step)
-    assert checkpoints.latest_step(part) == 10
-    assert "its last checkpoint is at step 10 of 10" in state_of(part)
+    assert checkpoints.latest_step(part) == at
+    assert f"its last checkpoint is at step {at} of 10" in state_of(part)
 
-    mended, rejudged = make(scores[-1:])
+    mended, rejudged = make(scores[before:])
     for _ in range(2):  # what is finished is not evaluated again
         train(config, part, data, mended, progress, train_step=step, resume=True)
-    assert len(rejudged) == 1
-    equal(rejudged[0], judged[-1])
+    assert len(rejudged) == 5 - before
+    for one, other in zip(rejudged, judged[before:], strict=True):
+        equal(one, other)
     lines = [(run / "metrics.jsonl").read_text() for run in (whole, part)]
     assert lines[0] == lines[1]
     equal(*(stored_model(run, config, data, task)[0] for run in (whole, part)))

@@ -19,6 +19,7 @@ import pytest
 from cram_jax.writing import replacing
 from experiments import checkpoints
 from experiments.__main__ import main
+from experiments.batches import Examples
 from experiments.checksums import checksums
 from experiments.errors import NonFiniteLoss, RunError, Stopped
 from experiments.images.task import classification
@@ -104,6 +105,17 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
     assert_same_parameters(run_training(run, setting, resume=True), trained[1])
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "loss" in line][-1] == 10
+
+
+def test_a_run_goes_on_only_with_as_many_examples(tmp_path, setting, trained):
+    """Others would be in another order, and the schedule of another length."""
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    config, data, *others = setting
+    fewer = data._replace(train=Examples(data.train.take(range(32))))
+    with pytest.raises(RunError, match="with 40 training examples, and there are 32"):
+        run_training(run, (config, fewer, *others), resume=True)
+    assert_same_parameters(run_training(run, setting, resume=True), trained[1])
 
 
 def test_a_line_that_was_cut_off_does_not_stop_a_resumed_run(tmp_path, setting):
