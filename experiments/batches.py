@@ -23,6 +23,11 @@ class Source(abc.ABC):
     def size(self) -> int:
         """How many they are."""
 
+    @property
+    def content(self) -> Any:
+        """Arrays that tell these examples from others; by default their number."""
+        return np.array(self.size)
+
     @abc.abstractmethod
     def take(self, chosen: Sequence[int] | np.ndarray) -> Batch:
         """Some of them, as for evaluation: arrays by name, one row for each example."""
@@ -95,6 +100,11 @@ class Examples(Source):
     def size(self) -> int:
         """How many they are."""
         return len(next(iter(self.arrays.values())))
+
+    @property
+    def content(self) -> Any:
+        """The arrays."""
+        return dict(self.arrays)
 
     def take(self, chosen: Sequence[int] | np.ndarray) -> Batch:
         """Some of them."""

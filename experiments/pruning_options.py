@@ -1,7 +1,10 @@
 """Settings of pruning that looks at a trained network and its data."""
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
+from experiments import targets
 from experiments.config import check, check_at_least, check_numbers
 from experiments.second_order import SecondOrder
 
@@ -37,3 +40,16 @@ class PrunerOptions:
 
     second_order: SecondOrder = field(default_factory=SecondOrder)
     layerwise: Layerwise = field(default_factory=Layerwise)
+
+    def used_by(self, target: str) -> dict[str, Any]:
+        """The settings that a target depends on, by option; empty if there are none."""
+        used: dict[str, Any] = {}
+        parts = targets.parse(target)
+        if any(part.form == "second order" for part in parts):
+            values = dataclasses.asdict(self.second_order)
+            used |= {f"second_order.{n}": value for n, value in values.items()}
+            del used["second_order.micro_batch"]
+        if any(part.refitted or part.form in ("wanda", "sparse gpt") for part in parts):
+            values = dataclasses.asdict(self.layerwise)
+            used |= {f"layerwise.{n}": value for n, value in values.items()}
+        return used

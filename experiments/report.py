@@ -203,7 +203,25 @@ def _add(
     others = results["methods"].setdefault(label, {"runs": []})["runs"]
     if any(other["seed"] == config.seed for other in others):
         raise RunError(f"{run}: there are two runs of {label} with seed {config.seed}")
+    for other in others:
+        _check_settings(run, entry, other)
     others.append(entry | {key: stored[key] for key in ("versions", "machine")})
+
+
+def _check_settings(run: Path, entry: dict[str, Any], other: dict[str, Any]) -> None:
+    """Raises if a mean would be over targets that were pruned in different ways."""
+    settings, others = (e.get("settings", {}) for e in (entry, other))
+    for target in settings.keys() & others.keys():
+        if settings[target] != others[target]:
+            raise RunError(
+                f"{run}: {target} was evaluated with {_words(settings[target])}, that "
+                f"of seed {other['seed']} with {_words(others[target])}; evaluate one "
+                f"of them again"
+            )
+
+
+def _words(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def _label(section: Section, config: RunConfig, short: str) -> str:
@@ -260,9 +278,9 @@ def _runs(results: Results, configs: dict[str, RunConfig]) -> list[str]:
     for label, config in configs.items():
         runs = results["methods"][label]["runs"]
         draws = [d for run in runs for d in run.get("draws", {}).values()]
-        drawn = max(map(len, draws), default=1)
+        drawn = ", ".join(map(str, sorted({*map(len, draws)} or {1})))
         seeds = ", ".join(str(run["seed"]) for run in runs)
-        rows.append([label, config.name, str(config.epochs), seeds, str(drawn)])
+        rows.append([label, config.name, str(config.epochs), seeds, drawn])
     header = ["method", "configuration", "epochs", "seeds", "calibrations"]
     return [*markdown_table(header, rows), "", *_machines(results)]
 
@@ -301,7 +319,25 @@ def _accuracies(results: Results) -> list[str]:
         for target in results["targets"]
     ):
         deviation += " (1/3): of one of three seeds only."
-    return [*markdown_table(header, rows), "", deviation]
+    return [*markdown_table(header, rows), "", deviation, *_settings(results)]
+
+
+def _settings(results: Results) -> list[str]:
+    """How targets were pruned that need data; which methods, if that differs."""
+    methods_of: dict[str, list[str]] = {}
+    for method, entry in results["methods"].items():
+        used: dict[str, Any] = {}
+        for run in entry["runs"]:
+            used |= run.get("settings", {})
+        for target, values in used.items():
+            words = f"{targets.label(target)}: {_words(values)}"
+            methods_of.setdefault(words, []).append(method)
+    every = len(results["methods"])
+    lines = [
+        f"- {words}" + f" ({', '.join(methods)})" * (len(methods) < every)
+        for words, methods in methods_of.items()
+    ]
+    return ["", *lines] if lines else []
 
 
 def _differences(results: Results, configs: dict[str, RunConfig]) -> list[str]:

@@ -80,24 +80,27 @@ def add_run(
 
 
 def merged(stored: Results, new: Results) -> Results | None:
-    """Results of one run with those of an earlier evaluation of the same model.
+    """Results of one run with those of an earlier evaluation of the same.
 
     Args:
       stored: the earlier ones.
       new: those of one run; they win if both have a target.
 
     Returns:
-      The merged results; None if they belong to different models.
+      The merged results; None if they are of another model or on other examples.
     """
     ((method, entry),) = new["methods"].items()
     (run,) = entry["runs"]
     earlier = stored["methods"].get(method, {"runs": [{}]})["runs"]
-    if len(earlier) != 1 or earlier[0].get("model") != run["model"]:
+    if len(earlier) != 1:
         return None
     (before,) = earlier
+    data = run.get("data")
+    if before.get("model") != run["model"] or before.get("data", data) != data:
+        return None
     both = {
-        kind: before.get(kind, {}) | run[kind]
-        for kind in ("pruned", "recalibrated", "draws", "metrics")
+        kind: before.get(kind, {}) | run.get(kind, {})
+        for kind in ("pruned", "recalibrated", "draws", "metrics", "settings")
     }
     seconds = round(before.get("seconds", 0.0) + run["seconds"], 2)
     return new | {

@@ -55,9 +55,10 @@ def evaluate(
     evaluation = make_evaluation(config, data, task, pruning)
     unfinished = out.with_name(f"{out.stem}.part.json")
     model = digest((params, batch_stats))
+    examples = digest((data.train.content, data.evaluation.content))
     depends_on = {
         "model": model,
-        "data_dir": str(data_dir),
+        "data": examples,
         "calibrations": calibrations,
         "pruning": dataclasses.asdict(pruning),
         "versions": results["versions"],
@@ -84,7 +85,11 @@ def evaluate(
                 say(f"{accuracy.target}: {accuracy.pruned:.2f} % ({duration:.1f} s)")
     rule = config.optimizer.rule_name
     add_run(results, rule, load_config(run), accuracies, seconds, model)
-    results["methods"][rule]["runs"][0]["step"] = step
+    results["methods"][rule]["runs"][0] |= {
+        "step": step,
+        "data": examples,
+        "settings": {n: used for n in names if (used := pruning.used_by(n))},
+    }
     save_results(_with_earlier(results, out, say), out)
     forget(unfinished, depends_on, names)
     drawn = calibrations > 1 and has_statistics(batch_stats)
@@ -94,12 +99,12 @@ def evaluate(
 
 
 def _with_earlier(results: Results, out: Path, say: Any) -> Results:
-    """Merges results with stored ones, or moves those of another model aside."""
+    """Merges results with stored ones, or moves those of something else aside."""
     if not out.exists():
         return results
     earlier = load_results(out)
     both = merged(earlier, results)
     if both is not None:
         return both
-    say(f"{out} was of another model; it is now {move_aside(out)}")
+    say(f"{out} was of another model or other examples; it is now {move_aside(out)}")
     return results

@@ -1,9 +1,10 @@
 """The text of a run: questions about contexts, or sentences with a label."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,12 @@ class QuestionSet(NamedTuple):
     def size(self) -> int:
         """How many questions they are."""
         return len(self.questions)
+
+    @property
+    def content(self) -> Any:
+        """As that of a `Source`."""
+        asked = json.dumps(self.questions).encode()
+        return np.frombuffer(asked, np.uint8), self.windows.features
 
 
 class TextDataset(NamedTuple):

@@ -251,6 +251,30 @@ def test_what_is_not_there_is_named(store, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_targets_are_averaged_only_if_they_were_pruned_alike(store, tmp_path):
+    runs = [store(cifar10.sgd, seed, {"dense": 90.0, "o90": 80.0}) for seed in (0, 1)]
+    adam = variant(cifar10.sgd, "adam", base="adam")
+    runs.append(store(adam, 0, {"o90": 70.0}, calibrations=3))
+
+    def pruned_with(run, **values):
+        results = load_results(run / "evaluation.json")
+        (entry,) = results["methods"]["none"]["runs"]
+        entry["settings"] = {"o90": values}
+        save_results(results, run / "evaluation.json")
+
+    for run in runs:
+        pruned_with(run, gradients=64)
+    text = write_report(gather(runs), tmp_path)[0].read_text()
+    assert "- 90 % second order: gradients 64\n" in text
+    pruned_with(runs[2], gradients=8)
+    text = write_report(gather(runs), tmp_path)[0].read_text()
+    assert "- 90 % second order: gradients 64 (SGD)\n" in text
+    assert "- 90 % second order: gradients 8 (Adam)\n" in text
+    pruned_with(runs[1], gradients=8)
+    with pytest.raises(RunError, match="with gradients 8, that of seed 0 with .* 64"):
+        gather(runs)
+
+
 def test_a_run_that_was_trained_on_since_its_evaluation_is_refused(store):
     """As when epochs are added, or when an interrupted run goes on."""
     run = store(cifar10.sgd, 0, {"dense": 90.0})

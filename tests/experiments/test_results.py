@@ -124,3 +124,11 @@ def test_targets_keep_their_order(names, others, expected):
 def test_results_of_different_models_are_not_merged():
     one, other = evaluated({"dense": 99.0}, "a"), evaluated({"k90": 60.0}, "b")
     assert merged(one, other) is None
+
+
+def test_results_on_different_examples_are_not_merged():
+    one, other = evaluated({"dense": 99.0}, "a"), evaluated({"k90": 60.0}, "a")
+    other["methods"]["SGD"]["runs"][0]["data"] = "new"
+    assert merged(one, other) is not None  # those of earlier versions do not say
+    one["methods"]["SGD"]["runs"][0]["data"] = "old"
+    assert merged(one, other) is None

@@ -12,6 +12,8 @@ import tensorflow_datasets as tfds
 
 from experiments import checkpoints
 from experiments.__main__ import main
+from experiments.commands import evaluate as evaluation_command
+from experiments.evaluation import evaluate_target
 from experiments.results import load_results
 from experiments.run_directory import load_config, save_config
 from experiments.stored_config import from_dict
@@ -101,11 +103,52 @@ def test_evaluation_is_a_table_of_f1_without_recalibration(run, capsys, tmp_path
     assert entry["metrics"]["u50"]["f1"] == entry["pruned"]["u50"]
     assert set(entry["metrics"]["u50"]) == {"f1", "exact_match", "loss"}
     assert from_dict(entry["config"]) == load_config(run)
+    assert list(entry["settings"]) == ["o50"]
+    assert entry["settings"]["o50"]["second_order.gradients"] == 8
 
     assert main(["report", str(run), "--out", str(tmp_path)]) == 0
     report = (tmp_path / "report.md").read_text()
     assert "# squad-bert-1x16" in report
     assert "| f1 (%) | CrAM+-Multi, pruned |" in report
+
+
+def test_figures_on_other_questions_are_not_mixed(
+    run, facts, tmp_path, monkeypatch, capsys
+):
+    """Neither with those that are stored, nor with those of a stopped evaluation."""
+    copy, asked = tmp_path / "run", tmp_path / "asked.json"
+    shutil.copytree(run, copy)
+    shutil.copy(facts, asked)
+    save_config(copy, dataclasses.replace(load_config(copy), eval_file=str(asked)))
+    (copy / "evaluation.json").unlink(missing_ok=True)
+    command = f"evaluate {copy} --targets".split()
+    assert main([*command, "dense"]) == 0
+
+    def stopped(*arguments, **options):
+        if arguments[-1] == "k50":
+            raise KeyboardInterrupt
+        return evaluate_target(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation_command, "evaluate_target", stopped)
+        assert main([*command, "u50", "k50"]) == 130
+    corrected = json.loads(asked.read_text())
+    for article in corrected["data"]:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                question["question"] = "Well? " + question["question"]
+    asked.write_text(json.dumps(corrected))
+    seen = []
+
+    def counted(*arguments, **options):
+        seen.append(arguments[-1])
+        return evaluate_target(*arguments, **options)
+
+    monkeypatch.setattr(evaluation_command, "evaluate_target", counted)
+    assert main([*command, "u50", "k50"]) == 0
+    assert seen == ["u50", "k50"]
+    assert "of another model or other examples" in capsys.readouterr().out
+    assert load_results(copy / "evaluation.json")["targets"] == ["u50", "k50"]
 
 
 def test_a_compressed_model_trains_on_under_its_masks(run, places, tmp_path, capsys):
