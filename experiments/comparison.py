@@ -41,12 +41,14 @@ from experiments.results import (
     new_results,
     save_results,
 )
-from experiments.run_directory import locked, state_of
+from experiments.run_directory import locked, read_status, state_of, write_status
 from experiments.step import init_state, make_train_step
 from experiments.task import Task
 from experiments.training import train
 
 RESULTS = "comparison.json"
+SECONDS = "cpu_seconds"
+"""In the status of a run, what its training has taken so far."""
 
 
 class Bench(NamedTuple):
@@ -311,20 +313,26 @@ class _Runner:
         data, task = self._data()
         run = self._out / "runs" / f"{word}-{config.name}-{value:g}-seed{seed}"
         goes_on = run.exists() and checkpoints.latest_step(run) is not None
-        start = time.process_time()
-        state = train(
-            config,
-            run,
-            data,
-            task,
-            self._progress,
-            train_step=self._step(config),
-            resume=goes_on,
-            overwrite=True,
-        )
+        before = read_status(run).get(SECONDS, 0.0) if goes_on else 0.0
+        start = time.process_time() - before
+        try:
+            state = train(
+                config,
+                run,
+                data,
+                task,
+                self._progress,
+                train_step=self._step(config),
+                resume=goes_on,
+                overwrite=True,
+            )
+        except Stopped:
+            write_status(run, **{SECONDS: time.process_time() - start})
+            raise
         if problem := state_of(run):
             raise RunError(f"{run}: {problem}")
         seconds = time.process_time() - start
+        write_status(run, **{SECONDS: seconds})  # the evaluation may be stopped, too
         model = state.judged, state.batch_stats
         accuracies = [
             evaluate_target(self._evaluation, *model, name)

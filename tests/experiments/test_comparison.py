@@ -8,7 +8,7 @@ import pytest
 
 from experiments import comparison, comparison_report
 from experiments.comparison import Bench, chosen_value, compare
-from experiments.errors import ConfigError, NonFiniteLoss, RunError
+from experiments.errors import ConfigError, NonFiniteLoss, RunError, Stopped
 from experiments.methods.bench import (
     METHODS,
     check_methods,
@@ -19,7 +19,7 @@ from experiments.methods.config import PruningConfig
 from experiments.metrics import make_console
 from experiments.recipes import RECIPES
 from experiments.results import load_results
-from experiments.run_directory import save_config
+from experiments.run_directory import read_status, save_config, write_status
 from experiments.stored_config import to_dict
 from experiments.verbs.compare import Compare
 
@@ -111,6 +111,38 @@ def test_a_comparison_goes_on_where_it_was_stopped(
     bench = bench._replace(budget=4)
     with pytest.raises(ConfigError, match="holds another comparison"):
         resume()
+
+
+def test_the_time_of_a_training_that_was_stopped_is_all_of_it(
+    config, data, task, tmp_path, monkeypatch
+):
+    def stopped(*arguments, **options):
+        comparison_train(*arguments, max_steps=2, **options)
+        raise Stopped("in the middle", 15)
+
+    def stopped_evaluation(*arguments):
+        raise KeyboardInterrupt
+
+    def compared():
+        return compare(bench, ("sgd",), 1, tmp_path, make_console(quiet=True))
+
+    comparison_train = comparison.train
+    monkeypatch.setattr(comparison, "prepare", lambda base, data_dir: (data, task))
+    bench = Bench(config, ("dense",), budget=1, held_out=0, tuned_on="k50")
+    for name, function, error in (
+        ("train", stopped, Stopped),
+        ("evaluate_target", stopped_evaluation, KeyboardInterrupt),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(comparison, name, function)
+            with pytest.raises(error):
+                compared()
+        (run,) = (tmp_path / "runs").iterdir()
+        before = read_status(run)["cpu_seconds"]
+        assert before > 0
+        write_status(run, cpu_seconds=before + 1000)
+    (entry,) = compared()["methods"]["sgd"]["runs"]
+    assert entry["seconds"] >= 2000
 
 
 def test_a_method_that_diverges_is_noted_and_not_tried_again(
