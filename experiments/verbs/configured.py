@@ -1,5 +1,7 @@
 """Verbs that take a configuration, all of whose fields are options."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,9 @@ def _read_config(file: Path) -> RunConfig:
     import yaml
 
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        is_json = file.suffix == ".json"
+        values = json.loads(text) if is_json else yaml.load(text, _yaml_loader())
         if not isinstance(values, dict):
             raise ConfigError(f"it must hold fields, got {type(values).__name__}")
         recipe = values.pop("recipe", None)
@@ -83,6 +87,27 @@ def _read_config(file: Path) -> RunConfig:
         reason = " ".join(str(error).split())
         raise ConfigError(f"cannot read {file}: {reason}") from error
     return config
+
+
+NUMBERS = {
+    "int": r"[-+]?[0-9][0-9_]*$",
+    "float": r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$",
+}
+
+
+def _yaml_loader() -> Any:
+    """Reads numbers as YAML 1.2 does: 1e-3 is one, and 2:4 is none."""
+    import yaml
+
+    loader: Any = type("Loader", (yaml.SafeLoader,), {})
+    tags = {f"tag:yaml.org,2002:{name}": form for name, form in NUMBERS.items()}
+    loader.yaml_implicit_resolvers = {
+        first: [entry for entry in known if entry[0] not in tags]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for tag, form in tags.items():
+        loader.add_implicit_resolver(tag, re.compile(form), [*"-+.0123456789"])
+    return loader
 
 
 def _option(arguments: list[str], name: str) -> str | None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import json
 import sys
 import types
 
@@ -27,6 +28,7 @@ from experiments.run_directory import (
     save_config,
     write_status,
 )
+from experiments.stored_config import to_dict
 from experiments.verbs.train import parse_train
 
 
@@ -49,6 +51,35 @@ def test_a_file_changes_the_recipe_that_it_names(name, text, tmp_path):
     optimizer = dataclasses.replace(base.optimizer, rho=0.2)
     expected = dataclasses.replace(base, epochs=3, seed=4, optimizer=optimizer)
     assert train.configuration() == expected
+
+
+@pytest.mark.parametrize("name", ["digits_sr_ste", "own_texts"])
+@pytest.mark.parametrize("ending", ["json", "yaml"])
+def test_the_configuration_of_a_run_is_read_back(name, ending, tmp_path):
+    """Those of texts hold 1e-12, no number in YAML 1.1, and labels of any kind."""
+    config = RECIPES[name]
+    if name == "own_texts":
+        data = dataclasses.replace(config.data, labels=("\N{GRINNING FACE}", "no"))
+        config = dataclasses.replace(config, data=data)
+    file = tmp_path / f"config.{ending}"
+    stored = to_dict(config)
+    file.write_text(json.dumps(stored, ensure_ascii=ending == "json"))
+    assert parse_train(["--config", str(file)]).configuration() == config
+
+
+def test_numbers_in_a_file_are_those_of_yaml_1_2(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "recipe: digits\neval_targets: [dense, 2:4]\nepochs: 1_0\nseed: 07\n"
+        "optimizer: {learning_rate: 1e-1, weight_decay: 5E-4, rho: .5, momentum: 0.}\n"
+        "name: 1e2x\n"
+    )
+    config = parse_train(["--config", str(file)]).configuration()
+    assert config.eval_targets == ("dense", "2:4")
+    assert (config.epochs, config.seed, config.name) == (10, 7, "1e2x")
+    rule = config.optimizer
+    assert (rule.learning_rate, rule.weight_decay) == (0.1, 5e-4)
+    assert (rule.rho, rule.momentum) == (0.5, 0.0)
 
 
 def test_a_file_that_holds_no_configuration_is_one_message(tmp_path, capsys):
