@@ -148,6 +148,8 @@ def vocabulary_files(path: str | Path) -> list[Path]:
 def copy_vocabulary(path: str | Path, folder: Path) -> None:
     """Copies a vocabulary, with the files that say how its text is normalised.
 
+    A file of any other name gets the usual one, by which it is found there.
+
     Raises:
       OSError: it cannot be written.
       VocabularyError: there is none.
@@ -156,8 +158,10 @@ def copy_vocabulary(path: str | Path, folder: Path) -> None:
     files += [f for f in (files[0].with_name(SETTINGS),) if f.is_file()]
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
-        if file.resolve() != (folder / file.name).resolve():
-            with replacing(folder / file.name) as beside:
+        usual = FILES[0] if file.suffix == ".json" else FILES[1]
+        copy = folder / (file.name if file.name == SETTINGS else usual)
+        if file.resolve() != copy.resolve():
+            with replacing(copy) as beside:
                 shutil.copyfile(file, beside)
 
 

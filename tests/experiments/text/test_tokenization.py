@@ -9,7 +9,7 @@ import tokenizers
 from experiments.errors import VocabularyError
 from experiments.text.glue import truncate
 from experiments.text.squad import make_windows, read_json
-from experiments.text.tokenization import load_wordpiece
+from experiments.text.tokenization import copy_vocabulary, load_wordpiece
 from tests.data.language import record
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] a b ##b cafe ##s don ' t 中 国 the in 19 ##73 . - ##a"
@@ -206,6 +206,22 @@ def test_another_tokenizer_json_is_refused(tmp_path):
     tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(file))
     with pytest.raises(VocabularyError, match="must hold a WordPiece model, got BPE"):
         load_wordpiece(file)
+
+
+@pytest.mark.parametrize("name", ["my_words.txt", "vocab.txt", "mine.json"])
+def test_a_run_finds_its_copy_of_a_vocabulary_of_any_name(name, vocabulary, tmp_path):
+    file = tmp_path / name
+    wordpiece = load_wordpiece(vocabulary())
+    if file.suffix == ".json":
+        wordpiece.tokenizer.save(str(file))
+    else:
+        vocabulary().rename(file)
+    copied, again = tmp_path / "run", tmp_path / "best"
+    copy_vocabulary(file, copied)
+    copy_vocabulary(copied, again)
+    assert load_wordpiece(again, len(ENTRIES)).tokenizer.get_vocab() == (
+        wordpiece.tokenizer.get_vocab()
+    )
 
 
 CASED = [
