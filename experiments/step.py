@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.batches import Batch
+from experiments.batches import Batch, whole_batches
 from experiments.config import RunConfig
 from experiments.distillation import Teacher, with_teacher
 from experiments.errors import ConfigError
@@ -54,8 +54,8 @@ def total_steps(config: RunConfig, data: Dataset) -> int:
 
 
 def steps_per_epoch(config: RunConfig, data: Dataset) -> int:
-    """Whole batches among the training images."""
-    return data.train.size // config.data.batch_size
+    """Whole batches among the training examples; raises if there is none."""
+    return whole_batches(data.train.size, config.data.batch_size)
 
 
 def init_state(

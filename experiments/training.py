@@ -126,10 +126,13 @@ def train(
     steps = total_steps(config, data)
     if steps >= 2**31:
         raise ConfigError(f"epochs={config.epochs} are {steps} steps, more than 2^31")
+    if train_step is None:
+        train_step = make_train_step(config, data, task, mesh, teacher)
+        if starts:
+            _check_step(config, data, task, train_step)
     last = min(steps, max_steps or steps)
     with contextlib.ExitStack() as stack:
         claim(stack, run, config, report, resume=resume, overwrite=overwrite)
-        train_step = train_step or make_train_step(config, data, task, mesh, teacher)
         state = _initial_state(config, data, task, mesh, model)
         manager = stack.enter_context(checkpoints.manager(run, cadence.keep))
         if not starts:
@@ -227,6 +230,19 @@ def train(
             caught[0],
         )
     return state
+
+
+def _check_step(config: RunConfig, data: Dataset, task: Task, step: TrainStep) -> None:
+    """Traces a step: options that do not fit must not cost an earlier run."""
+    state = jax.eval_shape(partial(init_state, config, data, task))
+    if config.optimizer.plain_steps:  # which program it is depends on numbers
+        return
+    size = config.data.batch_size
+    batch = {
+        name: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
+        for name, array in data.train.take([0]).items()
+    }
+    jax.eval_shape(step, state, batch)
 
 
 def _check_examples(run: Path, data: Dataset) -> None:

@@ -19,7 +19,7 @@ from experiments.images.data import Dataset
 from experiments.images.resnet import ResNet, space_to_depth
 from experiments.images.task import classification
 from experiments.recipes import IMAGE_RECIPES
-from experiments.run_directory import load_config
+from experiments.run_directory import load_config, save_config
 from experiments.step import init_state, make_train_step, total_steps
 from experiments.targets import projector
 from experiments.training import train
@@ -317,6 +317,30 @@ def test_a_run_directory_is_not_overwritten(
     assert int(state.step) == total_steps(config, data)
     with pytest.raises(RunError, match="is not a run"):
         train(config, tmp_path / "none", data, task, progress, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accumulate": 3}, "accumulate must divide the 8 examples"),
+        ({"frozen": "nothing"}, "frozen must match some parameters"),
+        ({"rule": "rigl", "train_targets": ("2:4",)}, "train_targets must be a share"),
+    ],
+)
+def test_options_that_do_not_fit_cost_no_earlier_run(
+    changes, message, config, data, task, progress, tmp_path
+):
+    save_config(tmp_path, config)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    optimizer = dataclasses.replace(config.optimizer, **changes)
+    wrong = dataclasses.replace(config, optimizer=optimizer)
+    with pytest.raises(ConfigError, match=message):
+        train(wrong, tmp_path, data, task, progress, overwrite=True)
+    few = data._replace(train=Examples(data.train.take(range(5))))
+    with pytest.raises(ConfigError, match="batch_size=8 is more than the 5 examples"):
+        train(config, tmp_path, few, task, progress, overwrite=True)
+    assert load_config(tmp_path) == config
+    assert (tmp_path / "metrics.jsonl").exists()
 
 
 def test_a_directory_of_something_else_is_left_alone(
