@@ -133,7 +133,7 @@ def train(
     last = min(steps, max_steps or steps)
     with contextlib.ExitStack() as stack:
         claim(stack, run, config, report, resume=resume, overwrite=overwrite)
-        state = _initial_state(config, data, task, mesh, model)
+        state = initial_state(config, data, task, mesh, model)
         manager = stack.enter_context(checkpoints.manager(run, cadence.keep))
         if not starts:
             state = checkpoints.restore(manager, state, report.say)
@@ -168,7 +168,7 @@ def train(
             evaluate(start, state)
         step, pending, saved_at = start, [], time.monotonic()
         stop = start if stopping.is_due else last
-        batches = _batches(config, data.train, start, stop, mesh)
+        batches = batches_of(config, data.train, start, stop, mesh)
         if start < stop:
             progress.update(bar, note="compiling ...")
             report.say_off_terminal(f"{run.name}: compiling the training step ...")
@@ -256,13 +256,14 @@ def _check_examples(run: Path, data: Dataset) -> None:
         )
 
 
-def _initial_state(
+def initial_state(
     config: RunConfig,
     data: Dataset,
     task: Task,
     mesh: Mesh | None,
     model: tuple[Any, Any] | None,
 ) -> TrainState:
+    """The state before the first step, over the devices of a mesh."""
     init = partial(init_state, config, data, task)
     if mesh is None:
         return init(model)
@@ -271,7 +272,7 @@ def _initial_state(
     return jax.jit(init, out_shardings=shardings)(model)
 
 
-def _batches(
+def batches_of(
     config: RunConfig, examples: Source, start: int, stop: int, mesh: Mesh | None
 ) -> Iterator[Batch]:
     """The batches of some steps; over a mesh a process reads only its own rows."""

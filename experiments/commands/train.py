@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from experiments import checkpoints
 from experiments.config import RunConfig
@@ -28,9 +29,9 @@ from experiments.run_directory import (
     state_of,
 )
 from experiments.sharding import is_first_process, make_mesh
-from experiments.step import init_state, make_train_step, total_steps
+from experiments.step import make_train_step, total_steps
 from experiments.task import Task, format_metrics
-from experiments.training import Cadence
+from experiments.training import Cadence, batches_of, initial_state
 from experiments.training import train as run_training
 from experiments.warm_start import check_source, initial_model
 
@@ -84,13 +85,14 @@ def train(config: RunConfig, conduct: Conduct) -> None:
     if config.teacher is not None:
         check_teacher(config)
     devices = make_mesh(conduct.mesh, config.data.batch_size)
-    data_dir = conduct.data_dir or stored_data_dir(run)
+    before = stored_data_dir(run) if conduct.resume else None
+    data_dir = conduct.data_dir or before
     sources = kind_of(config).kept_sources(config, run) if conduct.resume else config
     data, task = prepare(sources, data_dir, workers=conduct.workers)
     used = config.optimizer.train_targets if _compresses(config) else ()
     check_targets((*used, *config.eval_targets), config, task)
     if conduct.dry_run:
-        _dry_run(config, data, task, say)
+        _dry_run(config, data, task, devices, say)
         return
     with progress_bar(console) as progress:
         state = run_training(
@@ -140,9 +142,11 @@ def _compresses(config: RunConfig) -> bool:
     return config.optimizer.rule not in ("none", "sam")
 
 
-def _dry_run(config: RunConfig, data: Any, task: Task, say: Any) -> None:
+def _dry_run(
+    config: RunConfig, data: Any, task: Task, mesh: Mesh | None, say: Any
+) -> None:
     """Takes one step of a run, and stores nothing."""
-    state = init_state(config, data, task, initial_model(config, task))
+    state = initial_state(config, data, task, mesh, initial_model(config, task))
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     say(
         f"{config.name}: {config.model.title}, {count:,} parameters; "
@@ -150,10 +154,10 @@ def _dry_run(config: RunConfig, data: Any, task: Task, say: Any) -> None:
     )
     say("compiling the training step ...")
     teacher = load_teacher(config, data, task)
-    step = make_train_step(config, data, task, teacher=teacher)
-    batches = data.train.training_batches(config.data.batch_size, config.seed, 0, 1)
+    step = make_train_step(config, data, task, mesh, teacher)
+    batch = next(batches_of(config, data.train, 0, 1, mesh))
     start = time.perf_counter()
-    _, values = step(state, next(iter(batches)))
+    _, values = step(state, batch)
     loss = float(values["loss"])
     if not math.isfinite(loss):
         raise NonFiniteLoss(f"the loss of the first step is {loss}")

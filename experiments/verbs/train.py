@@ -68,6 +68,8 @@ class Train:
         """The run is named once, and what it reads is there."""
         if self.resume and self.run and self.run != self.resume:
             raise ConfigError("resume names the run already; leave out --run")
+        if self.resume and self.overwrite:
+            raise ConfigError("overwrite removes the run that --resume goes on with")
         if not self.resume:
             self.configuration().check_inputs()
 

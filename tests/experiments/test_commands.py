@@ -13,11 +13,13 @@ import pytest
 from experiments.__main__ import main
 from experiments.allocation import Weighed, uniform_target
 from experiments.commands import evaluate as evaluation_command
+from experiments.commands import train as train_command
 from experiments.commands.allocate import SETTINGS
 from experiments.commands.audit import tables
-from experiments.errors import ConfigError, RunError
+from experiments.errors import ConfigError, DataError, RunError
 from experiments.images.config import ModelConfig
 from experiments.metrics import make_console
+from experiments.open_run import stored_data_dir
 from experiments.recipes import digits
 from experiments.results import load_results
 from experiments.run_directory import load_config, read_status
@@ -129,6 +131,23 @@ def test_a_dry_run_takes_a_step_and_writes_nothing(data_dir, tmp_path, capsys):
     assert main(command.split() + TINY.split()) == 0
     assert "one step: loss " in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_only_a_resumed_run_reads_data_where_it_found_them(run, monkeypatch, capsys):
+    seen = []
+
+    def prepare(config, data_dir, *, workers):
+        seen.append(data_dir)
+        raise DataError("enough seen")
+
+    monkeypatch.setattr(train_command, "prepare", prepare)
+    again = ["train", "--resume", str(run)]
+    assert main(again) == 1
+    assert main(["train", "digits", "--run", str(run), "--overwrite"]) == 1
+    assert seen == [stored_data_dir(run), None]
+    capsys.readouterr()
+    assert main([*again, "--overwrite"]) == 1
+    assert "overwrite removes the run" in capsys.readouterr().err
 
 
 def test_a_shrunken_run_is_a_run(run, data_dir, tmp_path, capsys):

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.__main__ import main
 from experiments.commands import lottery as command
+from experiments.commands import train as train_command
 from experiments.errors import ConfigError
 from experiments.metrics import make_console, progress_bar
 from experiments.run_directory import load_config
@@ -131,7 +132,7 @@ def test_wrong_meshes_are_refused(mesh, match):
         make_mesh(mesh, 8)
 
 
-def test_the_command_line_takes_a_mesh(tmp_path, capsys):
+def test_the_command_line_takes_a_mesh(tmp_path, capsys, monkeypatch):
     options = (
         "--epochs 1 --model.widths 4 --model.blocks 1 --optimizer.train-targets k50"
     )
@@ -141,6 +142,17 @@ def test_the_command_line_takes_a_mesh(tmp_path, capsys):
     assert load_config(tmp_path / "run").epochs == 1
     assert main([*command.split(), "--mesh", "data=7", "--overwrite"]) == 1
     assert "must divide the global batch_size=64" in capsys.readouterr().err
+
+    made = []
+
+    def recorded(config, data, task, mesh, teacher):
+        made.append(dict(mesh.shape))
+        return make_train_step(config, data, task, mesh, teacher)
+
+    monkeypatch.setattr(train_command, "make_train_step", recorded)
+    assert main([*command.split(), "--mesh", "data=2,fsdp=4", "--dry-run"]) == 0
+    assert made == [{"data": 2, "fsdp": 4}]
+    assert "one step: loss" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
