@@ -92,6 +92,12 @@ class BertConfig:
         everywhere = (self.intermediate_size,) * self.num_hidden_layers
         return self.layer_units or everywhere
 
+    @property
+    def is_shrunken(self) -> bool:
+        """Whether heads or units of some layers were removed."""
+        left = {*self.heads_of_layers}, {*self.units_of_layers}
+        return left != ({self.num_attention_heads}, {self.intermediate_size})
+
 
 TINY = BertConfig(
     hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512

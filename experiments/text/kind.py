@@ -214,6 +214,12 @@ def export(
     config: TextConfig, model: Model, run: Path, out: Path, vocabulary: Path | None
 ) -> None:
     """Writes a Hugging Face directory, with the vocabulary stored in the run."""
+    if config.model.is_shrunken:
+        raise ConfigError(
+            f"transformers has BERTs with all their heads and units, not {run}, which "
+            f"has heads {config.model.heads_of_layers} and units "
+            f"{config.model.units_of_layers}; the formats of engines hold it"
+        )
     source = vocabulary or run / VOCABULARY
     vocabulary_files(source)  # says what is missing before anything is written
     if config.weights and out.resolve() == Path(config.weights).resolve():

@@ -26,6 +26,7 @@ from experiments.open_run import open_run
 from experiments.recipes import digits
 from experiments.stored_config import from_dict, to_dict
 from experiments.targets import projector
+from experiments.text import kind
 from experiments.text.question_answering import question_answering
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -183,7 +184,7 @@ def test_widths_that_do_not_fit_a_network_are_refused(widths, message):
 
 
 def test_half_of_heads_and_units_leave_a_bert_with_the_same_answers(
-    text_config, text_data
+    text_config, text_data, tmp_path
 ):
     bert = dataclasses.replace(
         text_config.model, num_attention_heads=4, num_hidden_layers=2
@@ -204,3 +205,8 @@ def test_half_of_heads_and_units_leave_a_bert_with_the_same_answers(
     got = small_task.evaluate(small, {}, text_data.evaluation)
     wanted = task.evaluate(masked, {}, text_data.evaluation)
     assert got == pytest.approx(wanted, rel=1e-6)
+    # transformers could not load it.
+    out = tmp_path / "huggingface"
+    with pytest.raises(ConfigError, match="BERTs with all their heads and units, not"):
+        kind.export(small_config, (small, {}), tmp_path, out, None)
+    assert not out.exists()
