@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from experiments.config import GradientRule, RunConfig
-from experiments.errors import RunError
+from experiments.errors import ConfigError, RunError
 from experiments.kinds import kind_of
 from experiments.metrics import Report
 from experiments.run_directory import (
@@ -44,11 +44,30 @@ def claim(
             _take_up(run, config, report)
             return
         check_free(run, overwrite=overwrite)  # another process may have been faster
+        _check_sources(run, config)
         clear(run)
         save_config(run, config)
         kind_of(config).keep_sources(config, run)
 
     on_first_process(take)
+
+
+def _check_sources(run: Path, config: RunConfig) -> None:
+    """Raises if a run would remove what it starts or learns from.
+
+    A resumed run needs its teacher, and one without a checkpoint its start.
+
+    Raises:
+      ConfigError: the message names the field.
+    """
+    for name in ("init_from", "teacher"):
+        source = getattr(config, name)
+        place = Path(source or "").resolve()
+        if source and run.resolve() in (place, *place.parents) and place.exists():
+            raise ConfigError(
+                f"{name} must be outside of {run}, which is removed first, got "
+                f"{source}; choose another --run"
+            )
 
 
 def _take_up(run: Path, config: RunConfig, report: Report) -> None:

@@ -13,6 +13,7 @@ from target_forms import of_each_form
 
 import cram_jax
 from experiments.batches import Examples
+from experiments.checkpoints import save_model
 from experiments.errors import ConfigError, NonFiniteLoss, RunError
 from experiments.images.catalogue import CATALOGUE, DatasetInfo
 from experiments.images.data import Dataset
@@ -341,6 +342,21 @@ def test_options_that_do_not_fit_cost_no_earlier_run(
         train(config, tmp_path, few, task, progress, overwrite=True)
     assert load_config(tmp_path) == config
     assert (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["init_from", "teacher"])
+def test_a_run_does_not_remove_what_it_comes_from(
+    name, config, data, task, progress, tmp_path, monkeypatch
+):
+    params, batch_stats = task.init(0)
+    for run in (tmp_path, tmp_path / "compressed" / "k50"):
+        save_model(run, config, params, batch_stats)
+    monkeypatch.chdir(tmp_path)
+    for place in (".", "compressed/k50"):
+        wrong = dataclasses.replace(config, **{name: place})
+        with pytest.raises(ConfigError, match=f"{name} must be outside of"):
+            train(wrong, tmp_path, data, task, progress, overwrite=True)
+    assert (tmp_path / "model").exists()
 
 
 def test_a_directory_of_something_else_is_left_alone(
