@@ -136,6 +136,11 @@ def _check(conduct: Conduct) -> None:
     ):
         if not least <= value < math.inf:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
+    if conduct.cadence.minutes and jax.process_count() > 1:  # clocks differ
+        raise ConfigError(
+            f"save_minutes must be 0 for several processes, which have to save at the "
+            f"same step, got {conduct.cadence.minutes}; use --save-steps"
+        )
 
 
 def _compresses(config: RunConfig) -> bool:

@@ -133,6 +133,16 @@ def test_a_dry_run_takes_a_step_and_writes_nothing(data_dir, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_several_processes_do_not_save_by_their_clocks(monkeypatch, capsys, tmp_path):
+    """One would wait for ever for the others, at another step."""
+    command = f"train digits --run {tmp_path / 'run'} --save-minutes 1 --max-steps 1"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_command.jax, "process_count", lambda: 2)
+        assert main(command.split()) == 1
+    error = capsys.readouterr().err
+    assert "save_minutes must be 0 for several processes" in error
+
+
 def test_only_a_resumed_run_reads_data_where_it_found_them(run, monkeypatch, capsys):
     seen = []
 
