@@ -10,7 +10,7 @@ from experiments.errors import ConfigError
 from experiments.methods.bench import MAIN, METHODS, check_methods
 from experiments.run_directory import starting_from
 from experiments.text.config import TextConfig
-from experiments.verbs.common import recipe_named, start_jax
+from experiments.verbs.common import check_named, recipe_named, start_jax
 
 HELD_OUT = {"digits": 300, "cifar10": 5000, "sst2": 1000}
 """Training examples that knobs are tuned on, by the name of the data."""
@@ -65,10 +65,15 @@ class Compare:
     """By default the recipe's."""
     data_dir: Path | None = None
     """Where the prepared data are kept; by default the user's cache."""
+    module: str | None = None
+    """The model.module of a run with a network of your own, to allow its import."""
 
     def check(self) -> None:
         """The task, methods and targets are known."""
-        self._check_data(self._base())
+        base = self._base()
+        if self.init_from is not None:
+            check_named(self.init_from, base, self.module)
+        self._check_data(base)
         check_methods(self._methods())
         for name in (*self.targets, self.tuned_on):
             targets.check(name)

@@ -258,7 +258,7 @@ def test_code_that_only_a_run_names_does_not_run(tmp_path, monkeypatch, capsys):
     save_config(
         tmp_path / "run", ImageConfig(model=ModelConfig(module="my_network:Own"))
     )
-    for verb in ("evaluate", "audit", "compress --target k90"):
+    for verb in ("evaluate", "audit", "compress --target k90", "compare --init-from"):
         assert main([*verb.split(), str(tmp_path / "run")]) == 1
         assert "runs only if you name it" in capsys.readouterr().err
     assert main(["train", "--resume", str(tmp_path / "run")]) == 1
