@@ -33,6 +33,15 @@ def own_model(name: str, channels: int, classes: int, rngs: nnx.Rngs) -> nnx.Mod
     if not isinstance(model, nnx.Module):
         kind = type(model).__name__
         raise ConfigError(f"model.module={name} must make an nnx.Module, got {kind}")
+    known = (nnx.Param, nnx.BatchStat)
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        if isinstance(variable, known):
+            continue
+        raise ConfigError(
+            f"model.module={name} must make a network with only parameters and batch "
+            f"statistics, got {type(variable).__name__} at {'/'.join(map(str, path))}; "
+            f"dropout is not supported"
+        )
     return model
 
 

@@ -224,6 +224,9 @@ OTHER = NETWORK.replace("images, training", "images")
 WIDE = NETWORK.replace(
     "channels, classes, rngs=rngs", "channels, classes + 1, rngs=rngs"
 )
+RANDOM = NETWORK.replace(
+    "self.head =", "self.drop = nnx.Dropout(0.1, rngs=rngs); self.head ="
+)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +234,7 @@ WIDE = NETWORK.replace(
     [
         (OTHER, r"is called as model\(images, training=False\), here with .*: "),
         (WIDE, r"must make a network that returns logits of shape \(batch, 4\), got"),
+        (RANDOM, r"parameters and batch statistics, got Rng\w+ at drop/.* dropout is"),
     ],
 )
 def test_a_network_that_is_called_otherwise_is_refused(
