@@ -222,7 +222,7 @@ def locked(run: Path, *, waits: bool = False) -> Iterator[None]:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise RunError(
                     f"another process is writing {run}; wait for it, or choose another "
-                    f"--run"
+                    f"directory"
                 ) from error
             # A file system without locks: nobody can be kept out.
         yield

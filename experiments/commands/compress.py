@@ -21,6 +21,7 @@ from experiments.run_directory import (
     check_path,
     clear,
     load_config,
+    locked,
     move,
     read_json,
     write_status,
@@ -136,17 +137,20 @@ def store(
       facts: its ``target``, and its accuracy by the metric that counts.
       data_dir: where tensorflow-datasets keeps its data; None: where the run found it.
       config: its configuration; by default that of the run.
+
+    Raises:
+      RunError: another process is writing there, or it cannot be written.
     """
-    beside = out.with_name(f".{out.name[:200]}.part")
-    shutil.rmtree(beside, ignore_errors=True)  # of a command that was killed
-    try:
-        checkpoints.save_model(beside, config or load_config(source), *model)
-        kind_of(run.config).keep_sources(run.config, beside)
-        facts = {"source": str(source)} | facts
-        write_text(beside / "compression.json", json.dumps(facts, indent=2) + "\n")
-        write_status(beside, **data_dir_note(data_dir or stored_data_dir(source)))
-        if out.exists():
+    with locked(out):
+        beside = out.with_name(f".{out.name[:200]}.part")
+        shutil.rmtree(beside, ignore_errors=True)  # of a command that was killed
+        try:
+            checkpoints.save_model(beside, config or load_config(source), *model)
+            kind_of(run.config).keep_sources(run.config, beside)
+            facts = {"source": str(source)} | facts
+            write_text(beside / "compression.json", json.dumps(facts, indent=2) + "\n")
+            write_status(beside, **data_dir_note(data_dir or stored_data_dir(source)))
             clear(out)
-        move(beside, out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            move(beside, out)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)

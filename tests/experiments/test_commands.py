@@ -22,7 +22,7 @@ from experiments.metrics import make_console
 from experiments.open_run import stored_data_dir
 from experiments.recipes import digits
 from experiments.results import load_results
-from experiments.run_directory import load_config, read_status
+from experiments.run_directory import load_config, locked, read_status
 from experiments.stored_config import from_dict
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -124,6 +124,16 @@ def test_a_model_is_not_written_over_its_run(run, capsys):
             words = f"{verb} {run} --target c50 --out {out} --overwrite"
             assert main(words.split()) == 1
             assert "out must be a directory of its own" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_store_one_model_at_once(run, tmp_path, capsys):
+    """The second removed what the first was writing."""
+    command = f"compress {run} --target k50 --out {tmp_path / 'k50'}".split()
+    with locked(tmp_path / "k50"):
+        assert main(command) == 1
+        assert "another process is writing" in capsys.readouterr().err
+        assert [path.name for path in (tmp_path / "k50").iterdir()] == [".lock"]
+    assert main(command) == 0
 
 
 def test_a_dry_run_takes_a_step_and_writes_nothing(data_dir, tmp_path, capsys):
