@@ -256,6 +256,7 @@ def _trainings(
                 ) -> None:
                     value = chosen_value(entry, own["search"], bench.base)
                     config = runner.config(entry, target, value, seed)
+                    _check_examples(results, runner.examples)
                     if "cost" not in own:
                         own["cost"] = runner.cost(entry, config)
                     try:
@@ -269,9 +270,21 @@ def _trainings(
                         "trained_for": target,
                         "zeros": found.zeros,
                         "knob": value,
+                        "examples": runner.examples,
                     }
 
                 yield f"{method} for {target or 'all'}, seed {seed}", step
+
+
+def _check_examples(results: Results, examples: int) -> None:
+    """Raises if means would be over runs on fewer and on more training examples."""
+    for own in results["methods"].values():
+        for run in own["runs"]:
+            if run.get("examples", examples) != examples:
+                raise ConfigError(
+                    f"this comparison has runs on {run['examples']} training examples, "
+                    f"and there are {examples} now; choose another --out"
+                )
 
 
 class _Runner:
@@ -304,6 +317,12 @@ class _Runner:
     def metric(self) -> str:
         """The main metric of the task."""
         return self._data()[1].metric
+
+    @property
+    def examples(self) -> int:
+        """How many there are to train on."""
+        size: int = self._data()[0].train.size
+        return size
 
     def run(
         self, entry: Entry, target: str | None, value: float, seed: int, word: str

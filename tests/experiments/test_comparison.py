@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import comparison, comparison_report
+from experiments.batches import Examples
 from experiments.comparison import Bench, chosen_value, compare
 from experiments.errors import ConfigError, NonFiniteLoss, RunError, Stopped
 from experiments.methods.bench import (
@@ -143,6 +144,11 @@ def test_the_time_of_a_training_that_was_stopped_is_all_of_it(
         write_status(run, cpu_seconds=before + 1000)
     (entry,) = compared()["methods"]["sgd"]["runs"]
     assert entry["seconds"] >= 2000
+
+    fewer = data._replace(train=Examples(data.train.take(range(32))))
+    monkeypatch.setattr(comparison, "prepare", lambda base, data_dir: (fewer, task))
+    with pytest.raises(ConfigError, match="runs on 40 training examples, and .* 32"):
+        compare(bench, ("sgd",), 2, tmp_path, make_console(quiet=True))
 
 
 def test_a_method_that_diverges_is_noted_and_not_tried_again(
