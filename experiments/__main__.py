@@ -4,6 +4,7 @@ Nothing here imports jax before it is needed: the first line of help takes a sec
 """
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -20,6 +21,9 @@ from experiments.verbs.common import PROGRAM
 
 CONTINUING = ("evaluate", "compare", "lottery", "allocate")
 """Verbs that store each result as they find it."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a full disk, wherever something was written."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -46,6 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        place = f" {error.filename}" if error.filename else ""
+        print(f"error: cannot write{place}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 

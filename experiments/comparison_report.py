@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from experiments import targets
-from experiments.display import markdown_table
+from experiments.display import markdown_table, save_picture
 from experiments.methods.bench import METHODS
 from experiments.results import Results, cell, kinds, summarize
 from experiments.run_directory import write_text
@@ -93,8 +93,7 @@ def plot(results: Results, path: Path, title: str) -> None:
     axes.set(xlabel="weights set to zero (%)", ylabel="accuracy (%)", title=title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small", ncols=2, loc="lower left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path)
 
 
 def store(results: Results, out: Path, title: str) -> None:

@@ -3,13 +3,16 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cram_jax.writing import replacing
 from experiments import targets
+from experiments.errors import cannot_write
 from experiments.results import Results, cell, kinds, metric, summarize
 
 HEADERS = {"pruned": "pruned", "recalibrated": "recalib."}
@@ -86,8 +89,21 @@ def plot_accuracy(
     axes.set_ylim(0, 102)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small", loc="lower left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path)
+
+
+def save_picture(figure: Any, path: Path) -> None:
+    """Writes a figure of matplotlib; an earlier picture stays until it is complete.
+
+    Raises:
+      RunError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as beside:
+            figure.savefig(beside, dpi=150)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def markdown_table(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from experiments import targets
 from experiments.deployment.benchmark import Outcome
 from experiments.deployment.engines import ENGINES
+from experiments.display import save_picture
 
 ENGINES_DRAWN = (
     "cram",
@@ -116,8 +117,7 @@ def plot_tradeoff(
     figure.draw_without_rendering()  # decides where the axes lie
     _label(left, found, [p.ms for p in found])
     _label(right, found, [p.megabytes for p in found])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path)
 
 
 def _draw(axes: Any, found: Sequence[Point], costs: Sequence[float]) -> None:

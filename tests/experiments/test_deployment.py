@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from cram_jax import engine
 from experiments.__main__ import main
+from experiments.deployment import tradeoff
 from experiments.deployment.benchmark import Outcome, Row
 from experiments.deployment.engines import ENGINES
 from experiments.deployment.tables import console_table
@@ -116,7 +116,9 @@ def test_names_in_the_picture_lie_beside_each_other(tmp_path, monkeypatch):
         times = {(1, 1): (spread, spread)}
         rows.append(Row("cram", target, int(1e6 * megabytes), 0.0, accuracy, times))
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+    monkeypatch.setattr(
+        tradeoff, "save_picture", lambda figure, _: figures.append(figure)
+    )
     outcome = Outcome("network", "accuracy", {"dense": 85.61}, rows)
     plot_tradeoff(outcome, (1, 1), tmp_path / "picture.png", "title")
     (figure,) = figures

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import json
 import os
@@ -15,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from cram_jax.writing import replacing
 from experiments import checkpoints
 from experiments.__main__ import main
 from experiments.batches import Examples
 from experiments.checksums import checksums
+from experiments.display import save_picture
 from experiments.errors import NonFiniteLoss, RunError, Stopped
 from experiments.images.task import classification
 from experiments.late_reads import late_reads_ignored
@@ -29,6 +32,7 @@ from experiments.metrics import make_console, progress_bar
 from experiments.run_directory import check_free, load_config, state_of
 from experiments.step import init_state
 from experiments.training import Cadence, train
+from experiments.verbs.recipes import Recipes
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
@@ -105,6 +109,26 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
     assert_same_parameters(run_training(run, setting, resume=True), trained[1])
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "loss" in line][-1] == 10
+
+
+def test_a_picture_that_a_full_disk_cuts_off_leaves_the_one_before(tmp_path):
+    picture = tmp_path / "picture.png"
+    picture.write_text("before")
+    with largest_file(100) as fill_up:
+        fill_up()
+        with pytest.raises(RunError, match=r"cannot write .*picture.png: .* too large"):
+            save_picture(Figure(), picture)
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+    assert picture.read_text() == "before"
+
+
+def test_a_full_disk_is_one_message_wherever_it_shows(monkeypatch, capsys):
+    def written(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Recipes, "execute", written)
+    assert main(["recipes"]) == 1
+    assert capsys.readouterr().err == "error: cannot write: No space left on device\n"
 
 
 def test_a_run_goes_on_only_with_as_many_examples(tmp_path, setting, trained):
