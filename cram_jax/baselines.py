@@ -20,7 +20,7 @@ from cram_jax.transforms import (
     next_state,
     norm,
 )
-from cram_jax.validation import check_flag
+from cram_jax.validation import check_flag, check_state
 
 
 def sam(
@@ -134,6 +134,7 @@ def compressed_sam(
     ) -> tuple[Params, CramState]:
         del updates
         check_params(params)
+        check_state(state, CramState)
         key_after, draw = split_key_data(state.key, key)
         radius = rho(state.count) if callable(rho) else rho
 

@@ -15,7 +15,7 @@ from cram_jax.projector import (
     check_projector,
 )
 from cram_jax.reshaping import pad_axis, placed, split_axis
-from cram_jax.validation import check_integer
+from cram_jax.validation import check_integer, check_state
 
 
 class CachedState(NamedTuple):
@@ -121,6 +121,7 @@ class Cached(Projector):
             del params, key
             return state.bits, state.inner
 
+        check_state(state, CachedState, self)
         is_due = state.uses % self.every == 0
         if isinstance(is_due, jax.core.Tracer):
             # Passed in rather than captured, as captured arrays lose their sharding.

@@ -17,6 +17,7 @@ from cram_jax.projector import (
     apply_masks,
     check_projector,
 )
+from cram_jax.validation import raise_state
 
 
 def identity() -> "Identity":
@@ -103,6 +104,12 @@ class Combination(Projector):
         """The states of the members."""
         return tuple(member.init(params) for member in self.projectors)
 
+    def check_states(self, state: Any) -> None:
+        """Raises a TypeError unless there is a state for each member."""
+        count = len(self.projectors)
+        if not isinstance(state, tuple | list) or len(state) != count:
+            raise_state(state, f"a tuple of {count} states", self)
+
     @property
     def is_scheduled(self) -> bool:
         """Whether a member is."""
@@ -139,6 +146,7 @@ class OneOf(Combination):
         self, params: Params, state: tuple[Any, ...], key: jax.Array | None
     ) -> tuple[Projection, tuple[Any, ...]]:
         """Draws a member and uses it."""
+        self.check_states(state)
         if key is None:
             raise ValueError(f"{self!r} draws at random: key must be given, got None")
         draw, inner = jax.random.split(key)
@@ -233,6 +241,7 @@ class Compose(Combination):
         self, params: Params, state: tuple[Any, ...], key: jax.Array | None
     ) -> tuple[Projection, tuple[Any, ...]]:
         """Uses the members in turn."""
+        self.check_states(state)
         count = len(self.projectors)
         keys = [None] * count if key is None else jax.random.split(key, count)
         masks = None

@@ -15,6 +15,7 @@ from cram_jax.projector import (
     Projector,
     check_projector,
 )
+from cram_jax.validation import check_state
 
 
 def compress(
@@ -129,6 +130,7 @@ def keep_pruned(
         del extra_args
         if params is None:
             raise ValueError("keep_pruned needs params in update(...), got None")
+        check_state(state, KeepPrunedState)
         return jax.tree.map(held, state.masks, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)

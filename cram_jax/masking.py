@@ -23,6 +23,7 @@ from cram_jax.validation import (
     check_flag,
     check_function,
     check_integer,
+    check_state,
 )
 
 
@@ -199,6 +200,7 @@ def pruned(
     ) -> tuple[Params, PrunedState]:
         if params is None:
             raise ValueError("pruned needs params in update(...), got None")
+        check_state(state, PrunedState)
         key_after, draw = split_key_data(state.key, key)
         count = optax.safe_increment(state.count)
         seen = apply_masks(state.masks, updates) if hold else updates

@@ -17,7 +17,12 @@ from cram_jax.projector import (
     widened,
 )
 from cram_jax.transforms import check_updates
-from cram_jax.validation import check_flag, check_integer, check_strength
+from cram_jax.validation import (
+    check_flag,
+    check_integer,
+    check_state,
+    check_strength,
+)
 
 
 class PulledState(NamedTuple):
@@ -204,6 +209,7 @@ def pulled(
         if params is None:
             raise ValueError("pulled needs params in update(...), got None")
         check_updates(updates, params)
+        check_state(state, PulledState)
         key_after, draw = split_key_data(state.key, key)
         if stores:
             # At the start of the next step, which is the same as at the end of this

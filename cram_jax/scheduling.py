@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from cram_jax.projector import Params, Projection, Projector, check_projector
-from cram_jax.validation import check_function
+from cram_jax.validation import check_function, check_state
 
 
 class ScheduledState(NamedTuple):
@@ -108,6 +108,7 @@ class Scheduled(Projector):
         self, params: Params, state: ScheduledState, key: jax.Array | None
     ) -> tuple[Projection, ScheduledState]:
         """Applies the projector for the current value."""
+        check_state(state, ScheduledState, self)
         projector = self._at(state.uses)
         projection, inner = projector.project(params, state.inner, key)
         return projection, ScheduledState(optax.safe_increment(state.uses), inner)

@@ -21,7 +21,7 @@ from cram_jax.projector import (
     safe_denominator,
     widened,
 )
-from cram_jax.validation import check_flag, check_strength
+from cram_jax.validation import check_flag, check_state, check_strength
 
 
 class CramState(NamedTuple):
@@ -110,7 +110,8 @@ def cram(
     Raises:
       TypeError: ``loss_fn``, ``projector`` or ``key`` is not one; a parameter is not a
         floating array or is hidden by `optax.masked`; ``update`` lacks the loss or one
-        of its arguments, or gets the loss twice; the loss does not return a scalar.
+        of its arguments, or gets the loss twice, or a state that is not from
+        ``init``; the loss does not return a scalar.
       ValueError: ``rho`` is negative or not finite; ``update`` gets no ``params``, or
         ``updates`` of a different structure; the loss differs between devices along an
         axis that ``axis_name`` does not name.
@@ -161,6 +162,7 @@ def cram(
         **extra_args: Any,
     ) -> tuple[Params, CramState]:
         check_params(params)
+        check_state(state, CramState)
         key_after, draw = split_key_data(state.key, key)
         perturbed = params
         if climbs:

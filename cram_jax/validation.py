@@ -1,7 +1,7 @@
 """Argument checks whose errors name the argument, its value and what was expected."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -80,6 +80,30 @@ def check_function(name: str, value: Any) -> None:
     """Raises a TypeError unless the value can be called."""
     if not callable(value):
         raise TypeError(f"{name} must be a function, got {value!r}")
+
+
+def check_state(state: Any, kind: Any, owner: Any = None) -> None:
+    """Raises a TypeError unless a state has the fields of a NamedTuple.
+
+    Args:
+      state: what the user passed.
+      kind: the NamedTuple that it should be.
+      owner: the projector whose state it is, for the error; None if a rule's.
+    """
+    # By the fields, as a notebook that reloads the package has two such classes.
+    if getattr(state, "_fields", None) != kind._fields:
+        raise_state(state, f"a {kind.__name__}", owner)
+
+
+def raise_state(state: Any, expected: str, owner: Any = None) -> NoReturn:
+    """Raises the TypeError for a state of another form; see `check_state`."""
+    whose = "state" if owner is None else f"state of {owner!r}"
+    kind = type(state).__name__
+    form = f"{kind} of {len(state)}" if isinstance(state, tuple | list) else kind
+    raise TypeError(
+        f"{whose} must be {expected}, as init(params) returns it, got a {form}; "
+        f"restore a checkpoint into init(params), with the projector it was saved with"
+    )
 
 
 def check_batches(name: str, value: Any) -> None:

@@ -13,12 +13,18 @@ from jax.sharding import PartitionSpec as P
 
 from cram_jax import (
     cached,
+    compose,
     compress,
+    compressed_sam,
     cram_plus,
     fake_quant,
     keep_pruned,
     n_m,
     one_of,
+    pruned,
+    pulled,
+    renew_by,
+    scheduled,
     top_k,
 )
 
@@ -131,3 +137,47 @@ def test_the_masks_of_keep_pruned_come_from_its_state(tmp_path):
     state = through_a_checkpoint(saved, rule.init(params), tmp_path)
     updates, _ = rule.update(jax.tree.map(jnp.ones_like, params), state, params)
     chex.assert_trees_all_equal(jax.tree.map(lambda u: u == 1, updates), masks)
+
+
+RULES = [
+    cram_plus(loss_fn, top_k(0.5)),
+    compressed_sam(loss_fn, top_k(0.5)),
+    pulled(top_k(0.5), 0.1, every=2),
+    pruned(optax.sgd(0.1), renew_by(top_k, lambda count: 0.5)),
+    keep_pruned(),
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_checkpoint_restored_without_a_target_is_refused(rule):
+    """Orbax and `flax.serialization` then return dictionaries."""
+    params = make_params()
+    state = rule.init(params)
+    batch = {"x": jnp.ones((2, 8)), "y": jnp.ones((2, 8))}
+    kind = type(state).__name__
+    with pytest.raises(TypeError, match=rf"^state must be a {kind}, as .* a dict; "):
+        rule.update(params, serialization.to_state_dict(state), params, **batch)
+
+
+@pytest.mark.parametrize(
+    ("projector", "before", "match"),
+    [
+        (cached(top_k(0.5), every=3), top_k(0.5), "a CachedState, .* got a tuple of 0"),
+        (
+            cached(scheduled(top_k, lambda uses: 0.5), every=3),
+            cached(top_k(0.5), every=3),
+            "scheduled.* must be a ScheduledState, .* got a tuple of 0",
+        ),
+        (
+            one_of(top_k(0.5), n_m(2, 4), fake_quant(4)),
+            one_of(top_k(0.5), n_m(2, 4)),
+            "a tuple of 3 states, .* got a tuple of 2",
+        ),
+        (compose(top_k(0.5), fake_quant(4)), top_k(0.5), "a tuple of 2 states"),
+    ],
+)
+def test_the_state_of_another_projector_is_refused(projector, before, match):
+    params = make_params()
+    state = before.init(params)
+    with pytest.raises(TypeError, match=rf"^state of .*{match}"):
+        projector.project(params, state, jax.random.key(0))
