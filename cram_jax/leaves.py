@@ -47,8 +47,8 @@ def prunable(
       One bool for each leaf, at least one of them True.
 
     Raises:
-      TypeError: a chosen leaf is not of a floating dtype, or ``where`` is neither a
-        function nor a tree of bools.
+      TypeError: a chosen leaf is not of a floating dtype, ``where`` is neither a
+        function nor a tree of bools, or the function reads the weights.
       ValueError: ``where`` chooses no leaf, or its structure is not that of the
         parameters.
 
@@ -111,10 +111,27 @@ def reasons_against(
             for leaf in leaves
         ]
     if callable(where):
-        chosen = [bool(where(leaf.path, leaf.value)) for leaf in leaves]
+        chosen = [_answer(where, leaf) for leaf in leaves]
     else:
         chosen = where.like("where", params)
     return ["" if is_chosen else "not in `where`" for is_chosen in chosen]
+
+
+def _answer(where: Callable[[str, jax.Array], bool], leaf: Leaf) -> bool:
+    """Whether a function chooses a leaf."""
+    with jax.ensure_compile_time_eval():
+        answer = where(leaf.path, leaf.value)
+    if isinstance(answer, jax.core.Tracer):
+        raise TypeError(
+            f"where must not read the weights, which are traced, but depends on those "
+            f"of {leaf.path!r}; compute a tree of bools from them first, outside jit"
+        )
+    if np.ndim(answer):
+        raise TypeError(
+            f"where must return a bool, got an array of shape {np.shape(answer)} for "
+            f"{leaf.path!r}"
+        )
+    return bool(answer)
 
 
 def _not_a_matrix(leaf: Leaf) -> str:
@@ -128,6 +145,11 @@ def _not_a_matrix(leaf: Leaf) -> str:
 
 def where_value(where: Where | None) -> Any:
     """A filter of leaves, as a value that compares and hashes."""
+    if any(isinstance(leaf, str) for leaf in jax.tree.leaves(where)):
+        raise TypeError(
+            f"where must be a function of path and leaf or a tree of bools, got "
+            f"{where!r}; for a regular expression, pass matching(...) or all_but(...)"
+        )
     kinds = (bool, np.bool_, np.ndarray, jax.Array)
     value = by_path("where", where, kinds, "bools")
     if not isinstance(value, ByPath):

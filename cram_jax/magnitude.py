@@ -101,7 +101,8 @@ def top_k(
         form, or a scale not positive; at ``init``, if ``where`` chooses no leaf, the
         block divides none, or a leaf to prune has no scale.
       TypeError: the sparsity is not a number, or ``pad`` not a bool; at ``init``, if a
-        leaf to prune is not of a floating dtype.
+        leaf to prune is not of a floating dtype, or ``where`` or ``scale`` is a
+        function that reads the weights.
 
     Example:
       >>> params = {"a": jnp.array([[1.0, -4.0]]), "b": jnp.array([[2.0, 3.0]])}

@@ -20,10 +20,10 @@ def scale_value(scale: Scale | None) -> Any:
     """The multipliers of leaves, as a value that compares and hashes.
 
     Raises:
-      TypeError: it is neither a function nor a tree of numbers.
+      TypeError: it is neither a function nor a tree of numbers, or a number is traced.
       ValueError: a number is not positive and finite.
     """
-    kinds = (float, int, np.floating, np.integer)
+    kinds = (float, int, np.floating, np.integer, np.ndarray, jax.Array)
     value = by_path("scale", scale, kinds, "positive numbers")
     if not isinstance(value, ByPath):
         return value
@@ -42,7 +42,9 @@ def scale_of(scale: Any, path: str, leaf: Any) -> float:
       ValueError: the leaf has none, or a function gives one that is not positive.
     """
     if not isinstance(scale, ByPath):
-        return _checked(path, scale(path, leaf))
+        with jax.ensure_compile_time_eval():
+            number = scale(path, leaf)
+        return _checked(path, number)
     numbers = dict(scale.entries)
     if path not in numbers:
         raise ValueError(
@@ -70,8 +72,14 @@ def power_of_two(largest: jax.Array) -> jax.Array:
 
 
 def _checked(path: str, number: Any) -> float:
-    is_number = not isinstance(number, bool) and np.ndim(number) == 0
-    if not is_number or not 0 < float(number) < math.inf:
+    if isinstance(number, jax.core.Tracer):
+        raise TypeError(
+            f"scale must not read the weights, which are traced, but depends on those "
+            f"of {path!r}; compute a tree of numbers from them first, outside jit"
+        )
+    kinds = float | int | np.number | np.ndarray | jax.Array
+    is_number = isinstance(number, kinds) and not isinstance(number, bool)
+    if not is_number or np.ndim(number) or not 0 < float(number) < math.inf:
         raise ValueError(
             f"scale must be positive and finite, got {number!r} for {path!r}"
         )

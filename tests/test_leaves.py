@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cram_jax import all_but, matching, prunable, top_k
+from cram_jax import all_but, compress, matching, prunable, top_k
 
 PARAMS = {"bias": jnp.zeros(3), "layers": [jnp.zeros((2, 2)), jnp.zeros(())]}
 
@@ -96,3 +96,20 @@ def test_patterns_are_found_anywhere_in_the_path():
 def test_a_pattern_that_is_no_expression_is_refused(helper, pattern):
     with pytest.raises(ValueError, match="pattern must be a regular expression, got"):
         helper(pattern)
+
+
+@pytest.mark.parametrize("pattern", ["kernel$", ["a", "b"]])
+def test_a_pattern_without_its_helper_is_refused_with_it(pattern):
+    with pytest.raises(TypeError, match=r"^where must .* pass matching\(...\) or"):
+        top_k(0.5, where=pattern)
+
+
+def test_a_where_must_answer_without_the_weights():
+    params = {"a": jnp.ones((2, 2))}
+    two = jnp.array(2)  # not of the weights
+    assert prunable(params, lambda path, leaf: leaf.ndim == two) == [True]
+    top_k(0.5, where=lambda path, leaf: leaf.ndim == two).init(params)
+    with pytest.raises(TypeError, match=r"^where must not read .* of 'a'"):
+        compress(params, top_k(0.5, where=lambda path, leaf: leaf.max() > 0))
+    with pytest.raises(TypeError, match=r"^where .* shape \(2, 2\) for 'a'"):
+        prunable(params, lambda path, leaf: leaf > 0)

@@ -155,6 +155,20 @@ def test_scales_are_values():
     assert top_k(0.5) == top_k(0.5, scale=None)
 
 
+def test_scales_may_be_arrays_but_not_read_traced_weights():
+    params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[4.0, 3.0]])}
+    inverse = jax.tree.map(lambda leaf: 1 / leaf.max(), params)
+    expected = compress(params, top_k(0.5, scale={"a": 0.5, "b": 0.25})).masks
+    chex.assert_trees_all_equal(
+        compress(params, top_k(0.5, scale=inverse)).masks, expected
+    )
+    numbers = {"a": jnp.array(0.5), "b": jnp.array(0.25)}
+    same = top_k(0.5, scale=lambda path, leaf: 1 * numbers[path])
+    chex.assert_trees_all_equal(compress(params, same).masks, expected)
+    with pytest.raises(TypeError, match=r"^scale must not read .* of 'a'"):
+        compress(params, top_k(0.5, scale=lambda path, leaf: 1 / leaf.max()))
+
+
 def test_scales_that_make_no_sense_are_refused():
     for number in (0.0, -1.0, float("inf"), float("nan"), True):
         with pytest.raises(ValueError, match="scale must be positive and finite, got"):
