@@ -75,7 +75,7 @@ def input_grams(
     Raises:
       TypeError: `apply` is not a function, a leaf of `params` is not an array, or
         `batches` is a single batch.
-      ValueError: there is no batch, or no parameter.
+      ValueError: there is no batch, no example in any, or no parameter.
 
     Example:
       >>> from cram_jax.structure import input_grams
@@ -100,7 +100,9 @@ def input_grams(
     totals: Grams = {}
     left_out: dict[str, str] = {}
     axes: dict[str, Axes] = {}
+    has_examples = False
     for batch in batches:
+        has_examples = has_examples or _has_examples(batch)
         kind = jax.tree.structure(batch), str(jax.eval_shape(lambda x: x, batch))
         if kind not in readers:
             readers[kind] = _Reader(apply, params, batch, paths)
@@ -109,9 +111,17 @@ def input_grams(
         totals = readers[kind](params, batch, totals)
     if not readers:
         raise ValueError("batches must hold at least one batch, got none")
+    if not has_examples:
+        raise ValueError("batches must hold at least one example, got only empty ones")
     kept = {path: gram for path, gram in totals.items() if path not in left_out}
     known = tuple((path, own) for path, own in axes.items() if path in kept)
     return InputGrams(kept, left_out, TracedAxes(known))
+
+
+def _has_examples(batch: Any) -> bool:
+    """Whether any array of a batch has entries; numbers are not examples."""
+    arrays = [leaf for leaf in jax.tree.leaves(batch) if np.ndim(leaf)]
+    return not arrays or any(map(np.size, arrays))
 
 
 class _Reader:

@@ -195,6 +195,18 @@ def test_a_parameter_that_is_not_simply_multiplied_is_left_out(reason):
     assert (grams, left_out) == ({}, {"w": reason})
 
 
+def test_batches_without_examples_are_refused_unless_there_are_others():
+    def apply(w, batch):
+        return batch["scale"] * batch["x"] @ w
+
+    w, some = jnp.ones((3, 2)), {"scale": 1.0, "x": jnp.ones((4, 3))}
+    none = {"scale": 1.0, "x": jnp.ones((0, 3))}
+    with pytest.raises(ValueError, match="batches must hold at least one example"):
+        input_grams(apply, w, [none, none])
+    together = input_grams(apply, w, [some, none]).grams[""]
+    np.testing.assert_array_equal(together, np.full((3, 3), 4.0))
+
+
 def test_no_batch_and_no_parameter_are_errors():
     with pytest.raises(ValueError, match="batches must hold at least one batch"):
         input_grams(network, {"w": KERNEL}, [])
