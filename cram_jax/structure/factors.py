@@ -29,11 +29,7 @@ def regroup(
 ) -> list[Axis]:
     """Deals factors, outer to inner, to axes of these sizes, as a reshape does."""
     if 0 in sizes:
-        labels.freeze(factors, EMPTY)
-        return [
-            labels.axis((*key, "empty", d), n, frozen=EMPTY)
-            for d, n in enumerate(sizes)
-        ]
+        return _regroup_empty(labels, factors, sizes, key)
     queue = list(factors)
     axes = []
     for dimension, size in enumerate(sizes):
@@ -59,6 +55,29 @@ def regroup(
                 ]
         axes.append(tuple(taken))
     return axes
+
+
+def _regroup_empty(
+    labels: Labels, factors: Sequence[Factor], sizes: Sequence[int], key: Key
+) -> list[Axis]:
+    """Deals only the factors inside of the last empty axis: those of an example."""
+    last = max(d for d, size in enumerate(sizes) if size == 0)
+    missing = math.prod(sizes[last + 1 :])
+    start = len(factors)
+    while missing > 1 and start:
+        length = len(factors[start - 1].ids)
+        if length == 0 or missing % length:
+            break
+        start -= 1
+        missing //= length
+    if missing > 1:
+        start, last = len(factors), len(sizes) - 1
+    labels.freeze(factors[:start], EMPTY)
+    outer = [
+        labels.axis((*key, "empty", d), n, frozen=EMPTY)
+        for d, n in enumerate(sizes[: last + 1])
+    ]
+    return [*outer, *regroup(labels, factors[start:], sizes[last + 1 :], key)]
 
 
 def _split(

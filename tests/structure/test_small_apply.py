@@ -115,6 +115,20 @@ def test_other_batch_sizes_and_dtypes_retrace():
     assert function(half, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+def test_an_empty_batch_may_be_reshaped():
+    def apply(params, x):
+        pairs = (x @ params["a"]).reshape(*x.shape[:-1], 4, 2).max(-1)
+        flat = pairs.reshape(-1, 4) @ params["c"]
+        return flat.reshape(*x.shape[:-1], 2)
+
+    params = {"a": PARAMS["a"], "c": PARAMS["c"][:4]}
+    structure = trace_structure(apply, params, X[None])
+    kept = np.array([True, False, True, False])
+    small = shrink(structure, params, kept)
+    assert small_apply(structure, kept)(small, jnp.ones((0, 4, 3))).shape == (0, 4, 2)
+    assert small_apply(structure, kept)(small, jnp.ones((2, 0, 3))).shape == (2, 0, 2)
+
+
 def test_vmap_and_export():
     apply = network(jnp.tanh)
     structure, masked, small = masked_and_small(apply)
