@@ -49,6 +49,7 @@ def test_shapes_are_inferred(operation, shapes, expected):
         (engine.Linear(ones(3, 4)), [(5,)], "kernel's inputs of 3 does not fit"),
         (engine.Conv(ones(3, 3, 2, 4)), [(5, 6, 3)], "kernel's inputs of 2 does not"),
         (engine.Conv(ones(3, 3, 2, 4)), [(5,)], "needs rank 3, got shape"),
+        (engine.Conv(ones(3, 3, 1, 4)), [(8, 8, 4)], "needs zeros between the groups"),
         (engine.Conv(ones(7, 7, 2, 4), padding=0), [(5, 5, 2)], "does not fit into"),
         (engine.MaxPool(2, 1, 2), [(5, 5, 2)], "reaches the window"),
         (

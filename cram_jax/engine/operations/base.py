@@ -136,10 +136,11 @@ def floats(
     return inputs
 
 
-def expect_features(x: TensorType, size: int, what: str) -> None:
+def expect_features(x: TensorType, size: int, what: str, hint: str = "") -> None:
     """Raises a ValueError unless the last axis has this size."""
     expect(
-        x.features == size, f"{what} of {size} does not fit inputs of shape {x.shape}"
+        x.features == size,
+        f"{what} of {size} does not fit inputs of shape {x.shape}{hint}",
     )
 
 

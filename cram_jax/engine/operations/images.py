@@ -33,6 +33,9 @@ Padding: TypeAlias = int | Literal["SAME", "VALID"] | Sequence[Sequence[int]]
 class Conv(Operation):
     """A convolution of images (height, width, channels), as in Flax.
 
+    One that is grouped or dilated is one whose kernel has zeros in between: see the
+    guide, "A network on one page".
+
     Attributes:
       kernel: (height, width, inputs, outputs).
       bias: (outputs,), or None.
@@ -66,7 +69,10 @@ class Conv(Operation):
     def infer(self, *inputs: TensorType) -> TensorType:
         """See `Operation.infer`."""
         (x,) = floats(inputs, 1, rank=3)
-        expect_features(x, self.kernel.shape[2], "kernel's inputs")
+        inputs = self.kernel.shape[2]
+        is_grouped = inputs < x.features and x.features % max(inputs, 1) == 0
+        hint = "; a grouped convolution needs zeros between the groups of its kernel"
+        expect_features(x, inputs, "kernel's inputs", hint if is_grouped else "")
         height, width = _window_shape(x, self.kernel.shape[:2], self)
         return TensorType((height, width, self.kernel.shape[3]))
 
