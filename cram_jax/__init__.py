@@ -37,7 +37,7 @@ from cram_jax.projector import Projection, Projector, stateless
 from cram_jax.compress import KeepPrunedState, compress, keep_pruned
 from cram_jax.curvature import second_order
 from cram_jax.batch_norm import recalibrate
-from cram_jax.report import SparsityReport, sparsity_report
+from cram_jax.report import LeafSparsity, SparsityReport, sparsity_report
 
 # What projectors are built on.
 from cram_jax.axes import Axes, axes_of, stacked
@@ -51,6 +51,7 @@ __all__ = [
     "CachedState",
     "CramState",
     "KeepPrunedState",
+    "LeafSparsity",
     "MaskRule",
     "Projection",
     "Projector",

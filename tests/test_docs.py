@@ -61,6 +61,26 @@ def test_the_reference_lists_every_public_name_once(module):
     assert sorted(reference()[module]) == expected
 
 
+def test_the_reference_shows_every_property_of_its_classes():
+    shown = {}
+    for entry in (DOCS / "api.rst").read_text().split("\n.. ")[1:]:
+        if found := re.match(r"currentmodule:: (\S+)", entry):
+            module = importlib.import_module(found[1])
+        elif found := re.match(r"autoclass:: (\w+)", entry):
+            members = re.search(r"^ +:members:(.*)$", entry, re.MULTILINE)
+            listed = re.findall(r"\w+", members[1]) if members else []
+            everything = members is not None and not listed
+            shown[getattr(module, found[1])] = None if everything else set(listed)
+    missing = {
+        f"{kind.__name__}.{name}"
+        for kind, listed in shown.items()
+        for name, value in vars(kind).items()
+        if isinstance(value, property) and not name.startswith("_")
+        if listed is not None and name not in listed
+    }
+    assert missing == set()
+
+
 def test_formulas_are_mathml_and_need_no_script(tmp_path):
     text = build(tmp_path)
     source = (DOCS / "guide" / "concepts.md").read_text()
