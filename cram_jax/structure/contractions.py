@@ -7,7 +7,7 @@ from jax.extend import core as jex
 
 from cram_jax.structure.elementwise import Rule
 from cram_jax.structure.equations import shape_of
-from cram_jax.structure.factors import align
+from cram_jax.structure.factors import align, regroup
 from cram_jax.structure.labels import (
     Axis,
     Factor,
@@ -16,10 +16,12 @@ from cram_jax.structure.labels import (
     Role,
     Source,
     Value,
+    axis_size,
 )
 
 NOT_ZERO = "a contraction over it of two values that masks do not make 0"
 WINDOW = "a window moves along it"
+GROUP_PART = "a part of a group of a grouped convolution"
 GROUP_INPUTS = "the inputs of one group of a grouped convolution"
 
 
@@ -125,7 +127,9 @@ def convolution(
         contract(labels, (image, features), (kernel, inputs), (*key, "sum"))
     else:
         groups = eqn.params["feature_group_count"]
-        _tie_groups(labels, image.axes[features], kernel.axes[outputs], groups)
+        axes[out_features] = _tie_groups(
+            labels, (image.axes[features], kernel.axes[outputs]), groups, (*key, "tie")
+        )
         labels.freeze(kernel.axes[inputs], GROUP_INPUTS)
     _add_kernel_roles(labels, ins, (outputs, inputs, tuple(window)))
     return [Value(tuple(axes[d] for d in range(len(axes))), source)]
@@ -145,17 +149,30 @@ def _add_kernel_roles(
             labels.add_role(kernel.axes[dimension], Role.WINDOW)
 
 
-def _tie_groups(labels: Labels, features: Axis, outputs: Axis, groups: int) -> None:
-    """Unites all inputs and outputs of each group."""
-    if len(features) != 1 or len(outputs) != 1:
-        for axis in (features, outputs):
-            labels.freeze(axis, "a grouped convolution of a split axis")
-        return
-    into = features[0].ids.reshape(groups, -1)
-    out = outputs[0].ids.reshape(groups, -1)
-    for grid in (into, out):
-        for column in grid.T:
-            labels.unite(into[:, 0], column)
+def _tie_groups(
+    labels: Labels, sides: tuple[Axis, Axis], groups: int, key: Key
+) -> Axis:
+    """Unites all inputs and outputs of each group, and returns the outputs."""
+    features, outputs = sides
+    if len(features) == 1 == len(outputs):
+        into = features[0].ids.reshape(groups, -1)
+        out = outputs[0].ids.reshape(groups, -1)
+        for grid in (into, out):
+            for column in grid.T:
+                labels.unite(into[:, 0], column)
+        return outputs
+    # Of axes in parts, as a group norm splits them, whole groups may go.
+    outer, inner = zip(
+        *(
+            regroup(labels, axis, (groups, axis_size(axis) // groups), (*key, i))
+            for i, axis in enumerate(sides)
+        ),
+        strict=True,
+    )
+    for rest in inner:
+        labels.freeze(rest, GROUP_PART)
+    aligned = align(labels, outer, key)
+    return (*(outer if aligned is None else aligned)[1], *inner[1])
 
 
 def reduce_window(

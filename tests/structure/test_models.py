@@ -36,10 +36,9 @@ def test_check_apply_knows_whether_the_models_own_function_will_do(model):
 
 
 def test_one_of_ten_inner_channels_is_frozen():
-    """By a layer norm of two passes, a router, and groups that are shuffled."""
+    """By a layer norm of two passes, and a router."""
     counts = {model: traced(model).frozen_channels for model in models.EXPECTED}
     assert {model: count for model, count in counts.items() if count[0]} == {
-        models.shufflenet_nnx: (24, 36),
         models.vit_nnx: (80, 224),
         models.bert_nnx: (192, 512),
         models.mixture_of_experts: (8, 20),

@@ -312,6 +312,38 @@ def test_the_smaller_network_computes_what_the_masked_one_does(apply, groups):
     np.testing.assert_allclose(small, apply(masked, X), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "groups", "size"),
+    # Of a depthwise convolution, half of each of the four groups may go, too.
+    [(1, 8, 8, 4 + 2), (1, 16, 8, 4 + 2), (2, 8, 4, 4), (4, 4, 2, 2)],
+)
+def test_whole_groups_go_where_a_norm_of_groups_meets_a_grouped_convolution(
+    inputs, outputs, groups, size
+):
+    def norm_of_groups(x):
+        split = x.reshape(*x.shape[:-1], 2 if groups == 2 else 4, -1)
+        return (split / (jnp.abs(split).sum(-1, keepdims=True) + 1)).reshape(x.shape)
+
+    def apply(params, x):
+        h = norm_of_groups(jax.nn.relu(x @ params["a"]))
+        h = jax.lax.conv_general_dilated(
+            h, params["w"], (1,), "SAME",
+            dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=groups,
+        )  # fmt: skip
+        return norm_of_groups(h) @ params["c"]
+
+    shapes = {"a": (3, 8), "w": (3, inputs, outputs), "c": (outputs, 2)}
+    params = {name: RNG.normal(size=shape) for name, shape in shapes.items()}
+    x = RNG.normal(size=(2, 5, 3))
+    structure = trace_structure(apply, params, x)
+    assert structure.size == size
+    kept = np.arange(structure.size) % 2 == 1
+    masks = group_masks(structure, kept)
+    masked = jax.tree.map(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, params)
+    small = small_apply(structure, kept)(shrink(structure, params, kept), x)
+    np.testing.assert_allclose(small, apply(masked, x), rtol=1e-4, atol=1e-5)
+
+
 def test_all_channels_of_a_grouped_convolution_may_go():
     """Half of a family passes a blur whose kernel is a constant."""
     layout = ("NHWC", "HWIO", "NHWC")

@@ -61,7 +61,7 @@ EXPECTED = {
     mobilenet_nnx: (6, 80, "feature_group_count"),
     densenet_nnx: (4, 26, None),
     unet_nnx: (6, 48, RESHAPE),
-    shufflenet_nnx: (1, 12, None),
+    shufflenet_nnx: (2, 15, "feature_group_count"),
     attention_nnx: (4, 36, RESHAPE),
     heads_by_reshape_nnx: (4, 36, RESHAPE),
     units_by_reshape_nnx: (4, 36, RESHAPE),
