@@ -294,6 +294,39 @@ class Nnx(nnx.Module):
         return self.last(jnp.tanh(self.first(x)))
 
 
+def test_the_models_of_an_ensemble_train_as_each_would_alone():
+    projector = cram_jax.one_of(
+        top_k(0.5), cram_jax.cached(top_k(0.9), every=2), cram_jax.fake_quant(4)
+    )
+
+    def run(params, key):
+        rule = cram_plus(loss_fn, projector, RHO, key=key)
+        optimizer = optax.chain(rule, optax.adam(0.01))
+
+        def step(carry, _):
+            params, state = carry
+            grads = jax.grad(loss_fn)(params, make_batch())
+            updates, state = optimizer.update(grads, state, params, batch=make_batch())
+            params = optax.apply_updates(params, updates)
+            return (params, state), state[0].compressed_loss
+
+        start = params, optimizer.init(params)
+        (params, _), losses = jax.lax.scan(step, start, length=4)
+        return cram_jax.compress(params, top_k(0.9)), losses
+
+    models = jax.tree.map(lambda leaf: jnp.stack([leaf, 1 - leaf]), make_params())
+    keys = jax.random.split(jax.random.key(3))
+    together = jax.jit(jax.vmap(run))(models, keys)
+    alone = jax.jit(run)
+    for index in range(2):
+        ours, expected = (
+            jax.tree.map(lambda leaf, i=index: leaf[i], together),
+            alone(jax.tree.map(lambda leaf, i=index: leaf[i], models), keys[index]),
+        )
+        assert_close(ours, expected)
+    assert len({tuple(losses.tolist()) for losses in together[1]}) == 2
+
+
 def linen_dict():
     model = Linen()
     params = model.init(jax.random.key(0), make_batch()[0])["params"]
