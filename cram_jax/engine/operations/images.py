@@ -69,10 +69,10 @@ class Conv(Operation):
     def infer(self, *inputs: TensorType) -> TensorType:
         """See `Operation.infer`."""
         (x,) = floats(inputs, 1, rank=3)
-        inputs = self.kernel.shape[2]
-        is_grouped = inputs < x.features and x.features % max(inputs, 1) == 0
+        size = self.kernel.shape[2]
+        is_grouped = 0 < size < x.features and x.features % size == 0
         hint = "; a grouped convolution needs zeros between the groups of its kernel"
-        expect_features(x, inputs, "kernel's inputs", hint if is_grouped else "")
+        expect_features(x, size, "kernel's inputs", hint if is_grouped else "")
         height, width = _window_shape(x, self.kernel.shape[:2], self)
         return TensorType((height, width, self.kernel.shape[3]))
 
