@@ -109,7 +109,10 @@ def axes_of(params: Params, axes: AxesLike | None = None) -> list[Axes]:
     What ``axes`` does not give is inferred from names and types:
 
     - Flax (Linen and NNX): a ``kernel`` is (windows, inputs, outputs). A bias of two
-      axes beside it means two output axes, as in ``DenseGeneral``, or stacked layers.
+      axes beside it means two output axes, as in ``DenseGeneral``, or stacked layers;
+      one as long as only the axis before the last, that this is the output, as in
+      ``ConvTranspose(transpose_kernel=True)``. Without a bias, or if both axes are of
+      one length, nothing shows that.
       In attention, recognised by query, key, value and out side by side, kernels are
       (inputs, heads, units) and (heads, units, outputs). An ``embedding`` is (lookup,
       outputs).
@@ -282,6 +285,9 @@ def _of_name(
             inputs = ["input"] * (len(shape) - many - 1)
             return Axes(*inputs, *["output"] * (many + 1), assumed=layers > 0)
     windows = ["window"] * (len(shape) - layers - 2)
+    added = {"kernel": bias, "w": shapes.get(f"{parent}/b".lstrip("/"), ())}
+    if added.get(name) == shape[-2:-1] and 1 != shape[-2] != shape[-1]:
+        return Axes(*windows, "output", "input", assumed=True)
     known = name in ("kernel", "w") and layers == max(many, 0)
     return Axes(*["stack"] * layers, *windows, "input", "output", assumed=not known)
 

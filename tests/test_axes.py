@@ -178,6 +178,26 @@ def test_a_bias_of_two_axes_tells_stacked_layers_or_two_output_axes():
     assert axes_of_kernel((3, 6, 2, 4), (3, 2, 4)).assumed  # stacked attention
 
 
+def test_a_bias_tells_that_the_outputs_come_before_the_inputs():
+    transposed = nn.ConvTranspose(6, (3, 3), transpose_kernel=True)
+    ordinary = nn.ConvTranspose(6, (3, 3))
+    for layer, last in ((transposed, ("output", "input")), (ordinary, CONVOLUTION[2:])):
+        x = jnp.ones((1, 5, 5, 4))
+        params = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
+        _, own = axes_of(params)
+        assert (own.roles, own.assumed) == (
+            ("window", "window", *last),
+            layer is transposed,
+        )
+    for names in ("bias", "kernel"), ("b", "w"):
+        sizes = dict(zip(names, ((6,), (6, 4)), strict=True))
+        params = {name: jnp.ones(size) for name, size in sizes.items()}
+        assert axes_of(params)[1] == Axes("output", "input")
+        assert axes_of({"layer": params})[1] == Axes("output", "input")
+    shared = {"bias": jnp.ones(1), "kernel": jnp.ones((1, 4))}
+    assert axes_of(shared)[1] == Axes("input", "output")
+
+
 def test_axes_may_be_a_tree_with_none_for_what_is_left_open():
     params = {"a": {"kernel": jnp.ones((4, 2))}, "b": {"kernel": jnp.ones((4, 2))}}
     tree = {"a": {"kernel": Axes("output", "input")}, "b": {"kernel": None}}
