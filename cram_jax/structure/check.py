@@ -150,6 +150,12 @@ class Expressions:
             return list(args)
         if name == "convert_element_type" and self.entries[args[0]][0] == "constant":
             return [self._converted(self.entries[args[0]], eqn.params["new_dtype"])]
+        # jax adds the size of an axis to a negative index, also if the index is 0.
+        scalars = [self._scalar(self.entries[arg]) for arg in args]
+        if name == "lt" and None not in scalars:
+            return [self._constant(np.less(*scalars))]
+        if name == "select_n" and scalars[0] is not None:
+            return [args[1 + int(scalars[0])]]
         params = tuple(
             (key, self._parameter(value))
             for key, value in sorted(_canonical(eqn).items())
@@ -169,6 +175,12 @@ class Expressions:
                 break
             index = inner
         return index
+
+    def _scalar(self, entry: tuple[Any, ...]) -> Any:
+        """The value of a constant without axes, or None."""
+        if entry[0] != "constant" or entry[2]:
+            return None
+        return np.frombuffer(entry[3], np.dtype(entry[1]))[0]
 
     def _converted(self, entry: tuple[Any, ...], dtype: Any) -> int:
         _, name, shape, content, _ = entry

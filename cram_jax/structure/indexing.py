@@ -34,9 +34,11 @@ def gather(
     dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     window = [i for i in range(len(shape)) if i not in dropped]
     may_fill = _may_fill(eqn)
+    # Where nothing is filled, an axis that is taken whole has only one start: 0.
+    indexed = numbers.start_index_map if _is_checked(eqn) else ()
     axes: dict[int, Axis] = {}
     for out, i in zip(numbers.offset_dims, window, strict=True):
-        if sizes[i] == shape[i] and i not in numbers.start_index_map:
+        if sizes[i] == shape[i] and i not in indexed:
             axes[out] = tuple(
                 Factor(factor.ids, factor.zero and not may_fill)
                 for factor in table.axes[i]
@@ -58,12 +60,17 @@ def gather(
     return [Value(tuple(axes[out] for out in range(len(out_shape))), source)]
 
 
+def _is_checked(eqn: jex.JaxprEqn) -> bool:
+    """Whether an index out of range gives another number than those of the table."""
+    return eqn.params["mode"] == lax.GatherScatterMode.FILL_OR_DROP
+
+
 def _may_fill(eqn: jex.JaxprEqn) -> bool:
     """Whether an index out of range puts another number than 0 into every channel.
 
     NaN does not count: with it the sum over the channels is NaN, masked or smaller.
     """
-    if eqn.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
+    if not _is_checked(eqn):
         return False
     fill = eqn.params["fill_value"]
     if fill is None:

@@ -185,3 +185,33 @@ def test_a_haiku_model_is_built_with_the_widths_of_the_smaller_arrays():
     widths = [shapes[f"mlp/~/linear_{i}/b"][0] for i in range(3)]
     assert widths == [10, 7, 3]
     assert check_apply(structure, kept, apply=model(widths).apply) is None
+
+
+def test_an_equinox_embedding_loses_channels():
+    """Under `jax.vmap` its lookup has an index for the channels, too: 0."""
+
+    class Model(eqx.Module):
+        embedding: eqx.nn.Embedding
+        head: eqx.nn.Linear
+
+        def __init__(self):
+            keys = jax.random.split(jax.random.key(0))
+            self.embedding = eqx.nn.Embedding(7, 6, key=keys[0])
+            self.head = eqx.nn.Linear(6, 2, key=keys[1])
+
+        def __call__(self, tokens):
+            return jax.vmap(self.head)(jax.vmap(self.embedding)(tokens))
+
+    model, tokens = Model(), jnp.array([1, 2, 6])
+    arrays, static = eqx.partition(model, eqx.is_array)
+    structure = trace_structure(
+        lambda arrays, x: eqx.combine(arrays, static)(x), arrays, tokens
+    )
+    table = structure.leaves[0]
+    assert (table.path, table.roles) == ("embedding/weight", ("lookup", "output"))
+    kept = np.array([True, False, True, True, False, True])
+    small = small_module(structure, model, kept)
+    assert small.embedding.embedding_size == 4
+    pruned = jax.tree.map(jnp.asarray, masked(group_masks(structure, kept), arrays))
+    expected = eqx.combine(pruned, static)(tokens)
+    np.testing.assert_allclose(small(tokens), expected, rtol=1e-5)
