@@ -112,10 +112,10 @@ def axes_of(params: Params, axes: AxesLike | None = None) -> list[Axes]:
       axes beside it means two output axes, as in ``DenseGeneral``, or stacked layers;
       one as long as only the axis before the last, that this is the output, as in
       ``ConvTranspose(transpose_kernel=True)``. Without a bias, or if both axes are of
-      one length, nothing shows that.
-      In attention, recognised by query, key, value and out side by side, kernels are
-      (inputs, heads, units) and (heads, units, outputs). An ``embedding`` is (lookup,
-      outputs).
+      one length, nothing shows that; nor that ``DenseGeneral`` has several input axes,
+      of which all but the last count as windows. In attention, recognised by query,
+      key, value and out side by side, kernels are (inputs, heads, units) and (heads,
+      units, outputs). An ``embedding`` is (lookup, outputs).
     - Haiku: a ``w`` is (windows, inputs, outputs), in a transposed convolution
       (windows, outputs, inputs); ``embeddings`` are (lookup, outputs).
     - Equinox: the ``weight`` of a layer of `equinox.nn` is (outputs, inputs, windows),
