@@ -33,9 +33,9 @@ from flax import nnx
 from benchmarks import timing
 from cram_jax import engine
 from cram_jax.engine.targets import choose_target
+from experiments.deployment.graphs import bert_graph, image_graph
 from experiments.deployment.peers import OnnxFiles, load_onnxruntime, load_openvino
 from experiments.deployment.timing import measure
-from experiments.engine_graphs import bert_graph, image_graph
 from experiments.images.config import ModelConfig
 from experiments.images.models import make_model
 from experiments.text.bert import Bert

@@ -3,7 +3,7 @@
     python -m benchmarks.loop
 
 Prints milliseconds per step of the compiled step by itself, called back to back on one
-batch, and of the whole loop of `experiments.training.train`: order and gathering of the
+batch, and of the whole loop (`experiments.training.loop`): order and gathering of the
 batches, metrics, progress. Both are differences of a longer and a shorter run, so that
 compilation and the last checkpoint drop out.
 """
@@ -22,10 +22,15 @@ from experiments.batches import Examples
 from experiments.images.config import ImageConfig
 from experiments.images.data import Dataset
 from experiments.images.task import Task, classification
-from experiments.metrics import make_console, progress_bar
 from experiments.recipes import IMAGE_RECIPES
-from experiments.step import TrainStep, init_state, make_train_step, steps_per_epoch
-from experiments.training import train
+from experiments.runs.metrics import make_console, progress_bar
+from experiments.training.loop import train
+from experiments.training.step import (
+    TrainStep,
+    init_state,
+    make_train_step,
+    steps_per_epoch,
+)
 
 
 def images(count: int) -> Dataset:

@@ -24,8 +24,8 @@ from benchmarks import timing
 from benchmarks.engine import Inputs, peers
 from cram_jax import compress, engine
 from cram_jax.structure import channels, kept_groups, small_shapes, trace_structure
+from experiments.deployment.graphs import bert_graph, image_graph
 from experiments.deployment.timing import measure
-from experiments.engine_graphs import bert_graph, image_graph
 from experiments.images.config import ModelConfig
 from experiments.images.models import make_model, read_layer_widths
 from experiments.text.bert import Bert

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from experiments.errors import Stopped, UserError
-from experiments.late_reads import late_reads_ignored
+from experiments.runs.late_reads import late_reads_ignored
 from experiments.verbs import PARSERS, VERBS, Verb
 from experiments.verbs.common import PROGRAM
 

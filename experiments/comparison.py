@@ -19,10 +19,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from experiments import checkpoints, targets
+from experiments.compression import targets
 from experiments.config import RunConfig
 from experiments.errors import ConfigError, NonFiniteLoss, RunError, Stopped
-from experiments.evaluation import Accuracy, evaluate_target, make_evaluation
+from experiments.evaluation.evaluation import Accuracy, evaluate_target, make_evaluation
+from experiments.evaluation.results import (
+    Results,
+    add_run,
+    load_results,
+    new_results,
+    save_results,
+)
 from experiments.kinds import prepare
 from experiments.methods.bench import (
     METHODS,
@@ -32,19 +39,13 @@ from experiments.methods.bench import (
     tried_values,
     untuned,
 )
-from experiments.metrics import progress_bar
 from experiments.recipes import RECIPES
-from experiments.results import (
-    Results,
-    add_run,
-    load_results,
-    new_results,
-    save_results,
-)
-from experiments.run_directory import locked, read_status, state_of, write_status
-from experiments.step import init_state, make_train_step
+from experiments.runs import checkpoints
+from experiments.runs.directory import locked, read_status, state_of, write_status
+from experiments.runs.metrics import progress_bar
 from experiments.task import Task
-from experiments.training import train
+from experiments.training.loop import train
+from experiments.training.step import init_state, make_train_step
 
 RESULTS = "comparison.json"
 SECONDS = "cpu_seconds"

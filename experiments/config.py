@@ -7,7 +7,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
-from experiments import targets
+from experiments.compression import targets
 from experiments.errors import ConfigError
 from experiments.methods.config import Method, PruningConfig, trains_for_one
 

@@ -8,24 +8,28 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.datasets import data_dir_note
-from experiments.display import accuracy_table, plot_accuracy
 from experiments.errors import ConfigError, command_line
-from experiments.evaluation import Evaluation, evaluate_target, make_evaluation
-from experiments.images.config import ImageConfig
-from experiments.images.data import Dataset, load
-from experiments.images.task import classification
-from experiments.metrics import progress_bar
-from experiments.recipes import digits
-from experiments.results import (
+from experiments.evaluation.evaluation import (
+    Evaluation,
+    evaluate_target,
+    make_evaluation,
+)
+from experiments.evaluation.results import (
     Results,
     add_run,
     cell,
     new_results,
     save_results,
 )
-from experiments.step import make_train_step
+from experiments.images.config import ImageConfig
+from experiments.images.data import Dataset, load
+from experiments.images.task import classification
+from experiments.recipes import digits
+from experiments.reports.display import accuracy_table, plot_accuracy
+from experiments.runs.metrics import progress_bar
 from experiments.task import Task
-from experiments.training import train
+from experiments.training.loop import train
+from experiments.training.step import make_train_step
 
 
 def demo(

@@ -9,7 +9,7 @@ import numpy as np
 
 from cram_jax import prunable
 from experiments.batches import Batch
-from experiments.targets import LeafFilters
+from experiments.compression.targets import LeafFilters
 
 Model = tuple[Any, Any]
 """Parameters and batch statistics; these are empty where there is no batch norm."""
@@ -24,8 +24,8 @@ class Task(NamedTuple):
         the network's.
       loss_fn: ``(params, batch_stats, batch, dropout_key) -> (loss, batch_stats)``,
         training mode; the key may be omitted if there is no dropout. The batch may
-        hold the outputs of a teacher, see `experiments.distillation`. Both gradients
-        of a step use the same key.
+        hold the outputs of a teacher, see `experiments.training.distillation`. Both
+        gradients of a step use the same key.
       evaluate: ``(params, batch_stats, examples) -> metrics``, over every example:
         ``loss``, and others in percent, of which ``metric`` is the main one.
       predict: ``(params, batch_stats, batch) -> logits``, a tree of arrays with a row

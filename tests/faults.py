@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from experiments.__main__ import main
 from experiments.errors import RunError
 from experiments.images.config import ImageConfig
-from experiments.late_reads import late_reads_ignored
-from experiments.stored_config import to_dict
+from experiments.runs.late_reads import late_reads_ignored
+from experiments.runs.stored_config import to_dict
 
 TINY = ["--model.widths", "4", "--model.blocks", "1"]
 TINY += ["--optimizer.train-targets", "k50"]
@@ -278,17 +278,17 @@ def checkpoints(table: Table, folder: Path, count: int) -> None:
 
 def _initial_state(run: Path) -> Any:
     """The state before the first step: what a checkpoint has to look like."""
+    from experiments.evaluation.open_run import stored_data_dir
     from experiments.kinds import prepare
-    from experiments.open_run import stored_data_dir
-    from experiments.run_directory import load_config
-    from experiments.step import init_state
+    from experiments.runs.directory import load_config
+    from experiments.training.step import init_state
 
     config = load_config(run)
     return init_state(config, *prepare(config, stored_data_dir(run)))
 
 
 def _restore(run: Path, like: Any, say: Callable[[str], None] = print) -> Any:
-    from experiments.checkpoints import manager, restore
+    from experiments.runs.checkpoints import manager, restore
 
     with manager(run) as saved:
         return restore(saved, like, say)
@@ -308,7 +308,7 @@ def _restored(run: Path, like: Any, states: list[Any]) -> tuple[str, str]:
 
 def _read(run: Path, states: list[Any]) -> tuple[str, str]:
     """The same of reading the model only."""
-    from experiments.checkpoints import read_model
+    from experiments.runs.checkpoints import read_model
 
     said: list[str] = []
     try:
@@ -354,7 +354,7 @@ def _last_metrics(run: Path) -> list[str]:
 
 def signals(table: Table, folder: Path) -> None:
     """A signal after some steps; the checkpoint is there, and training resumes."""
-    from experiments.checkpoints import latest_step
+    from experiments.runs.checkpoints import latest_step
 
     for number in (signal.SIGTERM, signal.SIGINT):
         for lines in range(10):

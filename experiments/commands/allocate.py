@@ -12,7 +12,10 @@ from rich import box
 from rich.table import Table
 
 from cram_jax.paths import named_leaves
-from experiments.allocation import (
+from experiments.commands.compress import store
+from experiments.compression.options import PrunerOptions
+from experiments.errors import ConfigError
+from experiments.evaluation.allocation import (
     Database,
     Weighed,
     global_target,
@@ -20,14 +23,11 @@ from experiments.allocation import (
     uniform_target,
     weigh,
 )
-from experiments.commands.compress import store
-from experiments.errors import ConfigError
-from experiments.evaluation import Evaluation, make_evaluation
-from experiments.metrics import make_console
-from experiments.open_run import OpenRun, open_run
-from experiments.pruning_options import PrunerOptions
-from experiments.results import digest
-from experiments.run_directory import move_aside, read_json, write_text
+from experiments.evaluation.evaluation import Evaluation, make_evaluation
+from experiments.evaluation.open_run import OpenRun, open_run
+from experiments.evaluation.results import digest
+from experiments.runs.directory import move_aside, read_json, write_text
+from experiments.runs.metrics import make_console
 
 if TYPE_CHECKING:
     from experiments.verbs.allocate import Allocate

@@ -12,14 +12,14 @@ from rich import box
 from rich.table import Table
 
 from cram_jax import audit as criteria
-from experiments import targets
 from experiments.batches import Examples, Source
+from experiments.compression import targets
+from experiments.compression.options import PrunerOptions
 from experiments.errors import ConfigError
-from experiments.evaluation import check_targets, make_evaluation
-from experiments.metrics import make_console
-from experiments.open_run import OpenRun, open_run
-from experiments.pruning_options import PrunerOptions
-from experiments.run_directory import reading, write_text
+from experiments.evaluation.evaluation import check_targets, make_evaluation
+from experiments.evaluation.open_run import OpenRun, open_run
+from experiments.runs.directory import reading, write_text
+from experiments.runs.metrics import make_console
 
 if TYPE_CHECKING:
     from experiments.verbs.audit import Audit

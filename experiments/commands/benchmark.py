@@ -10,15 +10,15 @@ from typing import Any
 
 from rich.console import Console
 
+from experiments.compression.options import PrunerOptions
 from experiments.deployment.benchmark import Conduct, run_benchmark
 from experiments.deployment.network import Subject
 from experiments.deployment.subjects import subject_of
 from experiments.deployment.tables import console_table, write_outcomes
 from experiments.deployment.tradeoff import drawn_targets, plot_tradeoff
 from experiments.errors import ConfigError
-from experiments.metrics import make_console
-from experiments.pruning_options import PrunerOptions
-from experiments.results import version
+from experiments.evaluation.results import version
+from experiments.runs.metrics import make_console
 
 PACKAGES = ("cram-jax", "jax", "llvmlite", "onnxruntime", "openvino", "numpy")
 

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import cram_jax
-from experiments import checkpoints, targets
+from experiments.compression import targets
+from experiments.compression.options import PrunerOptions
 from experiments.config import RunConfig
 from experiments.datasets import data_dir_note
 from experiments.errors import ConfigError, RunError
-from experiments.evaluation import check_targets, has_statistics, make_evaluation
+from experiments.evaluation.evaluation import (
+    check_targets,
+    has_statistics,
+    make_evaluation,
+)
+from experiments.evaluation.open_run import OpenRun, open_run, stored_data_dir
 from experiments.kinds import kind_of
-from experiments.metrics import make_console
-from experiments.open_run import OpenRun, open_run, stored_data_dir
-from experiments.pruning_options import PrunerOptions
-from experiments.run_directory import (
+from experiments.runs import checkpoints
+from experiments.runs.directory import (
     check_free,
     check_path,
     clear,
@@ -27,6 +31,7 @@ from experiments.run_directory import (
     write_status,
     write_text,
 )
+from experiments.runs.metrics import make_console
 from experiments.task import Model
 
 

@@ -5,18 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.display import accuracy_table
+from experiments.compression.options import PrunerOptions
 from experiments.errors import ConfigError
-from experiments.evaluation import (
+from experiments.evaluation.evaluation import (
     check_targets,
     evaluate_target,
     has_statistics,
     make_evaluation,
 )
-from experiments.metrics import make_console, progress_bar
-from experiments.open_run import open_run
-from experiments.pruning_options import PrunerOptions
-from experiments.results import (
+from experiments.evaluation.open_run import open_run
+from experiments.evaluation.results import (
     Results,
     add_run,
     digest,
@@ -25,8 +23,10 @@ from experiments.results import (
     new_results,
     save_results,
 )
-from experiments.resumable_evaluation import forget, resumable
-from experiments.run_directory import load_config, move_aside, read_status
+from experiments.evaluation.resumable import forget, resumable
+from experiments.reports.display import accuracy_table
+from experiments.runs.directory import load_config, move_aside, read_status
+from experiments.runs.metrics import make_console, progress_bar
 
 
 def evaluate(

@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 
 from cram_jax.export import ParityError, check_parity
 from cram_jax.writing import replacing
-from experiments import checkpoints, targets
+from experiments.compression import targets
+from experiments.compression.options import PrunerOptions
 from experiments.deployment.formats import EXAMPLES, WRITERS, Model
 from experiments.errors import ConfigError, RunError, UserError, cannot_write
-from experiments.evaluation import check_targets, make_evaluation
+from experiments.evaluation.evaluation import check_targets, make_evaluation
+from experiments.evaluation.open_run import open_run
 from experiments.kinds import kind_of
-from experiments.metrics import make_console
-from experiments.open_run import open_run
-from experiments.pruning_options import PrunerOptions
-from experiments.run_directory import load_config
+from experiments.runs import checkpoints
+from experiments.runs.directory import load_config
+from experiments.runs.metrics import make_console
 from experiments.verbs.export import LIBRARIES, Export
 
 

@@ -15,15 +15,13 @@ from rich import box
 from rich.table import Table
 
 from cram_jax import KeepPrunedState
-from experiments import checkpoints
 from experiments.config import RunConfig
 from experiments.datasets import data_dir_note
-from experiments.distillation import check_teacher, load_teacher
 from experiments.errors import ConfigError, RunError, Stopped
 from experiments.kinds import kind_of, prepare
 from experiments.methods.lottery import lottery_tickets
-from experiments.metrics import make_console, progress_bar
-from experiments.run_directory import (
+from experiments.runs import checkpoints
+from experiments.runs.directory import (
     check_path,
     load_config,
     locked,
@@ -32,11 +30,18 @@ from experiments.run_directory import (
     save_config,
     write_text,
 )
+from experiments.runs.metrics import make_console, progress_bar
+from experiments.runs.stored_config import differences, from_dict, to_dict
 from experiments.sharding import make_mesh
-from experiments.step import TrainState, init_state, make_train_step, total_steps
-from experiments.stored_config import differences, from_dict, to_dict
-from experiments.training import train
-from experiments.warm_start import check_source, initial_model
+from experiments.training.distillation import check_teacher, load_teacher
+from experiments.training.loop import train
+from experiments.training.step import (
+    TrainState,
+    init_state,
+    make_train_step,
+    total_steps,
+)
+from experiments.training.warm_start import check_source, initial_model
 
 RESULTS = "lottery.json"
 

@@ -18,11 +18,11 @@ from cram_jax.structure.costs import total
 from experiments.commands.compress import check_out, store
 from experiments.config import RunConfig
 from experiments.errors import ConfigError, command_line
-from experiments.evaluation import check_targets, make_evaluation
+from experiments.evaluation.evaluation import check_targets, make_evaluation
+from experiments.evaluation.open_run import open_run
 from experiments.kinds import kind_of
-from experiments.metrics import make_console
-from experiments.open_run import open_run
-from experiments.run_directory import load_config
+from experiments.runs.directory import load_config
+from experiments.runs.metrics import make_console
 from experiments.task import Task
 
 

@@ -9,18 +9,15 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from experiments import checkpoints
 from experiments.config import RunConfig
 from experiments.datasets import data_dir_note
-from experiments.distillation import check_teacher, load_teacher
 from experiments.errors import ConfigError, NonFiniteLoss
-from experiments.evaluation import check_targets
+from experiments.evaluation.evaluation import check_targets
+from experiments.evaluation.open_run import stored_data_dir
 from experiments.kinds import kind_of, prepare
-from experiments.loggers import LoggerName, check_loggers
 from experiments.methods.config import trains_for_one
-from experiments.metrics import make_console, progress_bar
-from experiments.open_run import stored_data_dir
-from experiments.run_directory import (
+from experiments.runs import checkpoints
+from experiments.runs.directory import (
     check_free,
     check_path,
     check_resumable,
@@ -28,12 +25,15 @@ from experiments.run_directory import (
     resume_command,
     state_of,
 )
+from experiments.runs.loggers import LoggerName, check_loggers
+from experiments.runs.metrics import make_console, progress_bar
 from experiments.sharding import is_first_process, make_mesh
-from experiments.step import make_train_step, total_steps
 from experiments.task import Task, format_metrics
-from experiments.training import Cadence, batches_of, initial_state
-from experiments.training import train as run_training
-from experiments.warm_start import check_source, initial_model
+from experiments.training.distillation import check_teacher, load_teacher
+from experiments.training.loop import Cadence, batches_of, initial_state
+from experiments.training.loop import train as run_training
+from experiments.training.step import make_train_step, total_steps
+from experiments.training.warm_start import check_source, initial_model
 
 
 class Conduct(NamedTuple):

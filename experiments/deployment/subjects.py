@@ -9,18 +9,18 @@ import numpy as np
 from flax import nnx
 
 import cram_jax
+from experiments.compression.options import PrunerOptions
+from experiments.compression.targets import LeafFilters, projector
 from experiments.config import RunConfig
 from experiments.deployment.network import Inputs, Network, Samples, Subject
 from experiments.errors import ConfigError
-from experiments.evaluation import Evaluation, check_targets, make_evaluation
+from experiments.evaluation.evaluation import Evaluation, check_targets, make_evaluation
+from experiments.evaluation.open_run import open_run
 from experiments.images import deployment as images
 from experiments.images.config import ModelConfig
 from experiments.images.models import CIFAR_RESNETS, IMAGENET_RESNETS, make_model
 from experiments.images.task import FILTERS
 from experiments.kinds import kind_of
-from experiments.open_run import open_run
-from experiments.pruning_options import PrunerOptions
-from experiments.targets import LeafFilters, projector
 from experiments.text import deployment as texts
 from experiments.text.classification import make_network
 from experiments.text.config import (

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from experiments.deployment.benchmark import Outcome, Row
 from experiments.deployment.engines import ENGINES
-from experiments.display import markdown_table
-from experiments.run_directory import write_text
+from experiments.reports.display import markdown_table
+from experiments.runs.directory import write_text
 
 
 def console_table(outcome: Outcome, batch: int, threads: int) -> Table:

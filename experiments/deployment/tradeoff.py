@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import targets
+from experiments.compression import targets
 from experiments.deployment.benchmark import Outcome
 from experiments.deployment.engines import ENGINES
-from experiments.display import save_picture
+from experiments.reports.display import save_picture
 
 ENGINES_DRAWN = (
     "cram",

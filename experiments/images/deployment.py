@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from experiments.batches import Batch
+from experiments.deployment.graphs import image_graph
 from experiments.deployment.network import (
     Inputs,
     Network,
@@ -16,7 +17,6 @@ from experiments.deployment.network import (
     Scored,
     make_samples,
 )
-from experiments.engine_graphs import image_graph
 from experiments.images.config import ImageConfig, ModelConfig
 from experiments.images.data import Dataset
 from experiments.images.models import make_model

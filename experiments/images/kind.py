@@ -8,7 +8,7 @@ from flax import nnx
 
 from cram_jax.paths import named_leaves
 from cram_jax.structure import Structure, group_masks
-from experiments.channels import parameter_shapes
+from experiments.compression.channels import parameter_shapes
 from experiments.errors import ConfigError, cannot_write
 from experiments.images.config import ImageConfig, ModelConfig
 from experiments.images.data import Dataset, load

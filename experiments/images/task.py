@@ -10,15 +10,15 @@ from flax import nnx
 import cram_jax
 from cram_jax.structure import Structure, trace_structure
 from experiments.batches import Batch, Source
-from experiments.channels import CoupledChannels
-from experiments.distillation import distilled
+from experiments.compression.channels import CoupledChannels
+from experiments.compression.targets import LeafFilters
 from experiments.images.augment import augment
 from experiments.images.config import ImageConfig
 from experiments.images.data import Dataset
 from experiments.images.models import check_images, make_model
 from experiments.images.own import check_call, narrowed
-from experiments.targets import LeafFilters
 from experiments.task import Task
+from experiments.training.distillation import distilled
 
 hard_losses = optax.softmax_cross_entropy_with_integer_labels
 

@@ -16,7 +16,7 @@ from experiments.images.config import ModelConfig
 from experiments.images.layers import torch_linear
 from experiments.images.models import IMAGENET_RESNETS, make_model
 from experiments.images.resnet import ResNet
-from experiments.stored_config import read_fields
+from experiments.runs.stored_config import read_fields
 from experiments.weight_files import read_tensors
 
 # From (height, width, in, out) and (in, out) to PyTorch's layout, by rank.

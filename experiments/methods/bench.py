@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from experiments import targets
+from experiments.compression import targets
 from experiments.config import RunConfig
 from experiments.errors import ConfigError
 from experiments.recipes import RECIPES

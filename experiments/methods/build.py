@@ -8,13 +8,13 @@ import optax
 
 import cram_jax
 from cram_jax import Projector
-from experiments import targets
+from experiments.compression import targets
+from experiments.compression.targets import LeafFilters
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigError
 from experiments.methods import dynamic, estimators, learned, masks, multipliers
 from experiments.methods.frank_wolfe import frank_wolfe
 from experiments.methods.platon import platon
-from experiments.targets import LeafFilters
 
 Sparsifier = tuple[Callable[[Any], Projector], float]
 """From a share of zeros to a projector, and the share that a target wants."""

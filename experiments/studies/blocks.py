@@ -37,15 +37,15 @@ from experiments.batches import Batch
 from experiments.config import RunConfig
 from experiments.deployment.network import Network
 from experiments.deployment.timing import measure
-from experiments.display import markdown_table
-from experiments.evaluation import make_evaluation
+from experiments.evaluation.evaluation import make_evaluation
 from experiments.kinds import kind_of, prepare
-from experiments.optimizers import make_optimizer
 from experiments.recipes import IMAGE_RECIPES, sst2
-from experiments.run_directory import write_text
-from experiments.step import total_steps
+from experiments.reports.display import markdown_table
+from experiments.runs.directory import write_text
 from experiments.studies.trainings import base_of, results_of, study_parser
-from experiments.warm_start import initial_model
+from experiments.training.optimizers import make_optimizer
+from experiments.training.step import total_steps
+from experiments.training.warm_start import initial_model
 
 TRAINED = (0.5, 0.7, 0.8, 0.9)
 JUDGED = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)

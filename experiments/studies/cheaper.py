@@ -18,15 +18,15 @@ import jax
 import optax
 
 import cram_jax
-from experiments.evaluation import evaluate_target, make_evaluation
+from experiments.compression.targets import projector
+from experiments.evaluation.evaluation import evaluate_target, make_evaluation
 from experiments.images.config import ImageConfig
 from experiments.images.data import load
 from experiments.images.task import classification
-from experiments.optimizers import learning_rate
 from experiments.recipes import IMAGE_RECIPES
-from experiments.step import total_steps
 from experiments.studies.trainings import spread
-from experiments.targets import projector
+from experiments.training.optimizers import learning_rate
+from experiments.training.step import total_steps
 
 
 class Candidate(NamedTuple):

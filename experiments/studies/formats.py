@@ -14,8 +14,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from experiments.config import RunConfig, variant
-from experiments.display import markdown_table
 from experiments.recipes import cifar10_small, digits, sst2
+from experiments.reports.display import markdown_table
 from experiments.studies.trainings import (
     base_of,
     remembered,

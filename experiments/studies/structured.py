@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments.config import variant
-from experiments.display import markdown_table
 from experiments.images.config import ImageConfig
 from experiments.recipes import cifar10_small, digits
+from experiments.reports.display import markdown_table
 from experiments.studies.trainings import (
     base_of,
     remembered,

@@ -12,13 +12,13 @@ import numpy as np
 
 from experiments.config import RunConfig
 from experiments.errors import RunError
-from experiments.evaluation import evaluate_target, make_evaluation
+from experiments.evaluation.evaluation import evaluate_target, make_evaluation
 from experiments.kinds import prepare
 from experiments.recipes import RECIPES
-from experiments.run_directory import read_json, starting_from, write_text
-from experiments.step import init_state, make_train_step, total_steps
-from experiments.stored_config import to_dict
-from experiments.warm_start import initial_model
+from experiments.runs.directory import read_json, starting_from, write_text
+from experiments.runs.stored_config import to_dict
+from experiments.training.step import init_state, make_train_step, total_steps
+from experiments.training.warm_start import initial_model
 
 
 def study_parser(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.batches import Batch, Examples
+from experiments.deployment.graphs import bert_graph
 from experiments.deployment.network import (
     Inputs,
     Network,
@@ -16,7 +17,6 @@ from experiments.deployment.network import (
     Scored,
     make_samples,
 )
-from experiments.engine_graphs import bert_graph
 from experiments.text import classification, question_answering
 from experiments.text.config import TextConfig
 from experiments.text.data import QuestionSet, TextDataset

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from cram_jax.writing import replacing
 from experiments.errors import ConfigError, WeightsError
-from experiments.stored_config import read_fields
+from experiments.runs.stored_config import read_fields
 from experiments.text.bert import (
     Bert,
     BertForQuestionAnswering,

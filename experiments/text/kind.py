@@ -9,7 +9,7 @@ from flax import nnx
 
 from cram_jax.structure import Structure
 from experiments.batches import Arrays
-from experiments.channels import parameter_shapes
+from experiments.compression.channels import parameter_shapes
 from experiments.datasets import default_data_dir
 from experiments.errors import ConfigError, DataError, VocabularyError, cannot_write
 from experiments.task import Model, Task

@@ -14,12 +14,12 @@ from jax.experimental import multihost_utils
 import cram_jax
 from cram_jax.structure import Structure, trace_structure
 from experiments.batches import Batch, Source
-from experiments.channels import CoupledChannels
-from experiments.distillation import distilled
+from experiments.compression.channels import CoupledChannels
+from experiments.compression.targets import LeafFilters
 from experiments.errors import WeightsError
-from experiments.targets import LeafFilters
 from experiments.text.config import BertConfig, TextConfig
 from experiments.text.huggingface import HEADS, Model, load_bert, read_config
+from experiments.training.distillation import distilled
 
 # Fields that may differ from the weights', as they change no tensor and no output.
 IGNORED_FIELDS = (

@@ -8,10 +8,10 @@ from typing import Literal
 
 import tyro
 
-from experiments import targets
+from experiments.compression import targets
+from experiments.compression.options import Layerwise
 from experiments.errors import ConfigError
-from experiments.pruning_options import Layerwise
-from experiments.run_directory import load_config
+from experiments.runs.directory import load_config
 from experiments.verbs.common import check_named, start_jax
 
 

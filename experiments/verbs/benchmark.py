@@ -6,11 +6,11 @@ from typing import Literal
 
 import tyro
 
-from experiments import targets
+from experiments.compression import targets
+from experiments.compression.options import Layerwise, PrunerOptions
+from experiments.compression.second_order import SecondOrder
 from experiments.errors import ConfigError
-from experiments.pruning_options import Layerwise, PrunerOptions
-from experiments.run_directory import check_output, load_config
-from experiments.second_order import SecondOrder
+from experiments.runs.directory import check_output, load_config
 from experiments.verbs.common import check_named, start_jax
 
 EngineName = Literal[

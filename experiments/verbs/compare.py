@@ -4,11 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import targets
+from experiments.compression import targets
 from experiments.config import RunConfig, variant
 from experiments.errors import ConfigError
 from experiments.methods.bench import MAIN, METHODS, check_methods
-from experiments.run_directory import starting_from
+from experiments.runs.directory import starting_from
 from experiments.text.config import TextConfig
 from experiments.verbs.common import check_named, recipe_named, start_jax
 
@@ -95,10 +95,10 @@ class Compare:
     def execute(self) -> None:
         """Tunes, trains, judges; prints the table."""
         start_jax()
-        from experiments import comparison_report as report
         from experiments.comparison import Bench, compare
         from experiments.kinds import kind_of
-        from experiments.metrics import make_console
+        from experiments.reports import comparison as report
+        from experiments.runs.metrics import make_console
 
         base = kind_of(self._base()).resolve(self._base())
         held_out = self._held_out(base)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import tyro
 
-from experiments import targets
-from experiments.pruning_options import Layerwise, PrunerOptions
-from experiments.run_directory import load_config
-from experiments.second_order import SecondOrder
+from experiments.compression import targets
+from experiments.compression.options import Layerwise, PrunerOptions
+from experiments.compression.second_order import SecondOrder
+from experiments.runs.directory import load_config
 from experiments.verbs.common import check_named, start_jax
 
 

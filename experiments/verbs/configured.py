@@ -10,7 +10,7 @@ import tyro
 from experiments.config import RunConfig
 from experiments.errors import ConfigError
 from experiments.recipes import RECIPES
-from experiments.stored_config import from_dict
+from experiments.runs.stored_config import from_dict
 from experiments.text.config import TextConfig
 from experiments.verbs.common import PROGRAM, check_named, recipe_named
 
@@ -55,7 +55,7 @@ def _base(verb: str, arguments: list[str]) -> tuple[RunConfig, list[str]]:
             f"{' and '.join(named)}"
         )
     if resume is not None:
-        from experiments.run_directory import load_config
+        from experiments.runs.directory import load_config
 
         stored = load_config(Path(resume))
         check_named(Path(resume), stored, _option(arguments, "--model.module"))

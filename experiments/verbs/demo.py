@@ -26,7 +26,7 @@ class Demo:
         """Trains, prunes and compares."""
         start_jax()
         from experiments.demo import demo
-        from experiments.metrics import make_console
+        from experiments.runs.metrics import make_console
 
         demo(
             self.run,

@@ -6,11 +6,11 @@ from typing import Literal, TypeAlias
 
 import tyro
 
-from experiments import targets
+from experiments.compression import targets
+from experiments.compression.options import Layerwise
+from experiments.compression.second_order import SecondOrder
 from experiments.errors import ConfigError
-from experiments.pruning_options import Layerwise
-from experiments.run_directory import check_path, load_config
-from experiments.second_order import SecondOrder
+from experiments.runs.directory import check_path, load_config
 from experiments.verbs.common import check_named, start_jax
 
 Format: TypeAlias = Literal[

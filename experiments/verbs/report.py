@@ -23,8 +23,8 @@ class Report:
 
     def execute(self) -> None:
         """Prints the tables and writes the report; it needs no jax."""
-        from experiments.metrics import make_console
-        from experiments.report import gather, print_report, write_report
+        from experiments.reports.report import gather, print_report, write_report
+        from experiments.runs.metrics import make_console
 
         sections = gather(self.runs)
         if self.json:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import tyro
 
-from experiments import targets
+from experiments.compression import targets
 from experiments.errors import ConfigError
-from experiments.run_directory import load_config
+from experiments.runs.directory import load_config
 from experiments.verbs.common import check_named, start_jax
 
 

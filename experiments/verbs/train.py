@@ -9,7 +9,7 @@ import tyro
 from experiments.config import RunConfig
 from experiments.errors import ConfigError
 from experiments.images.config import ImageConfig
-from experiments.loggers import LoggerName
+from experiments.runs.loggers import LoggerName
 from experiments.text.config import TextConfig
 from experiments.verbs.common import start_jax
 from experiments.verbs.configured import parse_configured
@@ -80,7 +80,7 @@ class Train:
 
         join_processes(self.coordinator, self.processes, self.process)
         from experiments.commands.train import Conduct, train
-        from experiments.training import Cadence
+        from experiments.training.loop import Cadence
 
         train(
             self.configuration(),

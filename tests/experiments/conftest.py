@@ -11,21 +11,21 @@ import pytest
 import tensorflow_datasets as tfds
 from flax import traverse_util
 
-from experiments import checkpoints
 from experiments.batches import Examples
 from experiments.config import OptimizerConfig
 from experiments.images.config import DataConfig, ImageConfig, ModelConfig
 from experiments.images.data import Dataset
 from experiments.images.task import classification
-from experiments.metrics import make_console, progress_bar
 from experiments.recipes import digits
-from experiments.run_directory import write_status
-from experiments.step import make_train_step
+from experiments.runs import checkpoints
+from experiments.runs.directory import write_status
+from experiments.runs.metrics import make_console, progress_bar
 from experiments.text.config import BertModelConfig, TextConfig, TextDataConfig
 from experiments.text.kind import load_text
 from experiments.text.question_answering import question_answering
 from experiments.text.squad import read_json
-from experiments.training import train
+from experiments.training.loop import train
+from experiments.training.step import make_train_step
 
 VOCABULARY = 128
 

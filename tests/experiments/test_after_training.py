@@ -6,11 +6,16 @@ import pytest
 
 from cram_jax import compress, top_k
 from cram_jax.paths import named_leaves
-from experiments.allocation import global_target, sparsities, uniform_target, weigh
 from experiments.commands.audit import Answers, report
+from experiments.compression.targets import projector
 from experiments.errors import ConfigError
-from experiments.open_run import OpenRun
-from experiments.targets import projector
+from experiments.evaluation.allocation import (
+    global_target,
+    sparsities,
+    uniform_target,
+    weigh,
+)
+from experiments.evaluation.open_run import OpenRun
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from experiments.allocation import Weighed, uniform_target
 from experiments.commands import evaluate as evaluation_command
 from experiments.commands import train as train_command
 from experiments.commands.allocate import SETTINGS
 from experiments.commands.audit import tables
 from experiments.errors import ConfigError, DataError, RunError
+from experiments.evaluation.allocation import Weighed, uniform_target
+from experiments.evaluation.open_run import stored_data_dir
+from experiments.evaluation.results import load_results
 from experiments.images.config import ModelConfig
-from experiments.metrics import make_console
-from experiments.open_run import stored_data_dir
 from experiments.recipes import digits
-from experiments.results import load_results
-from experiments.run_directory import load_config, locked, read_status
-from experiments.stored_config import from_dict
+from experiments.runs.directory import load_config, locked, read_status
+from experiments.runs.metrics import make_console
+from experiments.runs.stored_config import from_dict
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 TINY = "--epochs 1 --model.widths 4 --model.blocks 1 --optimizer.train-targets k50"

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import comparison, comparison_report
+from experiments import comparison
 from experiments.batches import Examples
 from experiments.comparison import Bench, chosen_value, compare
 from experiments.errors import ConfigError, NonFiniteLoss, RunError, Stopped
+from experiments.evaluation.results import load_results
 from experiments.methods.bench import (
     METHODS,
     check_methods,
@@ -17,11 +18,11 @@ from experiments.methods.bench import (
     tried_values,
 )
 from experiments.methods.config import PruningConfig
-from experiments.metrics import make_console
 from experiments.recipes import RECIPES
-from experiments.results import load_results
-from experiments.run_directory import read_status, save_config, write_status
-from experiments.stored_config import to_dict
+from experiments.reports import comparison as comparison_report
+from experiments.runs.directory import read_status, save_config, write_status
+from experiments.runs.metrics import make_console
+from experiments.runs.stored_config import to_dict
 from experiments.verbs.compare import Compare
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -4,12 +4,12 @@ import jax
 import pytest
 
 import cram_jax
+from experiments.compression.targets import label, projector, sparsity
 from experiments.config import OptimizerConfig, variant
 from experiments.errors import ConfigError
 from experiments.images.config import DataConfig, ImageConfig, ModelConfig
 from experiments.recipes import IMAGE_RECIPES
-from experiments.stored_config import differences, from_dict, to_dict
-from experiments.targets import label, projector, sparsity
+from experiments.runs.stored_config import differences, from_dict, to_dict
 
 
 @pytest.mark.parametrize("config", IMAGE_RECIPES.values(), ids=IMAGE_RECIPES)

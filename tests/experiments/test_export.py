@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 from flax import nnx
 
-from experiments import checkpoints
 from experiments.__main__ import main
 from experiments.images.config import ModelConfig
 from experiments.recipes import digits
-from experiments.run_directory import write_status
+from experiments.runs import checkpoints
+from experiments.runs.directory import write_status
 
 pytest.importorskip("llvmlite")
 pytest.importorskip("onnxruntime")

@@ -13,22 +13,22 @@ from rich.console import Console
 
 import cram_jax
 from experiments.__main__ import main
-from experiments.claim import claim
 from experiments.errors import ConfigError, RunError
 from experiments.images.config import ImageConfig, ModelConfig
 from experiments.images.models import make_model
 from experiments.images.task import classification
-from experiments.loggers import LOGGERS, check_loggers
-from experiments.metrics import Report, progress_bar
 from experiments.recipes import RECIPES
-from experiments.run_directory import (
+from experiments.runs.claim import claim
+from experiments.runs.directory import (
     evaluate_command,
     load_config,
     resume_command,
     save_config,
     write_status,
 )
-from experiments.stored_config import to_dict
+from experiments.runs.loggers import LOGGERS, check_loggers
+from experiments.runs.metrics import Report, progress_bar
+from experiments.runs.stored_config import to_dict
 from experiments.verbs.train import parse_train
 
 

@@ -12,12 +12,12 @@ import pytest
 import references
 
 from cram_jax import prunable
-from experiments import checkpoints
 from experiments.commands import lottery as command
 from experiments.commands.lottery import Plan, lottery
 from experiments.errors import ConfigError, RunError
-from experiments.step import make_train_step
-from experiments.training import train
+from experiments.runs import checkpoints
+from experiments.training.loop import train
+from experiments.training.step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

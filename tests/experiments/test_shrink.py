@@ -12,20 +12,20 @@ from flax import nnx
 
 import cram_jax
 from cram_jax.structure import group_masks, kept_groups, shrink
-from experiments import checkpoints
 from experiments.batches import Examples
 from experiments.commands.shrink import check_network, shrunken
+from experiments.compression.targets import projector
 from experiments.errors import ConfigError
+from experiments.evaluation.open_run import open_run
 from experiments.images.config import ImageConfig, ModelConfig
 from experiments.images.data import Dataset
 from experiments.images.models import read_layer_widths
 from experiments.images.resnet import Bottleneck, ResNet
 from experiments.images.task import classification, make_network
 from experiments.kinds import prepare
-from experiments.open_run import open_run
 from experiments.recipes import digits
-from experiments.stored_config import from_dict, to_dict
-from experiments.targets import projector
+from experiments.runs import checkpoints
+from experiments.runs.stored_config import from_dict, to_dict
 from experiments.text import kind
 from experiments.text.question_answering import question_answering
 

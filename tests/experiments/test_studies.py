@@ -8,7 +8,7 @@ import pytest
 
 import cram_jax
 from experiments.errors import RunError
-from experiments.evaluation import make_evaluation
+from experiments.evaluation.evaluation import make_evaluation
 from experiments.kinds import prepare
 from experiments.recipes import RECIPES
 from experiments.studies import blocks, formats, structured, trainings

@@ -1,4 +1,4 @@
-"""A trained network for tests/experiments/test_deployment.py.
+"""A trained network for tests/experiments/deployment/test_deployment.py.
 
     python -m experiments train digits_blocks --run runs/digits_blocks
     python -m tests.data.digits.record runs/digits_blocks
@@ -14,8 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.evaluation import make_evaluation
-from experiments.open_run import open_run
+from experiments.evaluation.evaluation import make_evaluation
+from experiments.evaluation.open_run import open_run
 
 FILE = Path(__file__).with_name("b90.npz")
 

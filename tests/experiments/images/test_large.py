@@ -19,7 +19,7 @@ from experiments.images.data import load
 from experiments.images.large import LargeImages, middle, random_box
 from experiments.images.task import classification
 from experiments.sharding import assemble, make_mesh, own_rows
-from experiments.training import train
+from experiments.training.loop import train
 
 SIZES = [(240, 300), (400, 256), (230, 230), (500, 180), (64, 64)]
 

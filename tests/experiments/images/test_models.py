@@ -19,7 +19,7 @@ from experiments.images.models import check_images, make_model
 from experiments.images.resnet import Bottleneck, ResNet
 from experiments.images.task import classification
 from experiments.images.vgg import VGG
-from experiments.stored_config import read_fields
+from experiments.runs.stored_config import read_fields
 
 SIZES = {
     "resnet": 19_994,

@@ -9,11 +9,11 @@ import pytest
 from experiments.batches import Examples
 from experiments.config import variant
 from experiments.datasets import open_dataset
-from experiments.evaluation import evaluate_target, make_evaluation
+from experiments.evaluation.evaluation import evaluate_target, make_evaluation
 from experiments.images.data import Dataset, read
 from experiments.images.task import classification
 from experiments.recipes import cifar10_small
-from experiments.training import train
+from experiments.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -21,7 +21,7 @@ from experiments.methods.estimators import dpf, sr_ste
 from experiments.methods.frank_wolfe import frank_wolfe
 from experiments.methods.lottery import lottery_tickets
 from experiments.methods.masks import ac_dc
-from experiments.optimizers import make_optimizer
+from experiments.training.optimizers import make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

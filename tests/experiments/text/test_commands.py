@@ -10,16 +10,16 @@ import optax
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments import checkpoints
 from experiments.__main__ import main
 from experiments.commands import evaluate as evaluation_command
-from experiments.evaluation import evaluate_target
-from experiments.results import load_results
-from experiments.run_directory import load_config, save_config
-from experiments.stored_config import from_dict
+from experiments.evaluation.evaluation import evaluate_target
+from experiments.evaluation.results import load_results
+from experiments.runs import checkpoints
+from experiments.runs.directory import load_config, save_config
+from experiments.runs.stored_config import from_dict
 from experiments.text.huggingface import load_bert, save_bert
 from experiments.text.question_answering import make_network
-from experiments.training import train
+from experiments.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -13,14 +13,13 @@ from target_forms import of_each_form
 
 import cram_jax
 from experiments.batches import Examples
+from experiments.compression.targets import check, label, projector, sparsity
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigError
 from experiments.images.config import ImageConfig
 from experiments.recipes import IMAGE_RECIPES, TEXT_RECIPES
-from experiments.run_directory import load_config, save_config
-from experiments.step import init_state, make_train_step
-from experiments.stored_config import differences, from_dict, to_dict
-from experiments.targets import check, label, projector, sparsity
+from experiments.runs.directory import load_config, save_config
+from experiments.runs.stored_config import differences, from_dict, to_dict
 from experiments.text.config import (
     BertModelConfig,
     TaskName,
@@ -30,6 +29,7 @@ from experiments.text.config import (
 from experiments.text.data import TextDataset
 from experiments.text.glue import TASKS
 from experiments.text.kind import text_task
+from experiments.training.step import init_state, make_train_step
 
 # As Hugging Face's models of these shapes have parameters, with their task heads:
 # google-bert/bert-base-uncased without its pooler, and with it.

@@ -10,13 +10,13 @@ import optax
 import pytest
 
 import cram_jax
+from experiments.compression.targets import projector
 from experiments.sharding import assemble, make_mesh, state_shardings
-from experiments.step import init_state, make_train_step
-from experiments.targets import projector
 from experiments.text.kind import load_text
 from experiments.text.network import ENCODER
 from experiments.text.question_answering import make_network, question_answering
 from experiments.text.squad import read_json
+from experiments.training.step import init_state, make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

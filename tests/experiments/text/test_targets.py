@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cram_jax import keep_pruned
-from experiments.evaluation import make_evaluation
-from experiments.pruning_options import Layerwise, PrunerOptions
-from experiments.second_order import SecondOrder
+from experiments.compression.options import Layerwise, PrunerOptions
+from experiments.compression.second_order import SecondOrder
+from experiments.evaluation.evaluation import make_evaluation
 from experiments.text.network import ENCODER
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -1,0 +1,1 @@
+"""A run: its directory, configuration and checkpoints, and what it reports."""
