@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -94,6 +95,10 @@ def load_openvino(path: Path, threads: int) -> Callable[[Feed], np.ndarray]:
         "ENABLE_CPU_PINNING": False,
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    core = openvino.Core()
+    # In a thread of its own: it gives its thread a stack for signals, which goes when
+    # the network does. The next signal, such as Ctrl-C, would end in a crash.
+    with ThreadPoolExecutor(1) as pool:
+        compiled = pool.submit(core.compile_model, path, "CPU", settings).result()
     request = compiled.create_infer_request()
     return lambda feed: next(iter(request.infer(feed).values()))
