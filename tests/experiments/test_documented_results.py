@@ -12,6 +12,10 @@ SECTIONS = {
     "docs/guide/results.md": {
         "Short runs": ["cifar10_small"],
         "Five times as long": ["cifar10_small_40"],
+        "Part of the batch for each gradient": [
+            "cifar10_small_40",
+            "cifar10_small_share",
+        ],
         "Fine-tuning": [
             "cifar10_small_40",
             "cifar10_small",
